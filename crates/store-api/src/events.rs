@@ -1,0 +1,116 @@
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use crate::{Any, Exit, ProcessId, Result, Timestamp};
+
+/// What happened. The gRPC adapter turns each into containerd's event message and topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    TaskCreate {
+        container_id: String,
+        bundle: String,
+        pid: u32,
+    },
+    TaskStart {
+        container_id: String,
+        pid: u32,
+    },
+    TaskExecAdded {
+        process: ProcessId,
+    },
+    TaskExecStarted {
+        process: ProcessId,
+        pid: u32,
+    },
+    /// Topic `/tasks/exit`, for the first process and for every exec.
+    TaskExit {
+        process: ProcessId,
+        pid: u32,
+        exit: Exit,
+    },
+    TaskDelete {
+        process: ProcessId,
+        pid: u32,
+        exit: Exit,
+    },
+    TaskOom {
+        container_id: String,
+    },
+    TaskPaused {
+        container_id: String,
+    },
+    TaskResumed {
+        container_id: String,
+    },
+    ImageCreate {
+        name: String,
+    },
+    ImageUpdate {
+        name: String,
+    },
+    ImageDelete {
+        name: String,
+    },
+    ContainerCreate {
+        id: String,
+        image: String,
+        runtime: String,
+    },
+    ContainerUpdate {
+        id: String,
+    },
+    ContainerDelete {
+        id: String,
+    },
+    SnapshotPrepare {
+        key: String,
+        parent: String,
+    },
+    SnapshotCommit {
+        key: String,
+        name: String,
+    },
+    SnapshotRemove {
+        key: String,
+    },
+    ContentCreate {
+        digest: String,
+        size: u64,
+    },
+    ContentDelete {
+        digest: String,
+    },
+    NamespaceCreate {
+        name: String,
+    },
+    NamespaceUpdate {
+        name: String,
+    },
+    NamespaceDelete {
+        name: String,
+    },
+    /// Published or forwarded by a client, in its own words.
+    Foreign {
+        topic: String,
+        event: Any,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    pub timestamp: Timestamp,
+    pub namespace: String,
+    pub event: Event,
+}
+
+/// Events in order. The channel is bounded; a subscriber that falls behind by more than the bound is
+/// cut off (the channel ends) and must subscribe and read the state anew.
+pub type EventStream = mpsc::Receiver<Envelope>;
+
+/// containerd's events service.
+#[async_trait]
+pub trait Events: Send + Sync {
+    async fn publish(&self, topic: &str, event: Any) -> Result<()>;
+    /// Events of this namespace; with `all_namespaces` of every one.
+    async fn subscribe(&self, filters: &[String], all_namespaces: bool) -> Result<EventStream>;
+}

@@ -1,0 +1,81 @@
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{Descriptor, Labels, Result, Timestamp};
+
+/// A mount as containerd's API describes it: mount(8)'s words, no descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub source: String,
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Read-only use of a committed snapshot.
+    View,
+    /// Writable, not yet committed.
+    Active,
+    Committed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    pub kind: SnapshotKind,
+    /// Key of an active snapshot or view, name of a committed one (a chain id for image layers).
+    pub name: String,
+    pub parent: Option<String>,
+    pub labels: Labels,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Disk use of one snapshot without its parents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// containerd's snapshots service, for the default snapshotter.
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// The name under which gRPC clients ask for this snapshotter (`overlayfs`).
+    fn name(&self) -> &str;
+    async fn stat(&self, key: &str) -> Result<SnapshotInfo>;
+    async fn update(&self, key: &str, labels: Labels, keys: &[String]) -> Result<SnapshotInfo>;
+    async fn usage(&self, key: &str) -> Result<Usage>;
+    /// The mounts that show an active snapshot or view.
+    async fn mounts(&self, key: &str) -> Result<Vec<Mount>>;
+    async fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
+    async fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
+    /// Turns the active snapshot `key` into the committed `name`.
+    async fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<()>;
+    /// `FailedPrecondition` while another snapshot has it as its parent.
+    async fn remove(&self, key: &str) -> Result<()>;
+    async fn list(&self, filters: &[String]) -> Result<Vec<SnapshotInfo>>;
+}
+
+/// What [`Diffs::diff`] makes of two sets of mounts.
+#[derive(Clone, Debug, Default)]
+pub struct DiffRequest {
+    pub lower: Vec<Mount>,
+    pub upper: Vec<Mount>,
+    /// Media type of the layer; empty: gzip-compressed OCI layer.
+    pub media_type: String,
+    /// Ingest reference; empty: a random one.
+    pub reference: String,
+    pub labels: Labels,
+}
+
+/// containerd's diff service.
+#[async_trait]
+pub trait Diffs: Send + Sync {
+    /// Extracts a layer onto mounts; answers the uncompressed tar's descriptor.
+    async fn apply(&self, layer: &Descriptor, mounts: &[Mount]) -> Result<Descriptor>;
+    /// Makes a layer of the difference; the label `containerd.io/uncompressed` holds its diffID.
+    async fn diff(&self, request: DiffRequest) -> Result<Descriptor>;
+}

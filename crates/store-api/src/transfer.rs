@@ -1,0 +1,162 @@
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use types::{Digest, ImageRef, Platform};
+
+use crate::{Descriptor, Result};
+
+/// Bytes that arrive bit by bit; an error ends them.
+pub type ByteStream = mpsc::Receiver<Result<Bytes>>;
+
+/// What a registry is told of who asks. Debug output hides every secret.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// How registries are reached. The engine fills it from daemon.json.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryAccess {
+    pub credentials: Option<Credentials>,
+    /// Hosts, `host:port` or CIDR, that may be spoken to without TLS. 127.0.0.0/8 always may.
+    pub insecure: Vec<String>,
+    /// Mirrors of docker.io, in order.
+    pub mirrors: Vec<String>,
+    /// Directories in the manner of `/etc/docker/certs.d`.
+    pub certs_dirs: Vec<PathBuf>,
+    /// containerd's `--plain-http`.
+    pub plain_http: bool,
+    /// `X-Meta-*` headers of the client.
+    pub headers: Vec<(String, String)>,
+    /// Layers downloaded at once; 0: the store's own choice.
+    pub max_concurrent: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    pub reference: ImageRef,
+    /// `None`: this machine's.
+    pub platform: Option<Platform>,
+    /// Every platform of an index (containerd's `--all-platforms`).
+    pub all_platforms: bool,
+    pub access: RegistryAccess,
+    /// Extract the layers into snapshots too.
+    pub unpack: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    pub name: String,
+    pub target: Descriptor,
+    /// The record pointed there already, and all content was present.
+    pub up_to_date: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct PushRequest {
+    /// The image record to push.
+    pub name: String,
+    /// Where to; mostly the same.
+    pub reference: ImageRef,
+    /// Only this platform of an index.
+    pub platform: Option<Platform>,
+    pub access: RegistryAccess,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ImportRequest {
+    /// Only these platforms; empty: all that are there.
+    pub platforms: Vec<Platform>,
+    pub unpack: bool,
+    /// containerd's `--index-name`; empty: none.
+    pub index_name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Empty for an image that the archive does not name.
+    pub name: String,
+    pub target: Descriptor,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ExportRequest {
+    /// Image records, by name.
+    pub names: Vec<String>,
+    /// Content without a record, by digest of manifest or index.
+    pub targets: Vec<Digest>,
+    pub platform: Option<Platform>,
+    /// docker's manifest.json and repositories beside the OCI layout.
+    pub docker_compatible: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressState {
+    Waiting,
+    Downloading,
+    Verifying,
+    Downloaded,
+    Extracting,
+    /// Content that was here before.
+    Exists,
+    Complete,
+    Uploading,
+    Uploaded,
+    /// Pushed by mounting from another repository of the registry.
+    Mounted,
+    Resolving,
+    Resolved,
+    Retrying,
+}
+
+/// A step of a transfer, of one blob or of the whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The blob; `None`: the transfer as a whole.
+    pub digest: Option<Digest>,
+    /// For layers the diffID, where known: docker shows extraction under it.
+    pub diff_id: Option<Digest>,
+    pub is_layer: bool,
+    pub state: ProgressState,
+    /// Bytes.
+    pub current: u64,
+    /// Bytes; 0: unknown.
+    pub total: u64,
+    pub message: String,
+}
+
+/// Bounded; what does not fit is dropped unless it is a change of state.
+pub type ProgressSender = mpsc::Sender<Progress>;
+
+/// containerd's transfer service.
+#[async_trait]
+pub trait Transfer: Send + Sync {
+    async fn pull(&self, request: PullRequest, progress: ProgressSender) -> Result<Pulled>;
+    async fn push(&self, request: PushRequest, progress: ProgressSender) -> Result<Descriptor>;
+    /// Reads a docker archive (any layout), an OCI layout as a tar, compressed or not.
+    async fn import(
+        &self,
+        request: ImportRequest,
+        archive: ByteStream,
+        progress: ProgressSender,
+    ) -> Result<Vec<Imported>>;
+    /// Writes an OCI layout as a tar.
+    async fn export(&self, request: ExportRequest) -> Result<ByteStream>;
+    /// Asks the registry what a reference means, without fetching layers.
+    async fn resolve(&self, reference: &ImageRef, access: &RegistryAccess) -> Result<Descriptor>;
+    /// Every tag of the repository.
+    async fn tags(&self, reference: &ImageRef, access: &RegistryAccess) -> Result<Vec<String>>;
+    /// Checks credentials against a registry (docker login); answers an identity token if one is given.
+    async fn login(&self, server: &str, access: &RegistryAccess) -> Result<Option<String>>;
+}

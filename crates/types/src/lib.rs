@@ -1,0 +1,29 @@
+//! The nouns that every part of Gantry shares.
+//!
+//! Owns: digests, image references, platforms, container ids and names, the closed set of error
+//! kinds. Does not own: any I/O, any wire format, any state.
+
+mod digest;
+mod error_kind;
+mod id;
+mod platform;
+mod reference;
+
+pub use digest::{Algorithm, Digest, DigestError, Digester};
+pub use error_kind::ErrorKind;
+pub use id::{ContainerId, IdError, validate_name};
+pub use platform::{Platform, PlatformError};
+pub use reference::{DEFAULT_DOMAIN, ImageRef, ReferenceError};
+
+/// Limits that more than one part of Gantry keeps.
+pub mod limits {
+    /// Bytes of a manifest or image index. distribution/distribution 2.8 refuses larger ones.
+    pub const MANIFEST_BYTES: usize = 4 << 20;
+    /// Bytes of an image configuration. containerd 1.6 reads at most 8 MiB.
+    pub const IMAGE_CONFIG_BYTES: usize = 8 << 20;
+    /// Bytes of an Engine API request body that is one JSON document: a container's
+    /// configuration with a large environment fits, a hostile client does not fill memory.
+    pub const JSON_BODY_BYTES: usize = 8 << 20;
+    /// Layers of an image: dockerd's overlay2 stops at 128 lower directories.
+    pub const LAYERS: usize = 128;
+}
