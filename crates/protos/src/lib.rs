@@ -1,1 +1,9 @@
-//! gantry-protos
+//! Message types of the public protocols that Gantry speaks.
+//!
+//! Owns: containerd's shim API and ttrpc (always; free of tokio, so that the shim can use them).
+//! gRPC services stand behind the feature `grpc`. Does not own: transports, state, policy.
+
+pub mod shim;
+pub mod ttrpc;
+
+pub use prost_types::{Any, Timestamp};
