@@ -115,23 +115,54 @@ impl Glob {
         self.run(prefix).iter().any(|alive| *alive)
     }
 
+    /// Byte lengths of all prefixes of `text` that match, ascending.
+    pub fn prefix_ends(&self, text: &str) -> Vec<usize> {
+        let mut now = self.start();
+        let mut ends = Vec::new();
+        let accepted = |states: &[bool]| states.last() == Some(&true);
+        if accepted(&now) {
+            ends.push(0);
+        }
+        for (at, c) in text.char_indices() {
+            now = self.advance(&now, c);
+            if accepted(&now) {
+                ends.push(at + c.len_utf8());
+            }
+            if !now.contains(&true) {
+                break;
+            }
+        }
+        ends
+    }
+
+    /// The pattern that matches the reversed text. Only for [`Style::Shell`], whose tokens have no
+    /// direction.
+    #[must_use]
+    pub(crate) fn reversed(&self) -> Self {
+        Self { tokens: self.tokens.iter().rev().cloned().collect(), wild: self.wild }
+    }
+
+    fn start(&self) -> Vec<bool> {
+        let mut states = vec![false; self.tokens.len() + 1];
+        states[0] = true;
+        self.close(&mut states);
+        states
+    }
+
+    fn advance(&self, now: &[bool], c: char) -> Vec<bool> {
+        let mut next = vec![false; self.tokens.len() + 1];
+        for (at, token) in self.tokens.iter().enumerate() {
+            if now[at] {
+                step(token, c, at, &mut next);
+            }
+        }
+        self.close(&mut next);
+        next
+    }
+
     /// Which positions of the pattern are reachable after `text`; the last one is acceptance.
     fn run(&self, text: &str) -> Vec<bool> {
-        let len = self.tokens.len();
-        let mut now = vec![false; len + 1];
-        now[0] = true;
-        self.close(&mut now);
-        for c in text.chars() {
-            let mut next = vec![false; len + 1];
-            for (at, token) in self.tokens.iter().enumerate() {
-                if now[at] {
-                    step(token, c, at, &mut next);
-                }
-            }
-            self.close(&mut next);
-            now = next;
-        }
-        now
+        text.chars().fold(self.start(), |now, c| self.advance(&now, c))
     }
 
     /// Adds the positions that need no character. They only lie ahead, so one pass is enough.

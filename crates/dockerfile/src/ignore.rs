@@ -308,10 +308,11 @@ mod tests {
                 let path = Path::new(&path);
                 let ignored = matcher.is_ignored(path, false);
                 // What is kept below an ignored directory must be found by a walk.
-                if !ignored && let Some(parent) = path.parent() {
-                    if matcher.is_ignored(parent, true) {
-                        prop_assert!(matcher.may_contain_exception_below(parent));
-                    }
+                if !ignored
+                    && let Some(parent) = path.parent()
+                    && matcher.is_ignored(parent, true)
+                {
+                    prop_assert!(matcher.may_contain_exception_below(parent));
                 }
             }
         }
