@@ -1,0 +1,212 @@
+//! Compression by first bytes, and deterministic compressors.
+
+use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
+
+/// A zstd frame may ask for a window of this many bits at most (128 MiB).
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// xz may use this much memory for its dictionary; `xz -9` needs 65 MiB.
+const XZ_MEMORY_MAX_BYTES: u64 = 128 << 20;
+/// The longest magic number (xz).
+const MAGIC_LEN: usize = 6;
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// How a stream is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+    Xz,
+    Bzip2,
+}
+
+/// The compression that `first` begins; give at least 6 bytes, or all there are.
+pub fn sniff(first: &[u8]) -> Compression {
+    match first {
+        [0x1f, 0x8b, 8, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        // A skippable frame (RFC 8878 section 3.1.2).
+        [m, 0x2a, 0x4d, 0x18, ..] if m & 0xf0 == 0x50 => Compression::Zstd,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Compression::Xz,
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Compression::Bzip2,
+        _ => Compression::None,
+    }
+}
+
+/// A stream that yields the decompressed bytes.
+pub struct Decompressor<'a> {
+    compression: Compression,
+    inner: Box<dyn Read + Send + 'a>,
+}
+
+impl Decompressor<'_> {
+    /// What was found at the start of the stream, or asked for.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+}
+
+impl Read for Decompressor<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buf)
+    }
+}
+
+/// Decompresses whatever `reader` turns out to hold; several gzip members, zstd frames, xz or
+/// bzip2 streams in a row are one stream.
+///
+/// # Errors
+/// When the first bytes cannot be read. A truncated or damaged stream is an error of a later read.
+pub fn decompress<'a, R: Read + Send + 'a>(mut reader: R) -> io::Result<Decompressor<'a>> {
+    let mut magic = Vec::with_capacity(MAGIC_LEN);
+    let limit = u64::try_from(MAGIC_LEN).expect("a small constant");
+    reader.by_ref().take(limit).read_to_end(&mut magic)?;
+    let compression = sniff(&magic);
+    decompress_as(Cursor::new(magic).chain(reader), compression)
+}
+
+/// As [`decompress`], for a compression that is known.
+///
+/// # Errors
+/// When the decoder cannot be set up.
+pub fn decompress_as<'a, R: Read + Send + 'a>(
+    reader: R,
+    compression: Compression,
+) -> io::Result<Decompressor<'a>> {
+    let buffered = BufReader::with_capacity(BUFFER_BYTES, reader);
+    let inner: Box<dyn Read + Send + 'a> = match compression {
+        Compression::None => Box::new(buffered),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(buffered)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
+        Compression::Xz => Box::new(XzReader::new(buffered)?),
+    };
+    Ok(Decompressor { compression, inner })
+}
+
+/// xz2's own reader takes the end of its input inside a block for the end of the data in some
+/// cases; this one asks the decoder.
+struct XzReader<R> {
+    input: R,
+    stream: xz2::stream::Stream,
+    done: bool,
+}
+
+impl<R: BufRead> XzReader<R> {
+    fn new(input: R) -> io::Result<Self> {
+        let stream = xz2::stream::Stream::new_stream_decoder(
+            XZ_MEMORY_MAX_BYTES,
+            xz2::stream::CONCATENATED,
+        )?;
+        Ok(Self { input, stream, done: false })
+    }
+}
+
+impl<R: BufRead> Read for XzReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        use xz2::stream::{Action, Status};
+        while !self.done && !buf.is_empty() {
+            let input = self.input.fill_buf()?;
+            let at_end = input.is_empty();
+            let (before_in, before_out) = (self.stream.total_in(), self.stream.total_out());
+            let action = if at_end { Action::Finish } else { Action::Run };
+            let status = self.stream.process(input, buf, action)?;
+            let used = usize::try_from(self.stream.total_in() - before_in).expect("below input");
+            let made = usize::try_from(self.stream.total_out() - before_out).expect("below buf");
+            self.input.consume(used);
+            match status {
+                Status::StreamEnd => self.done = true,
+                Status::MemNeeded if made == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ if at_end && made == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => {}
+            }
+            if made > 0 {
+                return Ok(made);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// How to compress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    None,
+    /// Levels 0 to 9; higher ones count as 9.
+    Gzip {
+        level: u32,
+    },
+    /// zstd's levels, negative ones included.
+    Zstd {
+        level: i32,
+    },
+}
+
+/// A sink that compresses into another. [`Compressor::finish`] must be called.
+pub struct Compressor<W: Write>(Inner<W>);
+
+enum Inner<W: Write> {
+    None(W),
+    Gzip(flate2::write::GzEncoder<W>),
+    Zstd(zstd::stream::write::Encoder<'static, W>),
+}
+
+/// Compresses into `writer`. Equal input and encoding give equal bytes: no time, no name.
+///
+/// # Errors
+/// When the encoder cannot be set up.
+pub fn compress<W: Write>(writer: W, encoding: Encoding) -> io::Result<Compressor<W>> {
+    Ok(Compressor(match encoding {
+        Encoding::None => Inner::None(writer),
+        Encoding::Gzip { level } => Inner::Gzip(
+            flate2::GzBuilder::new()
+                .mtime(0)
+                .operating_system(255)
+                .write(writer, flate2::Compression::new(level.min(9))),
+        ),
+        Encoding::Zstd { level } => {
+            let mut encoder = zstd::stream::write::Encoder::new(writer, level)?;
+            encoder.include_checksum(true)?;
+            Inner::Zstd(encoder)
+        }
+    }))
+}
+
+impl<W: Write> Compressor<W> {
+    /// Writes what is left and gives the sink back.
+    ///
+    /// # Errors
+    /// When the sink fails.
+    pub fn finish(self) -> io::Result<W> {
+        match self.0 {
+            Inner::None(mut w) => {
+                w.flush()?;
+                Ok(w)
+            }
+            Inner::Gzip(w) => w.finish(),
+            Inner::Zstd(w) => w.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Inner::None(w) => w.write(buf),
+            Inner::Gzip(w) => w.write(buf),
+            Inner::Zstd(w) => w.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Inner::None(w) => w.flush(),
+            Inner::Gzip(w) => w.flush(),
+            Inner::Zstd(w) => w.flush(),
+        }
+    }
+}
