@@ -103,7 +103,7 @@ impl Cmd {
         self.argv.join(" ")
     }
 
-    fn build(&self) -> std::process::Command {
+    fn build(&self, own_group: bool) -> std::process::Command {
         let mut line = self.prefix.clone();
         let inside = !line.is_empty();
         if inside || self.clear_env {
@@ -116,7 +116,10 @@ impl Cmd {
         }
         line.extend(self.argv.iter().cloned());
         let mut command = std::process::Command::new(&line[0]);
-        command.args(&line[1..]).process_group(0);
+        command.args(&line[1..]);
+        if own_group {
+            command.process_group(0);
+        }
         if !inside {
             command.envs(self.env.iter().map(|(name, value)| (name, value)));
             if let Some(dir) = &self.cwd {
@@ -126,9 +129,16 @@ impl Cmd {
         command
     }
 
+    /// Runs it on this process's own terminal or files, without a time limit; its exit code.
+    pub fn inherited(self) -> Result<i32> {
+        let status = self.build(false).status();
+        let status = status.context("run", self.shown())?;
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+    }
+
     /// Starts it and comes back at once.
     pub fn spawn(self) -> Result<Running> {
-        let mut command = self.build();
+        let mut command = self.build(true);
         let piped = self.keep_stdin || self.stdin.is_some();
         let mut child = command
             .stdin(if piped { Stdio::piped() } else { Stdio::null() })
