@@ -55,8 +55,9 @@ pub struct EndpointConfig {
     pub mtu: Option<u32>,
     /// Addresses and routes.
     pub ip: IpConfig,
-    /// Bridge port flags: `isolated` for ICC off; `hairpin` is not needed, as
-    /// hairpin traffic is routed.
+    /// Bridge port flags: `isolated` for ICC off; `hairpin` for an endpoint with
+    /// published ports, which it may then use itself even where br_netfilter
+    /// makes the bridge switch such packets instead of routing them.
     pub port: PortFlags,
 }
 

@@ -253,6 +253,7 @@ impl<'a> Transaction<'a> {
             self.batch.be32(7, key_len(set.data));
         }
         self.batch.be32(10, self.next_set_id);
+        self.batch.attr(13, &set_udata(set));
         self.next_set_id += 1;
     }
 
@@ -320,6 +321,23 @@ impl<'a> Transaction<'a> {
         self.batch.str(2, chain);
         self.batch.attr(3, &handle.to_be_bytes());
     }
+}
+
+/// nft's user data of a set: the byte order in which it shows keys (0) and data
+/// (1): 1 is the host's (strings too), 2 is big-endian; of concatenations it
+/// knows by their types.
+fn set_udata(set: &SetSpec) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (kind, fields) in [(0u8, set.key), (1, set.data)] {
+        let order: u32 = match fields {
+            [Field::Ifname] => 1,
+            [_] => 2,
+            _ => continue,
+        };
+        out.extend_from_slice(&[kind, 4]);
+        out.extend_from_slice(&order.to_ne_bytes());
+    }
+    out
 }
 
 /// Where a new rule goes.

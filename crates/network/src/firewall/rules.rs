@@ -19,15 +19,17 @@ const fn ifnames(name: &'static str) -> SetSpec {
     SetSpec { name, key: &[Field::Ifname], data: &[], interval: false }
 }
 
-/// Sets that do not depend on the family.
-const COMMON_SETS: [SetSpec; 3] = [
-    // All our bridges.
-    ifnames("bridges"),
-    // Those of internal networks.
-    ifnames("internal"),
-    // Pairs between which traffic passes: a bridge with itself, for ICC.
-    SetSpec { name: "links", key: &[Field::Ifname, Field::Ifname], data: &[], interval: false },
-];
+/// All our bridges.
+const BRIDGES: SetSpec = ifnames("bridges");
+/// Bridges of internal networks.
+const INTERNAL: SetSpec = ifnames("internal");
+/// Pairs between which traffic passes: a bridge with itself, for ICC.
+const LINKS: SetSpec =
+    SetSpec { name: "links", key: &[Field::Ifname, Field::Ifname], data: &[], interval: false };
+/// Bridges without ICC: their ports are isolated. With br_netfilter a translated
+/// packet that stays on its bridge is switched, not routed, and isolation would
+/// stop it. So what comes from there is left to the listeners' forwarders.
+const PARTED: SetSpec = ifnames("parted");
 
 /// Names of a family's sets, and the sets.
 struct FamilySets {
@@ -120,7 +122,9 @@ pub(crate) fn replace_table(t: &mut Transaction<'_>, desired: &Desired) {
     t.add_table();
     t.delete_table();
     t.add_table();
-    for set in COMMON_SETS.iter().chain(SETS4.all()).chain(SETS6.all()) {
+    for set in
+        [&BRIDGES, &INTERNAL, &LINKS, &PARTED].into_iter().chain(SETS4.all()).chain(SETS6.all())
+    {
         t.add_set(set);
     }
     chains(t, desired.drop_foreign_forward);
@@ -150,7 +154,7 @@ fn chains(t: &mut Transaction<'_>, drop_foreign: bool) {
     t.add_chain("postrouting", base("nat", Hook::Postrouting, NAT_SRC_PRIORITY, false));
 }
 
-/// `daddr . l4proto . dport`; returns the number of registers the address fills.
+/// Loads `daddr . l4proto . dport`, for packets of this family alone.
 fn destination_key(r: &mut Rule<'_>, family: Family) {
     let width = if family == Family::Ip6 { 4 } else { 1 };
     r.family(family).address(family, false, REG).proto_port(REG + width);
@@ -169,7 +173,7 @@ fn raw_rules(t: &mut Transaction<'_>) {
 fn forward_rules(t: &mut Transaction<'_>) {
     for key in [Meta::Iifname, Meta::Oifname] {
         t.rule("forward", |r| {
-            r.ifname_in(key, "bridges", true).verdict(Verdict::Jump("ours"));
+            r.ifname_in(key, BRIDGES.name, true).verdict(Verdict::Jump("ours"));
         });
     }
     t.rule("ours", |r| {
@@ -177,22 +181,22 @@ fn forward_rules(t: &mut Transaction<'_>) {
     });
     t.rule("ours", |r| {
         r.meta(Meta::Iifname, REG).meta(Meta::Oifname, REG + 4);
-        r.lookup("links", false).verdict(Verdict::Accept);
+        r.lookup(LINKS.name, false).verdict(Verdict::Accept);
     });
     for key in [Meta::Iifname, Meta::Oifname] {
         t.rule("ours", |r| {
-            r.ifname_in(key, "internal", true).counter().verdict(Verdict::Drop);
+            r.ifname_in(key, INTERNAL.name, true).counter().verdict(Verdict::Drop);
         });
     }
     t.rule("ours", |r| {
-        r.was_dnat().ifname_in(Meta::Oifname, "bridges", true).verdict(Verdict::Accept);
+        r.was_dnat().ifname_in(Meta::Oifname, BRIDGES.name, true).verdict(Verdict::Accept);
     });
     for sets in [&SETS4, &SETS6] {
         direct_rules(t, sets);
     }
     t.rule("ours", |r| {
-        r.ifname_in(Meta::Iifname, "bridges", true);
-        r.ifname_in(Meta::Oifname, "bridges", false).verdict(Verdict::Accept);
+        r.ifname_in(Meta::Iifname, BRIDGES.name, true);
+        r.ifname_in(Meta::Oifname, BRIDGES.name, false).verdict(Verdict::Accept);
     });
     t.rule("ours", |r| {
         r.counter().verdict(Verdict::Drop);
@@ -218,6 +222,9 @@ fn direct_rules(t: &mut Transaction<'_>, sets: &FamilySets) {
 
 fn nat_rules(t: &mut Transaction<'_>) {
     t.rule("prerouting", |r| {
+        r.ifname_in(Meta::Iifname, PARTED.name, true).verdict(Verdict::Return);
+    });
+    t.rule("prerouting", |r| {
         r.local_destination().verdict(Verdict::Jump("published"));
     });
     // What the host sends to its loopback is the forwarders' business.
@@ -242,18 +249,18 @@ fn nat_rules(t: &mut Transaction<'_>) {
             r.lookup_map(sets.any.name).nat(false, sets.family, REG, Some(REG + width));
         });
         t.rule("postrouting", |r| {
-            r.family(sets.family).ifname_in(Meta::Oifname, "bridges", false);
+            r.family(sets.family).ifname_in(Meta::Oifname, BRIDGES.name, false);
             r.address(sets.family, true, REG).lookup_map(sets.snat.name);
             r.nat(true, sets.family, REG, None);
         });
         t.rule("postrouting", |r| {
-            r.family(sets.family).ifname_in(Meta::Oifname, "bridges", false);
+            r.family(sets.family).ifname_in(Meta::Oifname, BRIDGES.name, false);
             r.address(sets.family, true, REG).lookup(sets.masquerade.name, false).masquerade();
         });
         // From a container through a published port to a container (itself
         // perhaps): without this the answer would not come back this way.
         t.rule("postrouting", |r| {
-            r.family(sets.family).was_dnat().ifname_in(Meta::Oifname, "bridges", true);
+            r.family(sets.family).was_dnat().ifname_in(Meta::Oifname, BRIDGES.name, true);
             r.address(sets.family, true, REG).lookup(sets.local.name, false).masquerade();
         });
     }
@@ -274,12 +281,14 @@ fn add_subnet(elements: &mut Elements, set: &SetSpec, subnet: &Subnet, data: Vec
 
 fn network_elements(elements: &mut Elements, network: &BridgeNetwork) {
     let name = ifname_key(&network.bridge);
-    add(elements, &COMMON_SETS[0], name.clone(), Vec::new());
+    add(elements, &BRIDGES, name.clone(), Vec::new());
     if network.internal {
-        add(elements, &COMMON_SETS[1], name.clone(), Vec::new());
+        add(elements, &INTERNAL, name.clone(), Vec::new());
     }
     if network.icc {
-        add(elements, &COMMON_SETS[2], [name.clone(), name.clone()].concat(), Vec::new());
+        add(elements, &LINKS, [name.clone(), name.clone()].concat(), Vec::new());
+    } else {
+        add(elements, &PARTED, name.clone(), Vec::new());
     }
     for ipv4 in [true, false] {
         let sets = sets_of(ipv4);

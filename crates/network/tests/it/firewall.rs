@@ -51,7 +51,8 @@ fn published_ports_masquerade_and_hairpin() {
         let mut world = World::new();
         let mut bridge = world.bridge("br-a", 2);
         let mut second = world.bridge("br-b", 3);
-        let web = bridge.container(&mut world.route, PortFlags::default());
+        let hairpin = PortFlags { hairpin: true, ..PortFlags::default() };
+        let web = bridge.container(&mut world.route, hairpin);
         let other = bridge.container(&mut world.route, PortFlags::default());
         let stranger = second.container(&mut world.route, PortFlags::default());
         let (inner, any, one) = (random_port(), random_port() + 30_000, random_port() + 30_000);
@@ -185,9 +186,13 @@ fn icc_off_parts_a_bridge() {
             ask(target, port, REFUSED)
         });
         assert_eq!(asked.unwrap(), None);
+        // A published port is left to its listener on the host.
         let host = world.outside.gateway();
-        firewall.publish(&[published(Ipv4Addr::UNSPECIFIED, port + 30_000, &two, port)]).unwrap();
-        assert!(one.ask(host, port + 30_000, PATIENCE).is_some(), "through a published port");
+        let outer = port + 30_000;
+        firewall.publish(&[published(Ipv4Addr::UNSPECIFIED, outer, &two, port)]).unwrap();
+        assert_eq!(one.ask(host, outer, REFUSED), None);
+        serve_on(TcpListener::bind((Ipv4Addr::UNSPECIFIED, outer)).unwrap());
+        assert_eq!(one.ask(host, outer, PATIENCE), Some(IpAddr::V4(one.ip)));
     });
 }
 
