@@ -96,6 +96,38 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// containerd's topic, `/tasks/exit`.
+    pub fn topic(&self) -> &str {
+        match self {
+            Self::TaskCreate { .. } => "/tasks/create",
+            Self::TaskStart { .. } => "/tasks/start",
+            Self::TaskExecAdded { .. } => "/tasks/exec-added",
+            Self::TaskExecStarted { .. } => "/tasks/exec-started",
+            Self::TaskExit { .. } => "/tasks/exit",
+            Self::TaskDelete { .. } => "/tasks/delete",
+            Self::TaskOom { .. } => "/tasks/oom",
+            Self::TaskPaused { .. } => "/tasks/paused",
+            Self::TaskResumed { .. } => "/tasks/resumed",
+            Self::ImageCreate { .. } => "/images/create",
+            Self::ImageUpdate { .. } => "/images/update",
+            Self::ImageDelete { .. } => "/images/delete",
+            Self::ContainerCreate { .. } => "/containers/create",
+            Self::ContainerUpdate { .. } => "/containers/update",
+            Self::ContainerDelete { .. } => "/containers/delete",
+            Self::SnapshotPrepare { .. } => "/snapshot/prepare",
+            Self::SnapshotCommit { .. } => "/snapshot/commit",
+            Self::SnapshotRemove { .. } => "/snapshot/remove",
+            Self::ContentCreate { .. } => "/content/create",
+            Self::ContentDelete { .. } => "/content/delete",
+            Self::NamespaceCreate { .. } => "/namespaces/create",
+            Self::NamespaceUpdate { .. } => "/namespaces/update",
+            Self::NamespaceDelete { .. } => "/namespaces/delete",
+            Self::Foreign { topic, .. } => topic,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     pub timestamp: Timestamp,

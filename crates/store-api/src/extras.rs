@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use types::{Digest, Platform};
 
-use crate::{Descriptor, ProcessId, Result, Usage};
+use crate::{ByteStream, Descriptor, Error, ProcessId, Result, Usage};
 
 /// Where an attach client connects: a unix socket of the shim, mode 0600.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,18 @@ pub trait Extras: Send + Sync {
     async fn embedded_image(&self, name: &str) -> Result<Descriptor>;
     /// Disk use of a committed layer or a writable snapshot, and of all its parents.
     async fn usage_with_parents(&self, key: &str) -> Result<(Usage, Usage)>;
+    /// Makes an image of one layer out of a root filesystem's tar, compressed or not, as
+    /// `docker import` does. `config`: the image configuration as JSON, without `rootfs`.
+    /// Answers the manifest; with a `name` (not empty) an image record is put there too.
+    async fn import_rootfs(
+        &self,
+        archive: ByteStream,
+        config: Vec<u8>,
+        name: &str,
+    ) -> Result<Descriptor> {
+        drop((archive, config, name));
+        Err(Error::not_implemented("importing a root filesystem"))
+    }
     /// Collects garbage now and waits for it. Answers the bytes freed.
     async fn collect_garbage(&self) -> Result<u64>;
 }

@@ -1,1 +1,345 @@
-//! gantry-store
+//! The store: containerd's part. Images in and out, content, snapshots, containers' records, tasks.
+//!
+//! Owns: the content store, snapshots, the metadata database, garbage collection, the event bus, and
+//! (in `tasks`) the shims. Does not own: any wire format (store-grpc), what a container means to a
+//! user (engine), builds (build), the reading and writing of tar (archive), registries' protocol
+//! (registry).
+//!
+//! On disk, below `Config::root` (0700):
+//! - `meta.db`: redb, all records; moved to `meta.damaged-TIME` and rebuilt if it cannot be read
+//! - `records/TABLE/HASH.json`, `snapshots/N/record.json`: the same records, one file each, from
+//!   which it is rebuilt
+//! - `content/blobs/ALGORITHM/HEX`, `content/ingest/HASH/{ref.json,data}`
+//! - `snapshots/N/{fs,work}`, `l/N` (short links for many layers), `trash/`, `tmp/`
+//!
+//! Below `Config::state` (tmpfs): `journal`, what the database does not have yet, and what shall not
+//! outlive the host's uptime.
+//!
+//! Locks, in the order in which they are taken: `Core::blobs` (a blob file and its records), the
+//! database's writer, the database's flush; an ingest's own lock before all of them. None is held
+//! across an await. redb's file lock keeps a second store away.
+//!
+//! Threads: `store-flush` (durable commits, a second after the write), `store-trash` (deletes what
+//! was removed), `store-gc`. Async callers reach the sync core through [`pool::Pool`], bounded.
+//! Channels: the event bus, a bounded queue per subscriber; the streams of import and export.
+
+mod containers;
+mod content;
+mod db;
+mod diffs;
+mod error;
+mod events;
+mod extras;
+mod filters;
+mod flights;
+mod gc;
+mod guard;
+mod images;
+mod labels;
+mod leases;
+mod local;
+mod manifest;
+mod namespaces;
+mod pool;
+mod progress;
+mod rebuild;
+mod snapshots;
+mod streams;
+#[path = "tasks_pending.rs"]
+pub mod tasks;
+mod transfer;
+mod unpack;
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+pub use self::events::EventBus;
+pub(crate) use self::local::Local;
+use self::{
+    content::Ingests,
+    db::{Db, Opened, lock},
+    error::{Error, Result},
+    flights::{AsyncFlights, Flights},
+    gc::Schedule,
+    guard::Guard,
+    pool::Pool,
+    snapshots::{Disk, Trash},
+    tasks::{ShimManager, TaskHost, TasksConfig},
+};
+
+/// Where a store lives and how it starts shims.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Data: `/var/lib/gantry/store`. Made 0700.
+    pub root: PathBuf,
+    /// State, on a tmpfs where there is one: `/run/gantry/containerd`. Made 0700.
+    pub state: PathBuf,
+    /// Path of the store's own gRPC socket: shims are told it.
+    pub grpc_address: String,
+    /// Socket on which shims report their events; the store binds it.
+    pub ttrpc_socket: PathBuf,
+    /// Program and leading arguments of our own shim.
+    pub shim_command: Vec<OsString>,
+    /// State of the OCI runtime; the namespace is appended.
+    pub runtime_root: PathBuf,
+}
+
+impl Config {
+    /// A store whose sockets and runtime state lie below `state`, with this executable as its shim.
+    pub fn new(root: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
+        let state = state.into();
+        let socket = state.join("containerd.sock");
+        Self {
+            root: root.into(),
+            grpc_address: socket.to_string_lossy().into_owned(),
+            ttrpc_socket: state.join("containerd.sock.ttrpc"),
+            shim_command: TasksConfig::default_shim_command(),
+            runtime_root: state.join("runtime"),
+            state,
+        }
+    }
+}
+
+/// The store in this process. It implements [`store_api::Namespaces`]; dropping it (and all handles
+/// it gave) leaves running containers alone.
+pub struct Store {
+    core: Arc<Core>,
+    pool: Pool,
+    tasks: Arc<ShimManager>,
+}
+
+impl Store {
+    /// Opens the store whatever it finds: unfinished work is finished or undone, a damaged or lost
+    /// database is rebuilt, shims that still run are adopted again. Call it in a tokio runtime.
+    ///
+    /// # Errors
+    /// When another process has the store open, or its directories cannot be made or read.
+    pub async fn open(config: Config) -> store_api::Result<Arc<Self>> {
+        let opening = config.clone();
+        let core = tokio::task::spawn_blocking(move || Core::open(&opening))
+            .await
+            .map_err(|_| store_api::Error::internal("opening the store was given up"))??;
+        let pool = Pool::new();
+        let host = Arc::new(Host { core: Arc::clone(&core), pool: pool.clone() });
+        let tasks = ShimManager::open(
+            TasksConfig {
+                state_dir: config.state,
+                root_dir: config.root,
+                grpc_address: config.grpc_address,
+                ttrpc_socket: config.ttrpc_socket,
+                shim_command: config.shim_command,
+                runtime_root: config.runtime_root,
+            },
+            host,
+        )
+        .await?;
+        Ok(Arc::new(Self { core, pool, tasks }))
+    }
+
+    /// The bus that carries every event of every namespace.
+    pub fn events(&self) -> EventBus {
+        self.core.bus.clone()
+    }
+
+    /// How many tasks of all namespaces have not exited.
+    pub fn running_tasks(&self) -> usize {
+        self.tasks.running()
+    }
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    pub async fn flush(&self) -> store_api::Result<()> {
+        self.pool.quick(&self.core, |core| core.db.flush()).await
+    }
+
+    fn local(&self, namespace: &str) -> Local {
+        Local {
+            core: Arc::clone(&self.core),
+            ns: namespace.into(),
+            pool: self.pool.clone(),
+            tasks: Arc::clone(&self.tasks),
+        }
+    }
+}
+
+/// The sync core: everything but tasks, for all namespaces.
+pub(crate) struct Core {
+    root: PathBuf,
+    db: Arc<Db>,
+    bus: EventBus,
+    ingests: Ingests,
+    /// Held while a blob's file and its records change together.
+    blobs: Mutex<()>,
+    guard: Guard,
+    disk: Disk,
+    trash: Arc<Trash>,
+    flights: Flights,
+    async_flights: AsyncFlights,
+    schedule: Arc<Schedule>,
+    clients: transfer::Clients,
+    /// Namespaces that have a record.
+    known: Mutex<BTreeSet<String>>,
+    flusher: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Core {
+    fn open(config: &Config) -> Result<Arc<Self>> {
+        check_root(&config.root)?;
+        make_directories(&config.root, &config.state)?;
+        let (db, opened) = Db::open(&config.root, &config.state)?;
+        let trash = Arc::new(Trash::new(&config.root));
+        let core = Self {
+            root: config.root.clone(),
+            db: Arc::new(db),
+            bus: EventBus::default(),
+            ingests: Ingests::default(),
+            blobs: Mutex::new(()),
+            guard: Guard::default(),
+            disk: Disk::open(&config.root, Arc::clone(&trash))?,
+            trash,
+            flights: Flights::default(),
+            async_flights: AsyncFlights::default(),
+            schedule: Arc::new(Schedule::default()),
+            clients: transfer::Clients::default(),
+            known: Mutex::new(BTreeSet::new()),
+            flusher: Mutex::new(None),
+        };
+        core.empty_tmp();
+        if opened == Opened::Created {
+            core.rebuild()?;
+        }
+        core.load_namespaces()?;
+        core.load_ingests()?;
+        core.reconcile_snapshots()?;
+        core.reconcile_content()?;
+        let core = Arc::new(core);
+        core.start_threads()?;
+        Ok(core)
+    }
+
+    fn start_threads(self: &Arc<Self>) -> Result<()> {
+        let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let builder = std::thread::Builder::new().name(name.into());
+            builder.spawn(body).map_err(Error::io("start the thread", name))
+        };
+        let db = Arc::clone(&self.db);
+        let flusher = start("store-flush", Box::new(move || db.run_flusher()))?;
+        *lock(&self.flusher) = Some(flusher);
+        let trash = Arc::clone(&self.trash);
+        // Both end by themselves when the core is dropped.
+        start("store-trash", Box::new(move || trash.run()))?;
+        let (schedule, weak) = (Arc::clone(&self.schedule), Arc::downgrade(self));
+        start("store-gc", Box::new(move || gc::run(&schedule, &weak)))?;
+        Ok(())
+    }
+
+    fn empty_tmp(&self) {
+        let entries = std::fs::read_dir(self.root.join("tmp")).into_iter().flatten();
+        for entry in entries.filter_map(|entry| entry.ok()) {
+            if let Err(error) = self.trash.put(&entry.path()) {
+                let error = store_api::Error::from(error);
+                tracing::warn!(error = %error, "a temporary directory stays behind");
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.schedule.stop();
+        self.trash.stop();
+        self.db.stop();
+        if let Some(flusher) = lock(&self.flusher).take()
+            && flusher.join().is_err()
+        {
+            tracing::error!("the flusher's thread panicked");
+        }
+    }
+}
+
+/// What tasks need of the store.
+struct Host {
+    core: Arc<Core>,
+    pool: Pool,
+}
+
+#[async_trait::async_trait]
+impl TaskHost for Host {
+    async fn container(
+        &self,
+        namespace: &str,
+        id: &str,
+    ) -> store_api::Result<store_api::Container> {
+        let (ns, id) = (namespace.to_string(), id.to_string());
+        self.pool.quick(&self.core, move |core| core.container_get(&ns, &id)).await
+    }
+
+    async fn mounts(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        key: &str,
+    ) -> store_api::Result<Vec<store_api::Mount>> {
+        if snapshotter != snapshots::SNAPSHOTTER {
+            return Err(store_api::Error::not_found("snapshotter", snapshotter));
+        }
+        let (ns, key) = (namespace.to_string(), key.to_string());
+        self.pool.quick(&self.core, move |core| core.snapshot_mounts(&ns, &key)).await
+    }
+
+    fn publish(&self, envelope: store_api::Envelope) {
+        self.core.bus.send(envelope);
+    }
+}
+
+/// Mount options are one text with `,` and `:` as its marks: a data root that has them is refused.
+fn check_root(root: &Path) -> Result<()> {
+    let text = root.to_str().filter(|text| !text.contains([',', ':', '\\', '\n']));
+    if text.is_none() || !root.is_absolute() {
+        return Err(Error::invalid(format!(
+            "the data root {} must be an absolute path of UTF-8 without comma, colon and backslash",
+            root.display()
+        )));
+    }
+    Ok(())
+}
+
+fn make_directories(root: &Path, state: &Path) -> Result<()> {
+    let mut all = vec![
+        state.to_path_buf(),
+        root.to_path_buf(),
+        root.join("content/blobs/sha256"),
+        root.join("content/blobs/sha512"),
+        root.join("content/ingest"),
+    ];
+    all.extend(["snapshots", "l", "trash", "tmp"].map(|name| root.join(name)));
+    all.extend(db::Table::ALL.map(|table| root.join("records").join(table.name())));
+    for path in all {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(Error::io("create", path))?;
+    }
+    Ok(())
+}
+
+/// 32 random hexadecimal digits.
+pub(crate) fn random_name() -> String {
+    let mut bytes = [0_u8; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if filled.is_ok_and(|n| n == bytes.len()) {
+        return bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    }
+    // getrandom(2) always fills so few bytes once the kernel is up; this is only a name.
+    let now = store_api::Timestamp::now();
+    format!("{:016x}{:08x}{:08x}", now.seconds, now.nanos, std::process::id())
+}

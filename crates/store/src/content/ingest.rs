@@ -1,0 +1,475 @@
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use store_api::{IngestStatus, Labels, ResourceKind, Timestamp, WriteRequest};
+use types::{Algorithm, Digest, Digester};
+
+use super::{BUFFER_BYTES, ContentRecord};
+use crate::{
+    Core,
+    db::lock,
+    error::{Error, Result},
+    filters::{Fields, Filters},
+    labels,
+};
+
+/// An ingest that nobody touched for this long is garbage (containerd's rule).
+const EXPIRES: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of an ingest's reference.
+const REFERENCE_BYTES: usize = 4096;
+
+/// The unfinished writes: `ROOT/content/ingest/HASH/{ref.json,data}`, each describing itself, so that
+/// a download goes on after a restart.
+#[derive(Default)]
+pub(crate) struct Ingests(Mutex<HashMap<Name, Arc<Mutex<Ingest>>>>);
+
+/// Namespace and reference.
+type Name = (String, String);
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Meta {
+    namespace: String,
+    reference: String,
+    total: u64,
+    expected: Option<Digest>,
+    started: Timestamp,
+}
+
+struct Ingest {
+    meta: Meta,
+    directory: PathBuf,
+    file: File,
+    offset: u64,
+    /// `None`: what was written must be read again to be hashed.
+    digester: Option<Digester>,
+    /// The blob is there already, brought by another namespace.
+    shared: bool,
+    updated: Timestamp,
+    finished: bool,
+}
+
+impl Fields for IngestStatus {
+    fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
+        match path {
+            ["ref"] => Some(self.reference.as_str().into()),
+            _ => None,
+        }
+    }
+}
+
+impl Ingest {
+    fn algorithm(&self) -> Algorithm {
+        self.meta.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn status(&self) -> IngestStatus {
+        IngestStatus {
+            reference: self.meta.reference.clone(),
+            offset: self.offset,
+            total: self.meta.total,
+            expected: self.meta.expected.clone(),
+            started_at: self.meta.started,
+            updated_at: self.updated,
+        }
+    }
+
+    fn seek(&mut self, offset: u64) -> Result<()> {
+        if offset == self.offset {
+            return Ok(());
+        }
+        if offset > self.offset || (self.shared && offset > 0) {
+            return Err(Error::invalid(format!(
+                "write to ingest {:?} at {offset}: its end is at {}",
+                self.meta.reference, self.offset
+            )));
+        }
+        self.file
+            .set_len(offset)
+            .and_then(|()| self.file.seek(SeekFrom::Start(offset)))
+            .map_err(Error::io("truncate", self.data()))?;
+        self.shared = false;
+        self.offset = offset;
+        self.digester = (offset == 0).then(|| Digester::new(self.algorithm()));
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.shared && !bytes.is_empty() {
+            return Err(Error::invalid(format!(
+                "write to ingest {:?}: its content is complete",
+                self.meta.reference
+            )));
+        }
+        if let Err(error) = self.file.write_all(bytes) {
+            // What reached the file of a failed write is cut off again; if even that fails, the
+            // content is hashed anew before it counts.
+            let back = self.file.set_len(self.offset);
+            if back.and_then(|()| self.file.seek(SeekFrom::Start(self.offset))).is_err() {
+                self.digester = None;
+            }
+            return Err(Error::io("write", self.data())(error));
+        }
+        if let Some(digester) = &mut self.digester {
+            digester.update(bytes);
+        }
+        self.offset += u64::try_from(bytes.len()).unwrap_or(0);
+        self.updated = Timestamp::now();
+        Ok(())
+    }
+
+    fn digest(&mut self) -> Result<Digest> {
+        if let Some(digester) = &self.digester {
+            return Ok(digester.clone().finish());
+        }
+        let path = self.data();
+        let mut digester = Digester::new(self.algorithm());
+        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read", &path))? {
+                0 => break,
+                n => digester.update(&buffer[..n]),
+            }
+        }
+        self.digester = Some(digester.clone());
+        Ok(digester.finish())
+    }
+}
+
+impl Core {
+    /// Reads back the unfinished writes of an earlier run.
+    pub(crate) fn load_ingests(&self) -> Result<()> {
+        let root = self.root.join("content/ingest");
+        let entries = std::fs::read_dir(&root).map_err(Error::io("list", &root))?;
+        let mut ingests = lock(&self.ingests.0);
+        for entry in entries.filter_map(|entry| entry.ok()) {
+            match load(&entry.path()) {
+                Some(ingest) => {
+                    let key = (ingest.meta.namespace.clone(), ingest.meta.reference.clone());
+                    ingests.insert(key, Arc::new(Mutex::new(ingest)));
+                }
+                None => remove_directory(&entry.path()),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open_writer(&self, ns: &str, request: &WriteRequest) -> Result<IngestStatus> {
+        if request.reference.is_empty() || request.reference.len() > REFERENCE_BYTES {
+            return Err(Error::invalid(format!(
+                "an ingest's reference has 1 to {REFERENCE_BYTES} bytes"
+            )));
+        }
+        if let Some(expected) = &request.expected {
+            // Protected first and looked at then: garbage collection cannot come between.
+            self.guard.refresh(ns, ResourceKind::Content, &expected.to_string());
+            if self.has_content(ns, expected)? {
+                return Err(Error::already_exists("content", expected));
+            }
+        }
+        let ingest = self.ingest(ns, request)?;
+        let mut ingest = lock(&ingest);
+        match (&ingest.meta.expected, &request.expected) {
+            (Some(have), Some(want)) if have != want => {
+                return Err(Error::precondition(format!(
+                    "ingest {:?} expects {have}, not {want}",
+                    request.reference
+                )));
+            }
+            _ => {}
+        }
+        if let Some(expected) = &request.expected {
+            let size = std::fs::metadata(self.blob_path(expected)).map(|m| m.len()).ok();
+            if let (0, Some(size)) = (ingest.offset, size) {
+                ingest.shared = true;
+                ingest.offset = size;
+                ingest.meta.total = size;
+            }
+        }
+        Ok(ingest.status())
+    }
+
+    fn ingest(&self, ns: &str, request: &WriteRequest) -> Result<Arc<Mutex<Ingest>>> {
+        self.ensure_namespace(ns)?;
+        let key = (ns.to_string(), request.reference.clone());
+        let mut ingests = lock(&self.ingests.0);
+        if let Some(ingest) = ingests.get(&key) {
+            return Ok(Arc::clone(ingest));
+        }
+        let meta = Meta {
+            namespace: ns.into(),
+            reference: request.reference.clone(),
+            total: request.total,
+            expected: request.expected.clone(),
+            started: Timestamp::now(),
+        };
+        let hash = Digest::sha256(format!("{ns}\0{}", request.reference));
+        let ingest = create(self.root.join("content/ingest").join(hash.hex()), meta)?;
+        let ingest = Arc::new(Mutex::new(ingest));
+        ingests.insert(key, Arc::clone(&ingest));
+        Ok(ingest)
+    }
+
+    fn find_ingest(&self, ns: &str, reference: &str) -> Result<Arc<Mutex<Ingest>>> {
+        lock(&self.ingests.0)
+            .get(&(ns.to_string(), reference.to_string()))
+            .cloned()
+            .ok_or_else(|| Error::not_found("ingest", reference))
+    }
+
+    pub(crate) fn ingest_write(
+        &self,
+        ns: &str,
+        reference: &str,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<u64> {
+        let ingest = self.find_ingest(ns, reference)?;
+        let mut ingest = lock(&ingest);
+        ingest.seek(offset)?;
+        ingest.append(bytes)?;
+        Ok(ingest.offset)
+    }
+
+    pub(crate) fn ingest_commit(
+        &self,
+        ns: &str,
+        reference: &str,
+        size: u64,
+        expected: Option<&Digest>,
+        new: Labels,
+    ) -> Result<Digest> {
+        labels::validate(&new)?;
+        let shared = self.find_ingest(ns, reference)?;
+        let mut ingest = lock(&shared);
+        if ingest.finished {
+            return Err(Error::not_found("ingest", reference));
+        }
+        if size != 0 && size != ingest.offset {
+            return Err(Error::data_loss(format!(
+                "commit of ingest {reference:?}: {} bytes were written, {size} expected",
+                ingest.offset
+            )));
+        }
+        let wanted = expected.cloned().or_else(|| ingest.meta.expected.clone());
+        let (digest, finished) = match (ingest.shared, &ingest.meta.expected) {
+            (true, Some(digest)) if self.blob_path(digest).exists() => (digest.clone(), None),
+            (true, _) => {
+                return Err(Error::precondition(format!(
+                    "commit of ingest {reference:?}: the shared content is gone; write it anew"
+                )));
+            }
+            (false, _) => (ingest.digest()?, Some(ingest.data())),
+        };
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
+            return Err(Error::data_loss(format!(
+                "commit of ingest {reference:?}: content is {digest}, not {wanted} as expected"
+            )));
+        }
+        let record = ContentRecord::new(ingest.offset, new);
+        let added = self.adopt_blob(ns, reference, &digest, finished.as_deref(), &record)?;
+        ingest.finished = true;
+        self.drop_ingest(ns, reference, &ingest.directory);
+        if added { Ok(digest) } else { Err(Error::already_exists("content", &digest)) }
+    }
+
+    pub(crate) fn ingest_abort(&self, ns: &str, reference: &str) -> Result<()> {
+        let ingest = self.find_ingest(ns, reference)?;
+        let mut ingest = lock(&ingest);
+        ingest.finished = true;
+        self.drop_ingest(ns, reference, &ingest.directory);
+        Ok(())
+    }
+
+    fn drop_ingest(&self, ns: &str, reference: &str, directory: &Path) {
+        lock(&self.ingests.0).remove(&(ns.to_string(), reference.to_string()));
+        remove_directory(directory);
+    }
+
+    pub(crate) fn ingests(&self, ns: &str, filters: &[String]) -> Result<Vec<IngestStatus>> {
+        let filters = Filters::parse(filters)?;
+        let all: Vec<_> = lock(&self.ingests.0)
+            .iter()
+            .filter(|((namespace, _), _)| namespace == ns)
+            .map(|(_, ingest)| Arc::clone(ingest))
+            .collect();
+        let mut list: Vec<IngestStatus> = all.iter().map(|ingest| lock(ingest).status()).collect();
+        list.retain(|status| filters.matches(status));
+        list.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(list)
+    }
+
+    /// Drops ingests that nobody touched for a day and no lease holds.
+    pub(crate) fn expire_ingests(&self, ns: &str, held: &dyn Fn(&str) -> bool) {
+        let Ok(all) = self.ingests(ns, &[]) else { return };
+        for status in all {
+            let age = Timestamp::now().seconds - status.updated_at.seconds;
+            let old = u64::try_from(age).is_ok_and(|age| age > EXPIRES.as_secs());
+            if old && !held(&status.reference) && self.ingest_abort(ns, &status.reference).is_err()
+            {
+                // It was committed or aborted just now, which is what was wanted.
+                tracing::debug!(reference = status.reference, "an expired ingest went by itself");
+            }
+        }
+    }
+
+    /// A write by the store itself, under a name of its own.
+    pub(crate) fn ingest_anonymous(&self, ns: &str) -> Result<IngestWriter<'_>> {
+        self.ingest_named(ns, &format!("gantry-{}", crate::random_name()))
+    }
+
+    /// A write of content with a known digest.
+    pub(crate) fn ingest_anonymous_as(
+        &self,
+        ns: &str,
+        digest: &Digest,
+    ) -> Result<IngestWriter<'_>> {
+        self.ingest_as(ns, &format!("gantry-{}", crate::random_name()), Some(digest.clone()))
+    }
+
+    /// The same under a given name; whatever an earlier run left there is overwritten.
+    pub(crate) fn ingest_named(&self, ns: &str, reference: &str) -> Result<IngestWriter<'_>> {
+        self.ingest_as(ns, reference, None)
+    }
+
+    fn ingest_as(
+        &self,
+        ns: &str,
+        reference: &str,
+        expected: Option<Digest>,
+    ) -> Result<IngestWriter<'_>> {
+        let request = WriteRequest { reference: reference.into(), total: 0, expected };
+        let ingest = self.ingest(ns, &request)?;
+        lock(&ingest).seek(0)?;
+        Ok(IngestWriter { core: self, ns: ns.into(), reference: reference.into(), ingest })
+    }
+}
+
+/// A write in progress by the store's own threads; dropped without a commit it is aborted.
+pub(crate) struct IngestWriter<'a> {
+    core: &'a Core,
+    ns: String,
+    reference: String,
+    ingest: Arc<Mutex<Ingest>>,
+}
+
+impl IngestWriter<'_> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        lock(&self.ingest).append(bytes)
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        lock(&self.ingest).offset
+    }
+
+    /// Content that the namespace has already is success.
+    pub(crate) fn commit(self, expected: Option<&Digest>, labels: Labels) -> Result<Digest> {
+        let digest = lock(&self.ingest).digest()?;
+        let outcome =
+            self.core.ingest_commit(&self.ns, &self.reference, 0, expected, labels.clone());
+        match outcome {
+            Err(error) if error.is_already_exists() => {
+                self.core.content_add_labels(&self.ns, &digest, &labels)?;
+                Ok(digest)
+            }
+            other => other,
+        }
+    }
+}
+
+impl Write for IngestWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match lock(&self.ingest).append(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(Error::Io { source, .. }) => Err(source),
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for IngestWriter<'_> {
+    fn drop(&mut self) {
+        let mut ingest = lock(&self.ingest);
+        if !ingest.finished {
+            ingest.finished = true;
+            self.core.drop_ingest(&self.ns, &self.reference, &ingest.directory);
+        }
+    }
+}
+
+fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
+    remove_directory(&directory);
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&directory)
+        .map_err(Error::io("create ingest", &directory))?;
+    let text = serde_json::to_vec(&meta).map_err(Error::json("encode ingest", &meta.reference))?;
+    let path = directory.join("ref.json");
+    std::fs::write(&path, text).map_err(Error::io("write", path))?;
+    let path = directory.join("data");
+    let file = options().create_new(true).open(&path).map_err(Error::io("create", path))?;
+    let algorithm = meta.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+    Ok(Ingest {
+        updated: meta.started,
+        meta,
+        directory,
+        file,
+        offset: 0,
+        digester: Some(Digester::new(algorithm)),
+        shared: false,
+        finished: false,
+    })
+}
+
+fn load(directory: &Path) -> Option<Ingest> {
+    let meta: Meta =
+        serde_json::from_slice(&std::fs::read(directory.join("ref.json")).ok()?).ok()?;
+    let mut file = options().open(directory.join("data")).ok()?;
+    let offset = file.seek(SeekFrom::End(0)).ok()?;
+    let modified = file.metadata().ok()?.modified().ok()?;
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let updated =
+        Timestamp { seconds: i64::try_from(since.as_secs()).ok()?, nanos: since.subsec_nanos() };
+    Some(Ingest {
+        meta,
+        directory: directory.into(),
+        file,
+        offset,
+        digester: None,
+        shared: false,
+        updated,
+        finished: false,
+    })
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn remove_directory(directory: &Path) {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %directory.display(), error = %error, "an ingest stays behind");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,293 @@
+//! Blobs by digest: `ROOT/content/blobs/ALGORITHM/HEX`, one file for all namespaces; a record per
+//! namespace makes it visible there.
+
+mod ingest;
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::Read as _,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use store_api::{ContentInfo, Event, Labels, ResourceKind, Timestamp};
+use types::Digest;
+
+pub(crate) use self::ingest::Ingests;
+use crate::{
+    Core,
+    db::{Durable, Table, lock},
+    error::{Error, Result},
+    filters::{Fields, Filters, label},
+    labels,
+};
+
+/// Bytes that one read answers at most: gRPC messages are bounded, and so is memory.
+const READ_BYTES: usize = 4 << 20;
+/// Bytes of a buffer for hashing and copying.
+pub(crate) const BUFFER_BYTES: usize = 256 << 10;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ContentRecord {
+    pub(crate) size: u64,
+    pub(crate) created: Timestamp,
+    pub(crate) updated: Timestamp,
+    #[serde(default)]
+    pub(crate) labels: Labels,
+}
+
+impl ContentRecord {
+    pub(crate) fn new(size: u64, labels: Labels) -> Self {
+        let now = Timestamp::now();
+        Self { size, created: now, updated: now, labels }
+    }
+
+    fn info(self, digest: Digest) -> ContentInfo {
+        ContentInfo {
+            digest,
+            size: self.size,
+            created_at: self.created,
+            updated_at: self.updated,
+            labels: self.labels,
+        }
+    }
+}
+
+impl Fields for ContentInfo {
+    fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
+        match path {
+            ["digest"] => Some(self.digest.to_string().into()),
+            ["size"] => Some(self.size.to_string().into()),
+            ["labels", rest @ ..] => label(&self.labels, rest),
+            _ => None,
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("content/blobs").join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    pub(crate) fn content_record(&self, ns: &str, digest: &Digest) -> Result<ContentRecord> {
+        self.db
+            .get(Table::Content, ns, &digest.to_string())?
+            .ok_or_else(|| Error::not_found("content", digest))
+    }
+
+    pub(crate) fn has_content(&self, ns: &str, digest: &Digest) -> Result<bool> {
+        match self.content_record(ns, digest) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn content_info(&self, ns: &str, digest: &Digest) -> Result<ContentInfo> {
+        Ok(self.content_record(ns, digest)?.info(digest.clone()))
+    }
+
+    pub(crate) fn content_list(&self, ns: &str, filters: &[String]) -> Result<Vec<ContentInfo>> {
+        let filters = Filters::parse(filters)?;
+        let mut list = Vec::new();
+        for (name, record) in self.db.list::<ContentRecord>(Table::Content, ns)? {
+            let Ok(digest) = name.parse::<Digest>() else { continue };
+            let info = record.info(digest);
+            if filters.matches(&info) {
+                list.push(info);
+            }
+        }
+        Ok(list)
+    }
+
+    pub(crate) fn content_update(
+        &self,
+        ns: &str,
+        digest: &Digest,
+        new: &Labels,
+        keys: &[String],
+    ) -> Result<ContentInfo> {
+        labels::validate(new)?;
+        let name = digest.to_string();
+        self.db.write(Durable::Soon, |tx| {
+            let mut record: ContentRecord = tx
+                .get(Table::Content, ns, &name)?
+                .ok_or_else(|| Error::not_found("content", digest))?;
+            labels::merge(&mut record.labels, new, keys);
+            record.updated = Timestamp::now();
+            tx.put(Table::Content, ns, &name, &record)?;
+            Ok(record.info(digest.clone()))
+        })
+    }
+
+    /// Adds labels to what is there.
+    pub(crate) fn content_add_labels(&self, ns: &str, digest: &Digest, new: &Labels) -> Result<()> {
+        let present = self.content_record(ns, digest)?.labels;
+        if new.iter().all(|(key, value)| present.get(key) == Some(value)) {
+            return Ok(());
+        }
+        let keys: Vec<String> = new.keys().cloned().collect();
+        self.content_update(ns, digest, new, &keys).map(drop)
+    }
+
+    pub(crate) fn content_delete(&self, ns: &str, digest: &Digest) -> Result<()> {
+        let name = digest.to_string();
+        let _blobs = lock(&self.blobs);
+        self.db.write(Durable::Soon, |tx| {
+            if tx.get::<ContentRecord>(Table::Content, ns, &name)?.is_none() {
+                return Err(Error::not_found("content", digest));
+            }
+            tx.delete(Table::Content, ns, &name);
+            Ok(())
+        })?;
+        self.guard.forget(ns, ResourceKind::Content, &name);
+        self.remove_unused_blob(digest)?;
+        self.bus.publish(ns, Event::ContentDelete { digest: name });
+        Ok(())
+    }
+
+    /// Removes the file if no namespace sees it any more; answers the bytes freed. The caller holds
+    /// the blobs' lock.
+    pub(crate) fn remove_unused_blob(&self, digest: &Digest) -> Result<u64> {
+        let name = digest.to_string();
+        for ns in self.namespaces() {
+            if self.db.get::<ContentRecord>(Table::Content, &ns, &name)?.is_some() {
+                return Ok(0);
+            }
+        }
+        let path = self.blob_path(digest);
+        let size = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove blob", path)(error))
+            }
+            _ => Ok(size),
+        }
+    }
+
+    /// Opens a blob that the namespace sees.
+    pub(crate) fn open_blob(&self, ns: &str, digest: &Digest) -> Result<(File, u64)> {
+        let record = self.content_record(ns, digest)?;
+        let path = self.blob_path(digest);
+        let file = File::open(&path).map_err(Error::io("open blob", path))?;
+        Ok((file, record.size))
+    }
+
+    pub(crate) fn read_at(
+        &self,
+        ns: &str,
+        digest: &Digest,
+        offset: u64,
+        limit_bytes: usize,
+    ) -> Result<Bytes> {
+        let (file, size) = self.open_blob(ns, digest)?;
+        let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; left.min(limit_bytes).min(READ_BYTES)];
+        file.read_exact_at(&mut buffer, offset)
+            .map_err(Error::io("read blob", self.blob_path(digest)))?;
+        Ok(buffer.into())
+    }
+
+    /// A whole small blob, verified against its digest: manifests and configurations.
+    pub(crate) fn read_blob(
+        &self,
+        ns: &str,
+        digest: &Digest,
+        limit_bytes: usize,
+    ) -> Result<Vec<u8>> {
+        let (file, size) = self.open_blob(ns, digest)?;
+        if usize::try_from(size).map_or(true, |size| size > limit_bytes) {
+            return Err(Error::invalid(format!(
+                "content {digest} has {size} bytes, more than the limit of {limit_bytes}"
+            )));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        file.take(size)
+            .read_to_end(&mut bytes)
+            .map_err(Error::io("read blob", self.blob_path(digest)))?;
+        if digest_of(digest, &bytes) != *digest {
+            return Err(Error::data_loss(format!("content {digest} is damaged on disk")));
+        }
+        Ok(bytes)
+    }
+
+    /// Stores bytes that are in memory; what is there already only gets its labels.
+    pub(crate) fn put_blob(&self, ns: &str, bytes: &[u8], new: Labels) -> Result<Digest> {
+        let digest = Digest::sha256(bytes);
+        self.put_blob_as(ns, &digest, bytes, new)?;
+        Ok(digest)
+    }
+
+    /// The same under a digest of any algorithm, which must be theirs.
+    pub(crate) fn put_blob_as(
+        &self,
+        ns: &str,
+        digest: &Digest,
+        bytes: &[u8],
+        new: Labels,
+    ) -> Result<()> {
+        // Protected first and looked at then: garbage collection cannot come between.
+        self.guard.refresh(ns, ResourceKind::Content, &digest.to_string());
+        if self.has_content(ns, digest)? {
+            return self.content_add_labels(ns, digest, &new);
+        }
+        let mut writer = self.ingest_anonymous_as(ns, digest)?;
+        writer.write_all(bytes)?;
+        writer.commit(Some(digest), new).map(drop)
+    }
+
+    /// Moves a finished file into place and makes it visible. `Ok(false)`: the namespace saw it
+    /// already.
+    fn adopt_blob(
+        &self,
+        ns: &str,
+        reference: &str,
+        digest: &Digest,
+        finished: Option<&std::path::Path>,
+        record: &ContentRecord,
+    ) -> Result<bool> {
+        let name = digest.to_string();
+        self.ensure_namespace(ns)?;
+        let _blobs = lock(&self.blobs);
+        if let Some(finished) = finished {
+            let path = self.blob_path(digest);
+            if path.exists() {
+                std::fs::remove_file(finished).map_err(Error::io("remove ingest", finished))?;
+            } else {
+                let mode = std::fs::Permissions::from_mode(0o444);
+                std::fs::set_permissions(finished, mode)
+                    .and_then(|()| std::fs::rename(finished, &path))
+                    .map_err(Error::io("commit blob", path))?;
+            }
+        }
+        let leased = self.inherit_leases(
+            ns,
+            (ResourceKind::Ingest, reference),
+            (ResourceKind::Content, &name),
+        )?;
+        if !leased {
+            self.guard.refresh(ns, ResourceKind::Content, &name);
+        }
+        let added = self.db.write(Durable::Soon, |tx| {
+            if tx.get::<ContentRecord>(Table::Content, ns, &name)?.is_some() {
+                return Ok(false);
+            }
+            tx.put(Table::Content, ns, &name, record)?;
+            Ok(true)
+        })?;
+        if added {
+            self.bus.publish(ns, Event::ContentCreate { digest: name, size: record.size });
+        }
+        Ok(added)
+    }
+}
+
+/// The digest of `bytes` by the algorithm of `like`.
+pub(crate) fn digest_of(like: &Digest, bytes: &[u8]) -> Digest {
+    let mut digester = types::Digester::new(like.algorithm());
+    digester.update(bytes);
+    digester.finish()
+}

@@ -1,0 +1,602 @@
+//! The metadata: one redb database on disk, and above it, in memory, what has changed since.
+//!
+//! Every write goes into the overlay and into a journal in the state directory (tmpfs): it survives
+//! the daemon's death at once and without any fsync. A flush carries the overlay into redb with one
+//! durable commit, after the files that the records speak of were synced; many writes share a flush.
+//! Ephemeral records (`run --rm`) are never flushed: they live and die with the host's state.
+//!
+//! Beside the database lies a self-describing file for each record whose loss a user would notice;
+//! a database that is lost or damaged is rebuilt from them (`rebuild.rs`).
+
+mod journal;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use redb::{ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use self::journal::Journal;
+pub(crate) use self::records::RecordFile;
+use crate::error::{Error, Result};
+
+/// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
+const CACHE_BYTES: usize = 2 << 20;
+/// How long a write that nobody waits for may stay without a durable commit.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// The journal is rewritten when it exceeds this.
+const JOURNAL_BYTES: u64 = 1 << 20;
+/// The format of every record's value.
+const RECORD_VERSION: u32 = 1;
+
+/// The tables. Keys are `NAMESPACE\0NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Table {
+    Namespaces,
+    Images,
+    Containers,
+    Content,
+    Snapshots,
+    /// Index `NAMESPACE\0PARENT\0CHILD` of snapshots.
+    Children,
+    Leases,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Namespaces,
+        Self::Images,
+        Self::Containers,
+        Self::Content,
+        Self::Snapshots,
+        Self::Children,
+        Self::Leases,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Images => "images",
+            Self::Containers => "containers",
+            Self::Content => "content",
+            Self::Snapshots => "snapshots",
+            Self::Children => "children",
+            Self::Leases => "leases",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+
+    fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
+        TableDefinition::new(self.name())
+    }
+}
+
+/// What a write promises by the time it returns. Each survives the daemon's death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durable {
+    /// Survives a power cut.
+    Now,
+    /// Survives a power cut a second later, or with the next [`Durable::Now`].
+    Soon,
+    /// Ends with the host's state directory.
+    Ephemeral,
+}
+
+type Key = (Table, String);
+
+#[derive(Clone, Debug)]
+struct Pending {
+    /// `None`: deleted.
+    value: Option<Arc<[u8]>>,
+    ephemeral: bool,
+    sequence: u64,
+}
+
+#[derive(Default)]
+struct Overlay {
+    entries: BTreeMap<Key, Pending>,
+    sequence: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    v: u32,
+    r: T,
+}
+
+#[derive(Default)]
+struct FlusherState {
+    dirty: bool,
+    stop: bool,
+}
+
+pub(crate) struct Db {
+    main: redb::Database,
+    overlay: RwLock<Overlay>,
+    /// Held for the whole of a write: there is one writer.
+    writer: Mutex<Journal>,
+    flushing: Mutex<()>,
+    flusher: Mutex<FlusherState>,
+    wake: Condvar,
+    records: records::Records,
+    /// No fsync at all, for tests that only look at behaviour.
+    unsynced: AtomicBool,
+}
+
+/// Was the database there, and whole?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    Existing,
+    /// New, or moved aside and made anew.
+    Created,
+}
+
+impl Db {
+    /// Opens `ROOT/meta.db`, moving a damaged one aside, and replays `STATE/journal`.
+    pub(crate) fn open(root: &Path, state: &Path) -> Result<(Self, Opened)> {
+        let path = root.join("meta.db");
+        let existed = path.exists();
+        let (main, opened) = match open_main(&path) {
+            Ok(main) => (main, if existed { Opened::Existing } else { Opened::Created }),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(Error::db("open: another daemon uses it: lock")(
+                    redb::DatabaseError::DatabaseAlreadyOpen,
+                ));
+            }
+            Err(error) if existed => {
+                let aside = move_aside(&path)?;
+                tracing::error!(
+                    error = %error,
+                    moved_to = %aside.display(),
+                    "the metadata database is damaged; it is rebuilt from the records beside it"
+                );
+                (open_main(&path).map_err(Error::db("create"))?, Opened::Created)
+            }
+            Err(error) => return Err(Error::db("create")(error)),
+        };
+        let (journal, batches) = Journal::open(state.join("journal"))?;
+        let mut overlay = Overlay::default();
+        for change in batches {
+            overlay.sequence += 1;
+            if change.ephemeral && change.value.is_none() {
+                overlay.entries.remove(&(change.table, change.key));
+                continue;
+            }
+            let pending = Pending {
+                value: change.value,
+                ephemeral: change.ephemeral,
+                sequence: overlay.sequence,
+            };
+            overlay.entries.insert((change.table, change.key), pending);
+        }
+        let db = Self {
+            main,
+            overlay: RwLock::new(overlay),
+            writer: Mutex::new(journal),
+            flushing: Mutex::new(()),
+            flusher: Mutex::new(FlusherState::default()),
+            wake: Condvar::new(),
+            records: records::Records::new(root),
+            unsynced: AtomicBool::new(false),
+        };
+        Ok((db, opened))
+    }
+
+    /// The record under `namespace` and `name`, whatever kind of write put it there.
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>> {
+        self.get_raw(table, &key_of(namespace, name))?
+            .map(|value| decode(table, name, &value))
+            .transpose()
+    }
+
+    /// Every record of a namespace in the order of their names.
+    pub(crate) fn list<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        namespace: &str,
+    ) -> Result<Vec<(String, T)>> {
+        let prefix = key_of(namespace, "");
+        let raw = self.list_raw(table, &prefix)?;
+        let mut list = Vec::with_capacity(raw.len());
+        for (key, value) in raw {
+            let name = key[prefix.len()..].to_string();
+            let record = decode(table, &name, &value)?;
+            list.push((name, record));
+        }
+        Ok(list)
+    }
+
+    /// Names alone, of which `prefix` is the beginning.
+    pub(crate) fn names(&self, table: Table, namespace: &str, prefix: &str) -> Result<Vec<String>> {
+        let skip = namespace.len() + 1;
+        let raw = self.list_raw(table, &key_of(namespace, prefix))?;
+        Ok(raw.into_keys().map(|key| key[skip..].to_string()).collect())
+    }
+
+    /// Every namespace that has a record in some table.
+    pub(crate) fn namespaces(&self) -> Result<Vec<String>> {
+        let mut found = std::collections::BTreeSet::new();
+        for table in Table::ALL {
+            for key in self.list_raw(table, "")?.into_keys() {
+                let namespace = key.split_once('\0').map_or(key.as_str(), |(ns, _)| ns);
+                if !found.contains(namespace) {
+                    found.insert(namespace.to_string());
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Runs `work` as the only writer. What it changes becomes visible at once, together, or not at
+    /// all when it fails.
+    pub(crate) fn write<T>(
+        &self,
+        durable: Durable,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut journal = lock(&self.writer);
+        let mut tx = Tx { db: self, changes: BTreeMap::new(), ephemeral: false };
+        tx.ephemeral = durable == Durable::Ephemeral;
+        let value = work(&mut tx)?;
+        let changes = tx.changes;
+        if changes.is_empty() {
+            return Ok(value);
+        }
+        let journaled = journal.append(&changes);
+        let only_ephemeral = changes.values().all(|change| change.ephemeral);
+        self.apply(changes)?;
+        let journal_full = journal.bytes() > JOURNAL_BYTES;
+        drop(journal);
+        match journaled {
+            Ok(()) if durable == Durable::Now => self.flush()?,
+            Ok(()) if journal_full => self.flush()?,
+            Ok(()) if only_ephemeral => {}
+            Ok(()) => self.mark_dirty(),
+            Err(error) => {
+                // The state directory is full: the disk has to do.
+                tracing::warn!(error = %error, "the journal cannot be written; committing to disk");
+                self.flush()?;
+                self.rewrite_journal()?;
+            }
+        }
+        Ok(value)
+    }
+
+    fn apply(&self, changes: BTreeMap<Key, Change>) -> Result<()> {
+        let mut gone = Vec::new();
+        {
+            // A deletion of what the disk never had needs no tombstone.
+            let overlay = read(&self.overlay);
+            for (key, change) in &changes {
+                let ephemeral_there = overlay.entries.get(key).is_some_and(|p| p.ephemeral);
+                if change.value.is_none() && ephemeral_there {
+                    gone.push(key.clone());
+                }
+            }
+        }
+        gone.retain(|(table, key)| !matches!(self.main_get(*table, key), Ok(Some(_)) | Err(_)));
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, change) in changes {
+            overlay.sequence += 1;
+            let sequence = overlay.sequence;
+            if gone.contains(&key) {
+                overlay.entries.remove(&key);
+            } else {
+                let pending =
+                    Pending { value: change.value, ephemeral: change.ephemeral, sequence };
+                overlay.entries.insert(key, pending);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything written so far durable, but for ephemeral records.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let _one = lock(&self.flushing);
+        let batch: Vec<(Key, Pending)> = read(&self.overlay)
+            .entries
+            .iter()
+            .filter(|(_, pending)| !pending.ephemeral)
+            .map(|(key, pending)| (key.clone(), pending.clone()))
+            .collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut sync_files = false;
+        for ((table, key), pending) in &batch {
+            self.records.write(*table, key, pending.value.as_deref())?;
+            sync_files |= pending.value.is_some()
+                && matches!(table, Table::Content | Table::Snapshots | Table::Images);
+        }
+        if sync_files && !self.unsynced.load(Ordering::Relaxed) {
+            self.records.sync()?;
+        }
+        self.commit_main(&batch)?;
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, flushed) in batch {
+            if overlay.entries.get(&key).is_some_and(|p| p.sequence == flushed.sequence) {
+                overlay.entries.remove(&key);
+            }
+        }
+        drop(overlay);
+        self.rewrite_journal()
+    }
+
+    fn commit_main(&self, batch: &[(Key, Pending)]) -> Result<()> {
+        let mut tx = self.main.begin_write().map_err(Error::db("begin"))?;
+        tx.set_quick_repair(true);
+        if self.unsynced.load(Ordering::Relaxed) {
+            tx.set_durability(redb::Durability::None).map_err(Error::db("begin"))?;
+        }
+        for ((table, key), pending) in batch {
+            let mut open = tx.open_table(table.definition()).map_err(Error::db("open table"))?;
+            match &pending.value {
+                Some(value) => {
+                    open.insert(key.as_str(), value.as_ref()).map_err(Error::db("insert"))?;
+                }
+                None => {
+                    open.remove(key.as_str()).map_err(Error::db("remove"))?;
+                }
+            }
+        }
+        tx.commit().map_err(Error::db("commit"))
+    }
+
+    /// Leaves in the journal what redb does not have.
+    fn rewrite_journal(&self) -> Result<()> {
+        let mut journal = lock(&self.writer);
+        let rest: BTreeMap<Key, Change> = read(&self.overlay)
+            .entries
+            .iter()
+            .map(|(key, p)| {
+                (key.clone(), Change { value: p.value.clone(), ephemeral: p.ephemeral })
+            })
+            .collect();
+        journal.rewrite(&rest)
+    }
+
+    fn mark_dirty(&self) {
+        let mut state = lock(&self.flusher);
+        if !state.dirty {
+            state.dirty = true;
+            self.wake.notify_all();
+        }
+    }
+
+    /// The body of the flusher's thread: it ends after [`Db::stop`].
+    pub(crate) fn run_flusher(&self) {
+        loop {
+            let mut state = lock(&self.flusher);
+            while !state.dirty && !state.stop {
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let waited = self.wake.wait_timeout_while(state, FLUSH_AFTER, |state| !state.stop);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.dirty = false;
+            let stop = state.stop;
+            drop(state);
+            if let Err(error) = self.flush() {
+                let error = store_api::Error::from(error);
+                tracing::warn!(error = %error, "metadata is not durable yet; trying again");
+                if !stop {
+                    self.mark_dirty();
+                }
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        lock(&self.flusher).stop = true;
+        self.wake.notify_all();
+    }
+
+    /// Every record file that lies beside the database.
+    pub(crate) fn record_files(&self) -> Vec<RecordFile> {
+        self.records.read_all()
+    }
+
+    fn get_raw(&self, table: Table, key: &str) -> Result<Option<Arc<[u8]>>> {
+        if let Some(pending) = read(&self.overlay).entries.get(&(table, key.to_string())) {
+            return Ok(pending.value.clone());
+        }
+        self.main_get(table, key)
+    }
+
+    fn main_get(&self, table: Table, key: &str) -> Result<Option<Arc<[u8]>>> {
+        let tx = self.main.begin_read().map_err(Error::db("begin read"))?;
+        let open = match tx.open_table(table.definition()) {
+            Ok(open) => open,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(Error::db("open table")(error)),
+        };
+        let found = open.get(key).map_err(Error::db("read"))?;
+        Ok(found.map(|guard| Arc::from(guard.value())))
+    }
+
+    fn list_raw(&self, table: Table, prefix: &str) -> Result<BTreeMap<String, Arc<[u8]>>> {
+        // The read transaction begins under the overlay's lock, so that a flush cannot move
+        // records from one to the other between the two looks.
+        let overlay = read(&self.overlay);
+        let tx = self.main.begin_read().map_err(Error::db("begin read"))?;
+        let from = (table, prefix.to_string());
+        let recent: Vec<(String, Option<Arc<[u8]>>)> = overlay
+            .entries
+            .range(from..)
+            .take_while(|((t, key), _)| *t == table && key.starts_with(prefix))
+            .map(|((_, key), pending)| (key.clone(), pending.value.clone()))
+            .collect();
+        drop(overlay);
+        let mut all = BTreeMap::new();
+        match tx.open_table(table.definition()) {
+            Ok(open) => {
+                for item in open.range(prefix..).map_err(Error::db("list"))? {
+                    let (key, value) = item.map_err(Error::db("list"))?;
+                    if !key.value().starts_with(prefix) {
+                        break;
+                    }
+                    all.insert(key.value().to_string(), Arc::from(value.value()));
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(Error::db("open table")(error)),
+        }
+        for (key, value) in recent {
+            match value {
+                Some(value) => all.insert(key, value),
+                None => all.remove(&key),
+            };
+        }
+        Ok(all)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Change {
+    value: Option<Arc<[u8]>>,
+    ephemeral: bool,
+}
+
+/// A write in progress. It sees its own changes.
+pub(crate) struct Tx<'a> {
+    db: &'a Db,
+    changes: BTreeMap<Key, Change>,
+    ephemeral: bool,
+}
+
+impl Tx<'_> {
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>> {
+        match self.changes.get(&(table, key_of(namespace, name))) {
+            Some(change) => {
+                change.value.as_ref().map(|value| decode(table, name, value)).transpose()
+            }
+            None => self.db.get(table, namespace, name),
+        }
+    }
+
+    pub(crate) fn put<T: Serialize>(
+        &mut self,
+        table: Table,
+        namespace: &str,
+        name: &str,
+        record: &T,
+    ) -> Result<()> {
+        let value = serde_json::to_vec(&Versioned { v: RECORD_VERSION, r: record })
+            .map_err(Error::json("encode the record of", name))?;
+        let change = Change { value: Some(value.into()), ephemeral: self.ephemeral };
+        self.changes.insert((table, key_of(namespace, name)), change);
+        Ok(())
+    }
+
+    /// Puts a record as its file had it.
+    pub(crate) fn put_value(
+        &mut self,
+        table: Table,
+        namespace: &str,
+        name: &str,
+        value: &serde_json::Value,
+    ) -> Result<()> {
+        let value = serde_json::to_vec(value).map_err(Error::json("encode the record of", name))?;
+        let change = Change { value: Some(value.into()), ephemeral: self.ephemeral };
+        self.changes.insert((table, key_of(namespace, name)), change);
+        Ok(())
+    }
+
+    /// Was this record written or deleted since the last flush?
+    pub(crate) fn is_recent(&self, table: Table, namespace: &str, name: &str) -> bool {
+        read(&self.db.overlay).entries.contains_key(&(table, key_of(namespace, name)))
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, namespace: &str, name: &str) {
+        let key = (table, key_of(namespace, name));
+        let ephemeral =
+            read(&self.db.overlay).entries.get(&key).is_some_and(|pending| pending.ephemeral)
+                && matches!(self.db.main_get(table, &key.1), Ok(None));
+        self.changes.insert(key, Change { value: None, ephemeral });
+    }
+
+    /// Names with `prefix`, with this write's own changes.
+    pub(crate) fn names(&self, table: Table, namespace: &str, prefix: &str) -> Result<Vec<String>> {
+        let skip = namespace.len() + 1;
+        let mut names: std::collections::BTreeSet<String> =
+            self.db.names(table, namespace, prefix)?.into_iter().collect();
+        let from = key_of(namespace, prefix);
+        for ((t, key), change) in &self.changes {
+            if *t == table && key.starts_with(&from) {
+                let name = key[skip..].to_string();
+                if change.value.is_some() {
+                    names.insert(name)
+                } else {
+                    names.remove(&name)
+                };
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+}
+
+fn decode<T: DeserializeOwned>(table: Table, name: &str, value: &[u8]) -> Result<T> {
+    let record: Versioned<T> = serde_json::from_slice(value).map_err(Error::json(
+        "decode the record",
+        format_args!("{name:?} of table {}", table.name()),
+    ))?;
+    Ok(record.r)
+}
+
+fn key_of(namespace: &str, name: &str) -> String {
+    format!("{namespace}\0{name}")
+}
+
+fn open_main(path: &Path) -> Result<redb::Database, redb::DatabaseError> {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create(path)
+}
+
+/// Renames a damaged database so that it can be looked at; answers its new name.
+fn move_aside(path: &Path) -> Result<PathBuf> {
+    let now = store_api::Timestamp::now().seconds;
+    let mut aside = path.with_extension(format!("damaged-{now}"));
+    let mut n = 0;
+    while aside.exists() {
+        n += 1;
+        aside = path.with_extension(format!("damaged-{now}-{n}"));
+    }
+    std::fs::rename(path, &aside).map_err(Error::io("move aside the damaged database", path))?;
+    Ok(aside)
+}
+
+/// The lock whatever happened to its last holder: every value behind these locks is valid at every
+/// instant, since changes are made in single steps.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}

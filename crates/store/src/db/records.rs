@@ -1,0 +1,151 @@
+use std::{
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use types::Digest;
+
+use super::Table;
+use crate::error::{Error, Result};
+
+/// The file of one record, which says itself what it is:
+/// `ROOT/records/TABLE/HASH.json`, or `ROOT/snapshots/N/record.json`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RecordFile {
+    pub(crate) table: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// As it is in the database.
+    pub(crate) value: serde_json::Value,
+}
+
+/// Where a record's file lies.
+enum Place {
+    /// No file: the record can be made anew from others, or nobody would miss it.
+    None,
+    Hashed,
+    /// In the directory of this snapshot, with which it comes and goes.
+    Snapshot(u64),
+}
+
+pub(super) struct Records {
+    root: PathBuf,
+}
+
+impl Records {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
+    /// Writes, replaces or (`None`) removes a record's file; durable only after [`Records::sync`].
+    pub(super) fn write(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<()> {
+        let Some((namespace, name)) = key.split_once('\0') else { return Ok(()) };
+        let path = match place(table, value) {
+            Place::None => return Ok(()),
+            Place::Hashed => self.hashed(table, key),
+            Place::Snapshot(id) => {
+                self.root.join("snapshots").join(id.to_string()).join("record.json")
+            }
+        };
+        let Some(value) = value else {
+            return match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::io("remove record", path)(error))
+                }
+                _ => Ok(()),
+            };
+        };
+        let value = serde_json::from_slice(value).map_err(Error::json("decode record", name))?;
+        let file = RecordFile {
+            table: table.name().into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            value,
+        };
+        let text = serde_json::to_vec(&file).map_err(Error::json("encode record", name))?;
+        replace_file(&path, &text)
+    }
+
+    /// Makes every file below the root durable: records, layers and blobs in one call.
+    pub(super) fn sync(&self) -> Result<()> {
+        let root = std::fs::File::open(&self.root).map_err(Error::io("open", &self.root))?;
+        rustix::fs::syncfs(&root).map_err(Error::sys("syncfs", &self.root))
+    }
+
+    pub(super) fn read_all(&self) -> Vec<RecordFile> {
+        let mut files = Vec::new();
+        for table in Table::ALL {
+            let directory = self.root.join("records").join(table.name());
+            for entry in entries(&directory) {
+                if entry.extension().is_some_and(|extension| extension == "json") {
+                    files.extend(read_record(&entry));
+                }
+            }
+        }
+        for entry in entries(&self.root.join("snapshots")) {
+            files.extend(read_record(&entry.join("record.json")));
+        }
+        files
+    }
+
+    fn hashed(&self, table: Table, key: &str) -> PathBuf {
+        let name = format!("{}.json", Digest::sha256(key).hex());
+        self.root.join("records").join(table.name()).join(name)
+    }
+}
+
+/// Names that a user chose and what hangs on them; not what is found again by looking (blobs) or by
+/// following those (their labels).
+fn place(table: Table, value: Option<&[u8]>) -> Place {
+    match table {
+        Table::Namespaces | Table::Images | Table::Containers | Table::Leases => Place::Hashed,
+        Table::Content | Table::Children => Place::None,
+        Table::Snapshots => {
+            #[derive(Deserialize)]
+            struct Id {
+                id: u64,
+            }
+            value
+                .and_then(|value| serde_json::from_slice::<super::Versioned<Id>>(value).ok())
+                .map_or(Place::None, |record| Place::Snapshot(record.r.id))
+        }
+    }
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect()
+}
+
+fn read_record(path: &Path) -> Option<RecordFile> {
+    let text = std::fs::read(path).ok()?;
+    match serde_json::from_slice(&text) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %error, "a record cannot be read");
+            None
+        }
+    }
+}
+
+/// Puts `text` at `path` by a rename; the directory is made if it is missing.
+fn replace_file(path: &Path, text: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("json.new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = match options.open(&temporary) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // A snapshot's directory may be gone already; those of the tables are made at start.
+            return Ok(());
+        }
+        Err(error) => return Err(Error::io("create record", temporary)(error)),
+    };
+    file.write_all(text).map_err(Error::io("write record", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(Error::io("rename record", path))
+}

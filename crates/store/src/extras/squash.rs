@@ -1,0 +1,136 @@
+use serde_json::{Value, json};
+use store_api::{Descriptor, Labels, SquashRequest, UnpackedImage, media_type};
+use types::Digest;
+
+use super::merge::merge;
+use crate::{
+    Core,
+    diffs::UNCOMPRESSED,
+    error::{Error, Result},
+    manifest::Manifest,
+    progress::Reporter,
+    snapshots::{borrow, open_all, open_directory},
+};
+
+impl Core {
+    pub(crate) fn squash(&self, ns: &str, request: &SquashRequest) -> Result<Descriptor> {
+        let target = self.descriptor_of(ns, &request.target)?;
+        let image = self.unpack(ns, &target, request.platform.as_ref(), &Reporter::silent())?;
+        let keep = request.keep_layers;
+        if keep >= image.layers.len() {
+            return Err(Error::invalid(format!(
+                "squash {}: it has {} layers, none above the {keep} to keep",
+                request.target,
+                image.layers.len()
+            )));
+        }
+        let (layer, diff_id) = self.merged_layer(ns, &image, keep)?;
+        let (_, config) = self.image_config(ns, &image.config.digest)?;
+        let config = squashed_config(&config, &image, keep, &diff_id, &request.comment)?;
+        let mut layers = image.layers[..keep].to_vec();
+        layers.push(layer);
+        self.put_image(ns, &config, layers)
+    }
+
+    /// Stores a configuration and a manifest for it, with their labels.
+    pub(crate) fn put_image(
+        &self,
+        ns: &str,
+        config: &[u8],
+        layers: Vec<Descriptor>,
+    ) -> Result<Descriptor> {
+        let size = u64::try_from(config.len()).unwrap_or(u64::MAX);
+        let digest = self.put_blob(ns, config, Labels::new())?;
+        let config = Descriptor::new(media_type::OCI_CONFIG, digest, size);
+        let manifest = Manifest::oci(config, layers);
+        let bytes =
+            serde_json::to_vec(&manifest).map_err(Error::json("encode", "an image manifest"))?;
+        let labels = crate::manifest::Document::Manifest(manifest).gc_labels(|_| true);
+        let digest = self.put_blob(ns, &bytes, labels)?;
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(Descriptor::new(media_type::OCI_MANIFEST, digest, size))
+    }
+
+    fn merged_layer(
+        &self,
+        ns: &str,
+        image: &UnpackedImage,
+        keep: usize,
+    ) -> Result<(Descriptor, Digest)> {
+        let mut directories = Vec::new();
+        for chain_id in image.chain_ids.iter().rev() {
+            directories.push(self.snapshot_fs(ns, &chain_id.to_string())?);
+        }
+        let (upper, base) = directories.split_at(image.chain_ids.len() - keep);
+        // Below the root, since files are linked there and not copied.
+        let temporary = tempfile::Builder::new()
+            .prefix("squash-")
+            .tempdir_in(self.root.join("tmp"))
+            .map_err(Error::io("create a directory in", self.root.join("tmp")))?;
+        let out = open_directory(temporary.path())?;
+        let (upper, base) = (open_all(upper)?, open_all(base)?);
+        let out = std::os::fd::AsFd::as_fd(&out);
+        merge(&borrow(&upper), &borrow(&base), out, self.disk.userxattr)?;
+        let mut labels = Labels::new();
+        let kind = media_type::OCI_LAYER_GZIP;
+        let layer = self.write_layer(ns, kind, "", &mut labels, |writer| {
+            let mut options = archive::PackOptions::default();
+            archive::diff_overlay(out, archive::Opaque::Marker, &mut options, writer)
+                .map_err(Error::archive("pack", "the merged layer"))?;
+            Ok(())
+        })?;
+        let diff_id = labels.get(UNCOMPRESSED).and_then(|text| text.parse().ok());
+        let diff_id = diff_id.ok_or_else(|| {
+            Error::Api(store_api::Error::internal("squash: the merged layer has no diffID"))
+        })?;
+        Ok((layer, diff_id))
+    }
+}
+
+/// The configuration of the squashed image: history stays, its entries for merged layers turn into
+/// ones without a layer, and one says what happened. Its times are those of the original, so that the
+/// same image squashes to the same digest.
+fn squashed_config(
+    bytes: &[u8],
+    image: &UnpackedImage,
+    keep: usize,
+    diff_id: &Digest,
+    comment: &str,
+) -> Result<Vec<u8>> {
+    let digest = &image.config.digest;
+    let mut config: Value =
+        serde_json::from_slice(bytes).map_err(Error::json("read image config", digest))?;
+    let mut diff_ids: Vec<Value> =
+        image.diff_ids[..keep].iter().map(|id| json!(id.to_string())).collect();
+    diff_ids.push(json!(diff_id.to_string()));
+    config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
+    let mut history = match config.get("history") {
+        Some(Value::Array(entries)) => entries.clone(),
+        _ => Vec::new(),
+    };
+    let mut layers = 0;
+    for entry in &mut history {
+        if entry.get("empty_layer").and_then(Value::as_bool).unwrap_or(false) {
+            continue;
+        }
+        layers += 1;
+        if layers > keep {
+            entry["empty_layer"] = json!(true);
+        }
+    }
+    let base = match keep.checked_sub(1) {
+        Some(top) => image.chain_ids[top].to_string(),
+        None => "scratch".to_string(),
+    };
+    let comment = match comment {
+        "" => format!("merge {} to {base}", image.manifest.digest),
+        comment => comment.to_string(),
+    };
+    let mut entry = json!({ "comment": comment });
+    if let Some(created) = config.get("created") {
+        entry["created"] = created.clone();
+    }
+    history.push(entry);
+    config["history"] = Value::Array(history);
+    serde_json::to_vec(&config).map_err(Error::json("encode image config", digest))
+}

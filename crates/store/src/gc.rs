@@ -1,0 +1,256 @@
+//! Garbage collection by containerd's rules: roots are image records, leases, containers' snapshots
+//! and what carries `containerd.io/gc.root`; `containerd.io/gc.ref.content*` and
+//! `containerd.io/gc.ref.snapshot.NAME*` labels and snapshot parents lead on. What is in flight is
+//! protected by [`crate::guard::Guard`].
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Condvar, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use store_api::{Event, Labels, ResourceKind};
+
+use crate::{
+    Core,
+    containers::ContainerRecord,
+    content::ContentRecord,
+    db::{Durable, Table, lock},
+    error::Result,
+    images::ImageRecord,
+    leases::LeaseRecord,
+    snapshots::{SNAPSHOTTER, SnapshotRecord},
+};
+
+const ROOT: &str = "containerd.io/gc.root";
+pub(crate) const REF_CONTENT: &str = "containerd.io/gc.ref.content";
+pub(crate) const REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";
+const FLAT: &str = "containerd.io/gc.flat";
+/// After the removal of an image or lease: soon, but once for many.
+pub(crate) const AFTER_IMAGE: Duration = Duration::from_millis(100);
+/// After that of a container, whose snapshot the engine removes itself.
+pub(crate) const AFTER_CONTAINER: Duration = Duration::from_secs(30);
+
+pub(crate) type Node = (ResourceKind, String);
+
+/// When the next collection is due; its thread waits here.
+#[derive(Default)]
+pub(crate) struct Schedule {
+    state: Mutex<Due>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Due {
+    at: Option<Instant>,
+    stop: bool,
+}
+
+impl Schedule {
+    pub(crate) fn after(&self, delay: Duration) {
+        let at = Instant::now() + delay;
+        let mut due = lock(&self.state);
+        due.at = Some(due.at.map_or(at, |present| present.min(at)));
+        self.wake.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        lock(&self.state).stop = true;
+        self.wake.notify_all();
+    }
+
+    /// `false`: the store closes.
+    fn wait(&self) -> bool {
+        let mut due = lock(&self.state);
+        loop {
+            if due.stop {
+                return false;
+            }
+            let now = Instant::now();
+            due = match due.at {
+                Some(at) if at <= now => {
+                    due.at = None;
+                    return true;
+                }
+                Some(at) => {
+                    let waited = self.wake.wait_timeout(due, at - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.wake.wait(due).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+/// The body of the collector's thread. It holds the store only while it works.
+pub(crate) fn run(schedule: &Arc<Schedule>, core: &Weak<Core>) {
+    while schedule.wait() {
+        let Some(core) = core.upgrade() else { return };
+        if let Err(error) = core.collect_garbage() {
+            let error = store_api::Error::from(error);
+            tracing::warn!(error = %error, "garbage collection failed");
+        }
+    }
+}
+
+/// What one namespace lost.
+struct Swept {
+    content: Vec<String>,
+    /// Key, directory, bytes.
+    snapshots: Vec<(String, u64, u64)>,
+}
+
+impl Core {
+    /// Removes what nothing leads to; answers the bytes of the blobs and snapshots that went.
+    pub(crate) fn collect_garbage(&self) -> Result<u64> {
+        let mut freed = 0;
+        for ns in self.namespaces() {
+            let blobs = lock(&self.blobs);
+            let swept = self.sweep(&ns)?;
+            for name in &swept.content {
+                if let Ok(digest) = name.parse() {
+                    freed += self.remove_unused_blob(&digest)?;
+                }
+            }
+            drop(blobs);
+            for name in swept.content {
+                self.bus.publish(&ns, Event::ContentDelete { digest: name });
+            }
+            for (key, id, bytes) in swept.snapshots {
+                self.disk.discard(id)?;
+                freed += bytes;
+                self.bus.publish(&ns, Event::SnapshotRemove { key });
+            }
+            let leased = self.leased_ingests(&ns)?;
+            self.expire_ingests(&ns, &|reference| leased.contains(reference));
+        }
+        Ok(freed)
+    }
+
+    /// Marks, and removes the records that are not marked, in one write: no other writer comes
+    /// between.
+    fn sweep(&self, ns: &str) -> Result<Swept> {
+        self.db.write(Durable::Soon, |tx| {
+            let marked = self.mark(ns)?;
+            let mut swept = Swept { content: Vec::new(), snapshots: Vec::new() };
+            for (id, lease) in self.db.list::<LeaseRecord>(Table::Leases, ns)? {
+                if lease.expired() {
+                    tx.delete(Table::Leases, ns, &id);
+                }
+            }
+            for name in self.db.names(Table::Content, ns, "")? {
+                if !marked.contains(&(ResourceKind::Content, name.clone())) {
+                    tx.delete(Table::Content, ns, &name);
+                    swept.content.push(name);
+                }
+            }
+            for (key, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, ns)? {
+                if !marked.contains(&(ResourceKind::Snapshot, key.clone())) {
+                    crate::snapshots::delete_record(tx, ns, &key, &record);
+                    let bytes = record.usage.map_or(0, |usage| usage.0);
+                    swept.snapshots.push((key, record.id, bytes));
+                }
+            }
+            Ok(swept)
+        })
+    }
+
+    fn mark(&self, ns: &str) -> Result<BTreeSet<Node>> {
+        let mut roots: Vec<Node> = self.guard.items(ns);
+        let mut flat = Vec::new();
+        for (_, image) in self.db.list::<ImageRecord>(Table::Images, ns)? {
+            roots.push((ResourceKind::Content, image.target.digest.to_string()));
+            references(&image.labels, &mut roots);
+        }
+        for (_, container) in self.db.list::<ContainerRecord>(Table::Containers, ns)? {
+            if !container.snapshot_key.is_empty() {
+                roots.push((ResourceKind::Snapshot, container.snapshot_key));
+            }
+            references(&container.labels, &mut roots);
+        }
+        for (_, lease) in self.db.list::<LeaseRecord>(Table::Leases, ns)? {
+            if lease.expired() {
+                continue;
+            }
+            let to = if lease.labels.contains_key(FLAT) { &mut flat } else { &mut roots };
+            to.extend(lease.resources.iter().cloned());
+        }
+        for (name, record) in self.db.list::<ContentRecord>(Table::Content, ns)? {
+            if record.labels.contains_key(ROOT) {
+                roots.push((ResourceKind::Content, name));
+            }
+        }
+        for (key, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, ns)? {
+            if record.labels.contains_key(ROOT) {
+                roots.push((ResourceKind::Snapshot, key));
+            }
+        }
+        let mut marked = self.closure(ns, roots)?;
+        // A snapshot cannot stand without its parents, whatever a flat lease says of references.
+        for (kind, name) in flat {
+            if kind == ResourceKind::Snapshot {
+                let parents = self.snapshot_parents(ns, &name)?;
+                marked.extend(parents.into_iter().map(|key| (ResourceKind::Snapshot, key)));
+            }
+            marked.insert((kind, name));
+        }
+        Ok(marked)
+    }
+
+    /// Everything that `roots` lead to, themselves included.
+    pub(crate) fn closure(&self, ns: &str, roots: Vec<Node>) -> Result<BTreeSet<Node>> {
+        let mut seen = BTreeSet::new();
+        let mut open = roots;
+        while let Some(node) = open.pop() {
+            if seen.contains(&node) {
+                continue;
+            }
+            match node.0 {
+                ResourceKind::Content => {
+                    if let Some(record) =
+                        self.db.get::<ContentRecord>(Table::Content, ns, &node.1)?
+                    {
+                        references(&record.labels, &mut open);
+                    }
+                }
+                ResourceKind::Snapshot => {
+                    if let Some(record) =
+                        self.db.get::<SnapshotRecord>(Table::Snapshots, ns, &node.1)?
+                    {
+                        references(&record.labels, &mut open);
+                        open.extend(record.parent.map(|key| (ResourceKind::Snapshot, key)));
+                    }
+                }
+                ResourceKind::Ingest => {}
+            }
+            seen.insert(node);
+        }
+        Ok(seen)
+    }
+
+    /// A record leads to `roots` from now on: what they reach is no longer in flight.
+    pub(crate) fn settle(&self, ns: &str, roots: Vec<Node>) -> Result<()> {
+        if !self.guard.is_empty() {
+            self.guard.forget_all(ns, &self.closure(ns, roots)?);
+        }
+        Ok(())
+    }
+}
+
+/// containerd's reference labels: `gc.ref.content`, `gc.ref.content.ANY`, `gc.ref.content/ANY`, and
+/// `gc.ref.snapshot.NAME` with the same endings.
+fn references(labels: &Labels, out: &mut Vec<Node>) {
+    for (key, value) in labels {
+        if let Some(rest) = key.strip_prefix(REF_CONTENT) {
+            if rest.is_empty() || rest.starts_with(['.', '/']) {
+                out.push((ResourceKind::Content, value.clone()));
+            }
+        } else if let Some(rest) = key.strip_prefix(REF_SNAPSHOT).and_then(|r| r.strip_prefix('.'))
+        {
+            let name = rest.split(['.', '/']).next().unwrap_or_default();
+            if name == SNAPSHOTTER {
+                out.push((ResourceKind::Snapshot, value.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! After a lost or damaged database, and after every start.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use store_api::{Descriptor, Labels, media_type};
+use types::{Algorithm, Digest, Digester};
+
+use crate::{
+    Core,
+    content::{BUFFER_BYTES, ContentRecord},
+    db::{Durable, Table, lock},
+    error::{Error, Result},
+    images::ImageRecord,
+    snapshots::{SnapshotRecord, child_key},
+};
+
+impl Core {
+    /// Fills an empty database from the records beside it, and from the blobs: those that an image or
+    /// a lease leads to, and whose bytes are what their digest says.
+    pub(crate) fn rebuild(&self) -> Result<()> {
+        let files = self.db.record_files();
+        if files.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(records = files.len(), "rebuilding the metadata database");
+        let mut namespaces = BTreeSet::new();
+        self.db.write(Durable::Soon, |tx| {
+            for file in &files {
+                let Some(table) = Table::from_name(&file.table) else { continue };
+                if tx.is_recent(table, &file.namespace, &file.name) {
+                    continue;
+                }
+                namespaces.insert(file.namespace.clone());
+                tx.put_value(table, &file.namespace, &file.name, &file.value)?;
+            }
+            Ok(())
+        })?;
+        let blobs = self.verified_blobs()?;
+        for ns in &namespaces {
+            self.rebuild_children(ns)?;
+            self.rebuild_content(ns, &blobs)?;
+        }
+        self.db.flush()
+    }
+
+    fn rebuild_children(&self, ns: &str) -> Result<()> {
+        let snapshots = self.db.list::<SnapshotRecord>(Table::Snapshots, ns)?;
+        self.db.write(Durable::Soon, |tx| {
+            for (key, record) in &snapshots {
+                if let Some(parent) = &record.parent {
+                    tx.put(Table::Children, ns, &child_key(parent, key), &())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn rebuild_content(&self, ns: &str, blobs: &BTreeMap<Digest, u64>) -> Result<()> {
+        for (name, image) in self.db.list::<ImageRecord>(Table::Images, ns)? {
+            if let Err(error) = self.rebuild_image(ns, &image.target, blobs) {
+                let error = store_api::Error::from(error);
+                tracing::warn!(image = name, error = %error, "an image is not whole");
+            }
+        }
+        let leases = self.db.list::<crate::leases::LeaseRecord>(Table::Leases, ns)?;
+        for (_, name) in leases.into_iter().flat_map(|(_, lease)| lease.resources) {
+            if let Ok(digest) = name.parse() {
+                self.restore_blob(ns, &digest, blobs)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rebuild_image(
+        &self,
+        ns: &str,
+        target: &Descriptor,
+        blobs: &BTreeMap<Digest, u64>,
+    ) -> Result<()> {
+        let mut open = vec![target.clone()];
+        let mut seen = BTreeSet::new();
+        while let Some(descriptor) = open.pop() {
+            if !seen.insert(descriptor.digest.clone())
+                || !self.restore_blob(ns, &descriptor.digest, blobs)?
+            {
+                continue;
+            }
+            let kind = &descriptor.media_type;
+            if media_type::is_index(kind) || media_type::is_manifest(kind) {
+                let document = self.document(ns, &descriptor)?;
+                open.extend(document.children().into_iter().cloned());
+            }
+        }
+        self.label_tree(ns, target)?;
+        match self.resolve_image(ns, target, None) {
+            Ok(image) => self.label_snapshot(ns, &image),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn restore_blob(
+        &self,
+        ns: &str,
+        digest: &Digest,
+        blobs: &BTreeMap<Digest, u64>,
+    ) -> Result<bool> {
+        let Some(size) = blobs.get(digest) else { return Ok(false) };
+        if !self.has_content(ns, digest)? {
+            let record = ContentRecord::new(*size, Labels::new());
+            self.db.write(Durable::Soon, |tx| {
+                tx.put(Table::Content, ns, &digest.to_string(), &record)
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// Every blob with its size; damaged ones are removed.
+    fn verified_blobs(&self) -> Result<BTreeMap<Digest, u64>> {
+        let mut blobs = self.blob_files()?;
+        let mut bad = Vec::new();
+        for digest in blobs.keys() {
+            let path = self.blob_path(digest);
+            let mut file = std::fs::File::open(&path).map_err(Error::io("open blob", &path))?;
+            let mut digester = Digester::new(digest.algorithm());
+            let mut buffer = vec![0; BUFFER_BYTES];
+            loop {
+                match std::io::Read::read(&mut file, &mut buffer)
+                    .map_err(Error::io("read blob", &path))?
+                {
+                    0 => break,
+                    n => digester.update(&buffer[..n]),
+                }
+            }
+            if digester.finish() != *digest {
+                tracing::warn!(digest = %digest, "a damaged blob is removed");
+                std::fs::remove_file(&path).map_err(Error::io("remove blob", &path))?;
+                bad.push(digest.clone());
+            }
+        }
+        for digest in bad {
+            blobs.remove(&digest);
+        }
+        Ok(blobs)
+    }
+
+    fn blob_files(&self) -> Result<BTreeMap<Digest, u64>> {
+        let mut blobs = BTreeMap::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let directory = self.root.join("content/blobs").join(algorithm.name());
+            let entries =
+                std::fs::read_dir(&directory).map_err(Error::io("list blobs", &directory))?;
+            for entry in entries.filter_map(|entry| entry.ok()) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();
+                if let (Ok(digest), Ok(metadata)) = (digest, entry.metadata()) {
+                    blobs.insert(digest, metadata.len());
+                }
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// A record whose blob is gone or cut short (the power went before it was synced) goes; a blob
+    /// without a record goes too.
+    pub(crate) fn reconcile_content(&self) -> Result<()> {
+        let mut files = self.blob_files()?;
+        let mut used = BTreeSet::new();
+        let _blobs = lock(&self.blobs);
+        for ns in self.namespaces() {
+            let records = self.db.list::<ContentRecord>(Table::Content, &ns)?;
+            self.db.write(Durable::Soon, |tx| {
+                for (name, record) in &records {
+                    let Ok(digest) = name.parse::<Digest>() else { continue };
+                    if files.get(&digest) == Some(&record.size) {
+                        used.insert(digest);
+                    } else {
+                        tracing::warn!(namespace = ns, digest = name, "content was lost");
+                        tx.delete(Table::Content, &ns, name);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        files.retain(|digest, _| !used.contains(digest));
+        for digest in files.keys() {
+            let path = self.blob_path(digest);
+            std::fs::remove_file(&path).map_err(Error::io("remove blob", path))?;
+        }
+        Ok(())
+    }
+}

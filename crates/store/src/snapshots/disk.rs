@@ -1,0 +1,303 @@
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use store_api::{Mount, Usage};
+
+use super::Kind;
+use crate::{
+    db::lock,
+    error::{Error, Result},
+};
+
+/// Bytes of mount options that fit into the page mount(2) copies, with room for what a caller adds.
+const OPTIONS_BYTES: usize = 3800;
+
+/// The directories of snapshots.
+pub(crate) struct Disk {
+    root: PathBuf,
+    next: AtomicU64,
+    trash: Arc<Trash>,
+    /// What every overlay mount on this host needs.
+    options: Vec<String>,
+    /// Overlay's own marks are `user.overlay.*`: this is not the initial user namespace.
+    pub(crate) userxattr: bool,
+}
+
+impl Disk {
+    pub(crate) fn open(root: &Path, trash: Arc<Trash>) -> Result<Self> {
+        let userxattr = in_user_namespace();
+        let disk = Self {
+            root: root.to_path_buf(),
+            next: AtomicU64::new(1),
+            trash,
+            options: host_options(userxattr),
+            userxattr,
+        };
+        let highest = disk.present()?.into_iter().max().unwrap_or(0);
+        disk.next.store(highest + 1, Ordering::Relaxed);
+        Ok(disk)
+    }
+
+    pub(crate) fn directory(&self, id: u64) -> PathBuf {
+        self.root.join("snapshots").join(id.to_string())
+    }
+
+    pub(crate) fn fs(&self, id: u64) -> PathBuf {
+        self.directory(id).join("fs")
+    }
+
+    pub(crate) fn present(&self) -> Result<BTreeSet<u64>> {
+        let path = self.root.join("snapshots");
+        let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// Makes the directory of a new snapshot on `below`, whose root's owner and mode it takes.
+    pub(crate) fn create(&self, kind: Kind, below: Option<u64>) -> Result<u64> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let directory = self.directory(id);
+        let make = |path: &Path, mode: u32| {
+            fs::DirBuilder::new().mode(mode).create(path).map_err(Error::io("create", path))
+        };
+        make(&directory, 0o700)?;
+        let fs_path = directory.join("fs");
+        make(&fs_path, 0o755)?;
+        if kind == Kind::Active {
+            make(&directory.join("work"), 0o711)?;
+        }
+        if let Some(below) = below {
+            let path = self.fs(below);
+            let root = fs::symlink_metadata(&path).map_err(Error::io("stat", &path))?;
+            std::os::unix::fs::lchown(&fs_path, Some(root.uid()), Some(root.gid()))
+                .map_err(Error::io("chown", &fs_path))?;
+            fs::set_permissions(&fs_path, fs::Permissions::from_mode(root.mode() & 0o7777))
+                .map_err(Error::io("chmod", &fs_path))?;
+        } else {
+            // The umask must not decide what an image's root looks like.
+            fs::set_permissions(&fs_path, fs::Permissions::from_mode(0o755))
+                .map_err(Error::io("chmod", &fs_path))?;
+        }
+        Ok(id)
+    }
+
+    /// What only a writable snapshot needs goes once it is committed.
+    pub(crate) fn finish(&self, id: u64) -> Result<()> {
+        let work = self.directory(id).join("work");
+        match fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", work)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a snapshot's directory into the trash.
+    pub(crate) fn discard(&self, id: u64) -> Result<()> {
+        self.trash.put(&self.directory(id))
+    }
+
+    /// Blocks and inodes in the snapshot's own directory; a file with several names counts once.
+    pub(crate) fn usage(&self, id: u64) -> Result<Usage> {
+        let mut usage = Usage::default();
+        let mut linked = HashSet::new();
+        let mut open = vec![self.fs(id)];
+        while let Some(directory) = open.pop() {
+            let own = fs::symlink_metadata(&directory).map_err(Error::io("stat", &directory))?;
+            usage.bytes += own.blocks() * 512;
+            usage.inodes += 1;
+            let entries = fs::read_dir(&directory).map_err(Error::io("list", &directory))?;
+            for entry in entries {
+                let entry = entry.map_err(Error::io("list", &directory))?;
+                let metadata = match entry.metadata() {
+                    // A running container removes files meanwhile.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    other => other.map_err(Error::io("stat", entry.path()))?,
+                };
+                if metadata.is_dir() {
+                    open.push(entry.path());
+                } else if metadata.nlink() == 1 || linked.insert((metadata.dev(), metadata.ino())) {
+                    usage.bytes += metadata.blocks() * 512;
+                    usage.inodes += 1;
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    /// The mounts of a snapshot as containerd's overlay snapshotter answers them.
+    pub(crate) fn mounts(
+        &self,
+        id: u64,
+        kind: Kind,
+        parents: &[u64],
+        volatile: bool,
+    ) -> Result<Vec<Mount>> {
+        let bind = |id: u64, mode: &str| {
+            vec![Mount {
+                kind: "bind".into(),
+                source: text(&self.fs(id)),
+                options: vec![mode.into(), "rbind".into()],
+            }]
+        };
+        match (kind, parents) {
+            (Kind::Active, []) => return Ok(bind(id, "rw")),
+            (_, []) => return Ok(bind(id, "ro")),
+            (Kind::View, [only]) => return Ok(bind(*only, "ro")),
+            _ => {}
+        }
+        let mut options = self.options.clone();
+        if volatile {
+            options.push("volatile".into());
+        }
+        if kind == Kind::Active {
+            options.push(format!("workdir={}", text(&self.directory(id).join("work"))));
+            options.push(format!("upperdir={}", text(&self.fs(id))));
+        }
+        let used: usize = options.iter().map(|option| option.len() + 1).sum();
+        let mut lower = join(parents.iter().map(|parent| self.fs(*parent)));
+        if used + lower.len() > OPTIONS_BYTES {
+            let links: Vec<PathBuf> =
+                parents.iter().map(|parent| self.link(*parent)).collect::<Result<_>>()?;
+            lower = join(links.into_iter());
+        }
+        if used + lower.len() > OPTIONS_BYTES + 200 {
+            return Err(Error::precondition(format!(
+                "mount of snapshot {id}: {} layers need more than a page of mount options below {}",
+                parents.len(),
+                self.root.display()
+            )));
+        }
+        options.push(format!("lowerdir={lower}"));
+        Ok(vec![Mount { kind: "overlay".into(), source: "overlay".into(), options }])
+    }
+
+    /// A short name for a layer: `ROOT/l/N`.
+    fn link(&self, id: u64) -> Result<PathBuf> {
+        let directory = self.root.join("l");
+        let path = directory.join(id.to_string());
+        let target = format!("../snapshots/{id}/fs");
+        match std::os::unix::fs::symlink(target, &path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(Error::io("link", path)(error))
+            }
+            _ => Ok(path),
+        }
+    }
+}
+
+fn join(paths: impl Iterator<Item = PathBuf>) -> String {
+    paths.map(|path| text(&path)).collect::<Vec<_>>().join(":")
+}
+
+/// The data root is checked to be UTF-8 without what overlay's options give a meaning.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let fields: Vec<&str> = map.split_whitespace().collect();
+    !fields.is_empty() && fields != ["0", "0", "4294967295"]
+}
+
+/// Options that make a writable layer independent of this kernel's defaults, so that a diff of its
+/// directory tells all: no index, no redirects, no metadata-only copies.
+fn host_options(userxattr: bool) -> Vec<String> {
+    let parameter = |name: &str| {
+        fs::read_to_string(format!("/sys/module/overlay/parameters/{name}"))
+            .map(|value| value.trim().to_string())
+            .ok()
+    };
+    let mut options = Vec::new();
+    if parameter("index").is_some() {
+        options.push("index=off".to_string());
+    }
+    if userxattr {
+        options.push("userxattr".into());
+        return options;
+    }
+    if parameter("redirect_dir").is_some_and(|value| value == "Y") {
+        options.push("redirect_dir=off".into());
+    }
+    if parameter("metacopy").is_some_and(|value| value == "Y") {
+        options.push("metacopy=off".into());
+    }
+    options
+}
+
+/// `ROOT/trash`: what was removed lies there until the trash's own thread has emptied it.
+pub(crate) struct Trash {
+    directory: PathBuf,
+    next: AtomicU64,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+struct State {
+    full: bool,
+    stop: bool,
+}
+
+impl Trash {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            directory: root.join("trash"),
+            next: AtomicU64::new(0),
+            // Whatever an earlier run left.
+            state: Mutex::new(State { full: true, stop: false }),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Renames `path` into the trash. What is gone already is fine.
+    pub(crate) fn put(&self, path: &Path) -> Result<()> {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{n}", crate::random_name());
+        match fs::rename(path, self.directory.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(Error::io("move to the trash", path))?,
+        }
+        lock(&self.state).full = true;
+        self.wake.notify_all();
+        Ok(())
+    }
+
+    pub(crate) fn stop(&self) {
+        lock(&self.state).stop = true;
+        self.wake.notify_all();
+    }
+
+    /// The body of the trash's thread.
+    pub(crate) fn run(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            while !state.full && !state.stop {
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stop {
+                // What is left is emptied at the next start.
+                return;
+            }
+            state.full = false;
+            drop(state);
+            let entries = fs::read_dir(&self.directory).into_iter().flatten();
+            for entry in entries.filter_map(|entry| entry.ok()) {
+                if lock(&self.state).stop {
+                    return;
+                }
+                if let Err(error) = fs::remove_dir_all(entry.path()) {
+                    let path = entry.path();
+                    tracing::warn!(path = %path.display(), error = %error, "trash stays behind");
+                }
+            }
+        }
+    }
+}

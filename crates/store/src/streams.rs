@@ -1,0 +1,133 @@
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+use store_api::ByteStream;
+use tokio::sync::mpsc;
+use types::{Digest, Digester};
+
+/// Bytes of one piece of a stream.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// Hashes and counts what is read through it.
+pub(crate) struct Hashing<T> {
+    pub(crate) inner: T,
+    digester: Digester,
+    bytes: u64,
+}
+
+impl<T> Hashing<T> {
+    pub(crate) fn new(inner: T) -> Self {
+        Self { inner, digester: Digester::sha256(), bytes: 0 }
+    }
+
+    pub(crate) fn finish(self) -> (Digest, u64, T) {
+        (self.digester.finish(), self.bytes, self.inner)
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        self.digester.update(bytes);
+        self.bytes += u64::try_from(bytes.len()).unwrap_or(0);
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.count(&buffer[..n]);
+        Ok(n)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.count(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Tells a listener how far a reader has come.
+pub(crate) struct Watched<'a, R> {
+    inner: R,
+    bytes: u64,
+    tell: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<'a, R> Watched<'a, R> {
+    pub(crate) fn new(inner: R, tell: &'a (dyn Fn(u64) + Sync)) -> Self {
+        Self { inner, bytes: 0, tell }
+    }
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.bytes += u64::try_from(n).unwrap_or(0);
+        (self.tell)(self.bytes);
+        Ok(n)
+    }
+}
+
+/// A client's stream, read by a blocking thread.
+pub(crate) struct StreamReader {
+    stream: ByteStream,
+    piece: Bytes,
+}
+
+impl StreamReader {
+    pub(crate) fn new(stream: ByteStream) -> Self {
+        Self { stream, piece: Bytes::new() }
+    }
+}
+
+impl Read for StreamReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.stream.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Err(io::Error::other(error)),
+            }
+        }
+        let n = buffer.len().min(self.piece.len());
+        buffer[..n].copy_from_slice(&self.piece.split_to(n));
+        Ok(n)
+    }
+}
+
+/// A stream to a client, written by a blocking thread in pieces of [`PIECE_BYTES`].
+pub(crate) struct StreamWriter {
+    stream: mpsc::Sender<store_api::Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl StreamWriter {
+    pub(crate) fn new(stream: mpsc::Sender<store_api::Result<Bytes>>) -> Self {
+        Self { stream, buffer: Vec::with_capacity(PIECE_BYTES) }
+    }
+}
+
+impl Write for StreamWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(PIECE_BYTES - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..n]);
+        if self.buffer.len() == PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES));
+        self.stream
+            .blocking_send(Ok(piece.into()))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the stream"))
+    }
+}

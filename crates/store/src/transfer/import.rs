@@ -1,0 +1,413 @@
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Component, Path, PathBuf},
+};
+
+use archive::{Kind, Limits, TarReader};
+use serde::Deserialize;
+use store_api::{
+    ByteStream, Descriptor, Image, ImportRequest, Imported, Labels, Timestamp, media_type,
+};
+use types::{Digest, ImageRef, limits};
+
+use crate::{
+    Core,
+    content::BUFFER_BYTES,
+    error::{Error, Result},
+    manifest::{Config, Document, Index},
+    progress::Reporter,
+    streams::StreamReader,
+};
+
+/// Files of an archive at most: an image has two per layer, an archive some images.
+const FILES: usize = 16 << 10;
+/// Images of one archive at most.
+const IMAGES: usize = 1024;
+/// containerd's and OCI's annotations for an image's name.
+const NAME: &str = "io.containerd.image.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// What an archive held, once it was read through: every file went into the content store as it came
+/// by, under the digest that it turned out to have.
+#[derive(Default)]
+struct Archive {
+    files: BTreeMap<PathBuf, Blob>,
+    links: BTreeMap<PathBuf, PathBuf>,
+    index: Option<Vec<u8>>,
+    manifest: Option<Vec<u8>>,
+    repositories: bool,
+}
+
+#[derive(Clone)]
+struct Blob {
+    digest: Digest,
+    size: u64,
+    compression: archive::Compression,
+}
+
+/// An entry of docker's manifest.json.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: PathBuf,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<PathBuf>>,
+}
+
+pub(crate) fn import(
+    core: &Core,
+    ns: &str,
+    request: &ImportRequest,
+    stream: ByteStream,
+    reporter: &Reporter,
+) -> Result<Vec<Imported>> {
+    let archive = read(core, ns, stream)?;
+    let saved: Vec<Saved> = match &archive.manifest {
+        Some(bytes) => serde_json::from_slice(bytes)
+            .map_err(Error::json("read", "manifest.json of the archive"))?,
+        None => Vec::new(),
+    };
+    if saved.len() > IMAGES {
+        return Err(Error::invalid(format!("the archive has more than {IMAGES} images")));
+    }
+    let found = match &archive.index {
+        Some(index) => from_layout(core, ns, request, index, &saved, &archive)?,
+        None if archive.manifest.is_some() => from_docker(core, ns, &saved, &archive)?,
+        None if archive.repositories => {
+            return Err(store_api::Error::not_implemented(
+                "loading an archive of docker before 1.10 (without manifest.json)",
+            )
+            .into());
+        }
+        None => {
+            return Err(Error::invalid(
+                "the archive holds no image: neither index.json nor manifest.json is in it",
+            ));
+        }
+    };
+    if found.is_empty() {
+        return Err(Error::not_found("image", "for the wanted platform in the archive"));
+    }
+    for image in &found {
+        core.label_tree(ns, &image.target)?;
+        if request.unpack {
+            core.unpack(ns, &image.target, request.platforms.first(), reporter)?;
+        }
+    }
+    for image in found.iter().filter(|image| !image.name.is_empty()) {
+        let now = Timestamp::now();
+        core.image_put(
+            ns,
+            Image {
+                name: image.name.clone(),
+                target: image.target.clone(),
+                labels: Labels::new(),
+                created_at: now,
+                updated_at: now,
+            },
+        )?;
+    }
+    Ok(found)
+}
+
+fn read(core: &Core, ns: &str, stream: ByteStream) -> Result<Archive> {
+    let failed = || Error::archive("read", "the archive");
+    let tar = archive::decompress(StreamReader::new(stream))
+        .map_err(Error::stream("inflate", "the archive"))?;
+    let mut reader = TarReader::new(tar, Limits::default());
+    let mut archive = Archive::default();
+    while let Some(entry) = reader.next_entry().map_err(failed())? {
+        let path = entry.relative_path().map_err(failed())?;
+        if archive.files.len() + archive.links.len() >= FILES {
+            return Err(Error::invalid(format!("the archive has more than {FILES} files")));
+        }
+        match &entry.kind {
+            Kind::File { sparse } => {
+                let sparse = sparse.is_some();
+                if sparse {
+                    return Err(Error::invalid(format!(
+                        "the archive's {} is a sparse file",
+                        path.display()
+                    )));
+                }
+                let mut data = reader.data();
+                file(core, ns, &path, entry.size, &mut data, &mut archive)?;
+            }
+            // docker saved a layer that came twice as a link to the first.
+            Kind::Symlink { target } => {
+                let parent = path.parent().unwrap_or(Path::new(""));
+                archive.links.insert(path.clone(), normal(&parent.join(target)));
+            }
+            Kind::HardLink { target } => {
+                archive.links.insert(path, normal(target));
+            }
+            _ => {}
+        }
+    }
+    reader.finish().map_err(failed())?;
+    Ok(archive)
+}
+
+fn file(
+    core: &Core,
+    ns: &str,
+    path: &Path,
+    size: u64,
+    data: &mut dyn Read,
+    archive: &mut Archive,
+) -> Result<()> {
+    let failed = || Error::stream("read", path.display());
+    match path.to_str() {
+        Some("oci-layout") => return Ok(()),
+        Some("repositories") => {
+            archive.repositories = true;
+            return Ok(());
+        }
+        Some(name @ ("index.json" | "manifest.json")) => {
+            if usize::try_from(size).map_or(true, |size| size > limits::MANIFEST_BYTES) {
+                return Err(Error::invalid(format!("the archive's {name} is too large")));
+            }
+            let mut bytes = Vec::new();
+            data.read_to_end(&mut bytes).map_err(failed())?;
+            let slot =
+                if name == "index.json" { &mut archive.index } else { &mut archive.manifest };
+            *slot = Some(bytes);
+            return Ok(());
+        }
+        // Legacy files of docker's old layout that say nothing that the manifest does not.
+        Some(name) if name.ends_with("/VERSION") || name.ends_with("/json") => return Ok(()),
+        _ => {}
+    }
+    let expected = expected_digest(path)?;
+    let mut writer = match &expected {
+        Some(digest) => core.ingest_anonymous_as(ns, digest)?,
+        None => core.ingest_anonymous(ns)?,
+    };
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut compression = None;
+    loop {
+        let n = data.read(&mut buffer).map_err(failed())?;
+        compression.get_or_insert_with(|| archive::sniff(&buffer[..n.min(6)]));
+        if n == 0 {
+            break;
+        }
+        writer.write_all(&buffer[..n])?;
+    }
+    let digest = writer.commit(expected.as_ref(), Labels::new())?;
+    let compression = compression.unwrap_or(archive::Compression::None);
+    archive.files.insert(path.to_path_buf(), Blob { digest, size, compression });
+    Ok(())
+}
+
+/// The digest that the path `blobs/ALGORITHM/HEX` says.
+fn expected_digest(path: &Path) -> Result<Option<Digest>> {
+    let Ok(rest) = path.strip_prefix("blobs") else { return Ok(None) };
+    let parts: Vec<_> = rest.components().map(|c| c.as_os_str().to_string_lossy()).collect();
+    let [algorithm, hex] = parts.as_slice() else { return Ok(None) };
+    format!("{algorithm}:{hex}")
+        .parse()
+        .map(Some)
+        .map_err(|error| Error::invalid(format!("the archive's {}: {error}", path.display())))
+}
+
+/// Without `.` and `..`, as text: a link's target is only looked up among the archive's names.
+fn normal(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => out.push(name),
+            Component::ParentDir => {
+                out.pop();
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+impl Archive {
+    fn blob(&self, path: &Path) -> Result<&Blob> {
+        let mut path = normal(path);
+        for _ in 0..8 {
+            if let Some(blob) = self.files.get(&path) {
+                return Ok(blob);
+            }
+            match self.links.get(&path) {
+                Some(target) => path.clone_from(target),
+                None => break,
+            }
+        }
+        Err(Error::invalid(format!(
+            "the archive's manifest.json names {}, which is not in the archive",
+            path.display()
+        )))
+    }
+}
+
+fn from_layout(
+    core: &Core,
+    ns: &str,
+    request: &ImportRequest,
+    index: &[u8],
+    saved: &[Saved],
+    archive: &Archive,
+) -> Result<Vec<Imported>> {
+    let parsed: Index =
+        serde_json::from_slice(index).map_err(Error::json("read", "index.json of the archive"))?;
+    if parsed.manifests.len() > IMAGES {
+        return Err(Error::invalid(format!("the archive has more than {IMAGES} images")));
+    }
+    let mut found = Vec::new();
+    for entry in &parsed.manifests {
+        if !core.has_content(ns, &entry.digest)? {
+            return Err(Error::not_found("content", &entry.digest));
+        }
+        // Only what is verified as an image, and has a manifest that is wanted, counts.
+        let document = core.document(ns, entry)?;
+        if !wanted(core, ns, request, entry)? {
+            continue;
+        }
+        let mut target = entry.clone();
+        target.annotations.retain(|key, _| key != NAME && key != REF_NAME);
+        let mut names: Vec<String> = names_of(entry, request).into_iter().collect();
+        names.extend(saved_names(core, ns, entry, &document, saved, archive)?);
+        names.sort();
+        names.dedup();
+        if names.is_empty() {
+            found.push(Imported { name: String::new(), target });
+        } else {
+            let named = names.into_iter().map(|name| Imported { name, target: target.clone() });
+            found.extend(named);
+        }
+    }
+    if !request.index_name.is_empty() {
+        let digest = core.put_blob(ns, index, Labels::new())?;
+        let size = u64::try_from(index.len()).unwrap_or(u64::MAX);
+        let kind = parsed.media_type.as_deref().unwrap_or(media_type::OCI_INDEX);
+        let target = Descriptor::new(kind, digest, size);
+        found.push(Imported { name: request.index_name.clone(), target });
+    }
+    Ok(found)
+}
+
+fn wanted(core: &Core, ns: &str, request: &ImportRequest, entry: &Descriptor) -> Result<bool> {
+    if request.platforms.is_empty() {
+        return Ok(true);
+    }
+    for platform in &request.platforms {
+        match core.choose_manifest(ns, entry, Some(platform)) {
+            Ok(_) => return Ok(true),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// The names that an index entry's annotations give.
+fn names_of(entry: &Descriptor, request: &ImportRequest) -> Option<String> {
+    if let Some(name) = entry.annotations.get(NAME) {
+        return Some(full_name(name));
+    }
+    let name = entry.annotations.get(REF_NAME)?;
+    // By the specification it may be a tag alone, which names nothing without a repository.
+    let prefix = request.index_name.rsplit_once(':').map_or(request.index_name.as_str(), |s| s.0);
+    if name.contains(['/', ':']) {
+        Some(full_name(name))
+    } else if prefix.is_empty() {
+        None
+    } else {
+        Some(format!("{prefix}:{name}"))
+    }
+}
+
+/// The names under which docker's manifest.json knows the same image.
+fn saved_names(
+    core: &Core,
+    ns: &str,
+    entry: &Descriptor,
+    document: &Document,
+    saved: &[Saved],
+    archive: &Archive,
+) -> Result<Vec<String>> {
+    if saved.is_empty() {
+        return Ok(Vec::new());
+    }
+    let config = match document {
+        Document::Manifest(manifest) => manifest.config.digest.clone(),
+        Document::Index(_) => match core.choose_manifest(ns, entry, None) {
+            Ok((_, manifest)) => manifest.config.digest,
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        },
+    };
+    let mut names = Vec::new();
+    for image in saved {
+        if archive.blob(&image.config)?.digest == config {
+            let tags = image.repo_tags.iter().flatten();
+            names.extend(tags.map(|name| full_name(name)));
+        }
+    }
+    Ok(names)
+}
+
+/// `alpine:3` → `docker.io/library/alpine:3`; a client's own names stay as they are.
+fn full_name(name: &str) -> String {
+    name.parse::<ImageRef>()
+        .map_or_else(|_| name.to_string(), |reference| reference.with_default_tag().to_string())
+}
+
+/// docker's archive: the manifest that it lacks is made.
+fn from_docker(core: &Core, ns: &str, saved: &[Saved], archive: &Archive) -> Result<Vec<Imported>> {
+    let mut found = Vec::new();
+    for image in saved {
+        let config_blob = archive.blob(&image.config)?;
+        let (_, config) = core.image_config(ns, &config_blob.digest)?;
+        let mut layers = Vec::new();
+        for path in image.layers.iter().flatten() {
+            if layers.len() >= limits::LAYERS {
+                return Err(Error::invalid(format!(
+                    "an image of the archive has more than {} layers",
+                    limits::LAYERS
+                )));
+            }
+            let blob = archive.blob(path)?;
+            let kind = match blob.compression {
+                archive::Compression::Gzip => media_type::OCI_LAYER_GZIP,
+                archive::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+                _ => media_type::OCI_LAYER,
+            };
+            layers.push(Descriptor::new(kind, blob.digest.clone(), blob.size));
+        }
+        let target = core.put_image(ns, &config, layers)?;
+        verify_layers(core, ns, &target)?;
+        let tags: Vec<&String> = image.repo_tags.iter().flatten().collect();
+        if tags.is_empty() {
+            found.push(Imported { name: String::new(), target: target.clone() });
+        }
+        found.extend(
+            tags.into_iter().map(|tag| Imported { name: full_name(tag), target: target.clone() }),
+        );
+    }
+    Ok(found)
+}
+
+/// A plain layer's digest is its diffID: a wrong one is found before the image has a name. That of a
+/// compressed one is found when it is extracted.
+fn verify_layers(core: &Core, ns: &str, target: &Descriptor) -> Result<()> {
+    let image = core.resolve_image(ns, target, None)?;
+    let (config, _): (Config, _) = core.image_config(ns, &image.config.digest)?;
+    for (layer, diff_id) in image.layers.iter().zip(&image.diff_ids) {
+        if layer.media_type == media_type::OCI_LAYER && layer.digest != *diff_id {
+            return Err(Error::data_loss(format!(
+                "layer {} of a {} image: its configuration says {diff_id}",
+                layer.digest,
+                config.platform()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Images in and out: registries and archives.
+
+mod export;
+mod import;
+mod pull;
+mod push;
+
+use std::sync::Mutex;
+
+use registry::Client;
+use store_api::{Credentials, Error, Labels, RegistryAccess, Result};
+use types::{Digest, ImageRef};
+
+use crate::{
+    Local,
+    db::lock,
+    error::{self, Error as Fail},
+};
+
+/// containerd's label that tells which repositories of a registry have a blob:
+/// `containerd.io/distribution.source.HOST` = `path,path`.
+const SOURCE: &str = "containerd.io/distribution.source";
+/// Repositories remembered per blob and registry.
+const SOURCES: usize = 8;
+/// Bytes gathered before they are hashed and written in one go.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// The client for the last configuration that was asked for: its certificates are read once.
+#[derive(Default)]
+pub(crate) struct Clients(Mutex<Option<(Key, Client)>>);
+
+type Key = (Vec<String>, Vec<String>, Vec<std::path::PathBuf>);
+
+impl Clients {
+    fn get(&self, access: &RegistryAccess, reference: Option<&ImageRef>) -> Result<Client> {
+        let mut insecure = access.insecure.clone();
+        if let (true, Some(reference)) = (access.plain_http, reference) {
+            insecure.push(reference.domain().to_string());
+        }
+        let key = (access.mirrors.clone(), insecure, access.certs_dirs.clone());
+        let mut last = lock(&self.0);
+        if let Some((_, client)) = last.as_ref().filter(|(present, _)| *present == key) {
+            return Ok(client.clone());
+        }
+        let mut config =
+            registry::Config { proxy: registry::Proxy::from_env(), ..registry::Config::default() };
+        config.mirrors = key.0.clone();
+        config.insecure = key.1.clone();
+        if !key.2.is_empty() {
+            config.certs_dirs = key.2.clone();
+        }
+        let client = Client::new(config).map_err(refused)?;
+        *last = Some((key, client.clone()));
+        Ok(client)
+    }
+}
+
+impl Local {
+    fn client(&self, access: &RegistryAccess, reference: Option<&ImageRef>) -> Result<Client> {
+        if !access.headers.is_empty() {
+            // They are a registry operator's own; no known registry acts on them.
+            tracing::debug!("X-Meta headers are not passed on to the registry");
+        }
+        self.core.clients.get(access, reference)
+    }
+}
+
+fn credentials(access: &RegistryAccess) -> registry::Credentials {
+    match access.credentials.clone() {
+        Some(Credentials { registry_token, .. }) if !registry_token.is_empty() => {
+            registry::Credentials::RegistryToken { token: registry_token }
+        }
+        Some(Credentials { identity_token, .. }) if !identity_token.is_empty() => {
+            registry::Credentials::IdentityToken { token: identity_token }
+        }
+        Some(Credentials { username, password, .. }) if !username.is_empty() => {
+            registry::Credentials::Password { username, password }
+        }
+        _ => registry::Credentials::Anonymous,
+    }
+}
+
+/// A registry's refusal in docker's words, with its causes.
+fn refused(error: registry::Error) -> Error {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        message.push_str(": ");
+        message.push_str(&source.to_string());
+        cause = source.source();
+    }
+    Error::new(error.kind(), message)
+}
+
+fn descriptor(of: &registry::Descriptor) -> store_api::Descriptor {
+    let mut descriptor = store_api::Descriptor::new(&of.media_type, of.digest.clone(), of.size);
+    descriptor.annotations.clone_from(&of.annotations);
+    descriptor.platform.clone_from(&of.platform);
+    descriptor
+}
+
+pub(crate) async fn resolve(
+    local: &Local,
+    reference: &ImageRef,
+    access: &RegistryAccess,
+) -> Result<store_api::Descriptor> {
+    let repository = local.client(access, Some(reference))?.pull(reference, credentials(access));
+    let found = repository.head_manifest(registry::Target::of(reference)).await.map_err(refused)?;
+    found.as_ref().map(descriptor).ok_or_else(|| Error::not_found("manifest", reference))
+}
+
+pub(crate) async fn tags(
+    local: &Local,
+    reference: &ImageRef,
+    access: &RegistryAccess,
+) -> Result<Vec<String>> {
+    let repository = local.client(access, Some(reference))?.pull(reference, credentials(access));
+    repository.list_tags().await.map_err(refused)
+}
+
+pub(crate) async fn login(
+    local: &Local,
+    server: &str,
+    access: &RegistryAccess,
+) -> Result<Option<String>> {
+    let client = local.client(access, None)?;
+    let login = client.login(server, credentials(access)).await.map_err(refused)?;
+    Ok(login.identity_token)
+}
+
+/// Remembers that a repository has these blobs: a push elsewhere on its registry mounts them.
+fn remember_source(
+    core: &crate::Core,
+    ns: &str,
+    reference: &ImageRef,
+    blobs: &[Digest],
+) -> error::Result<()> {
+    let key = format!("{SOURCE}.{}", reference.domain());
+    for digest in blobs {
+        let record = match core.content_record(ns, digest) {
+            Err(error) if error.is_not_found() => continue,
+            other => other?,
+        };
+        let present = record.labels.get(&key).cloned().unwrap_or_default();
+        let mut paths: Vec<&str> = present.split(',').filter(|path| !path.is_empty()).collect();
+        if paths.contains(&reference.path()) {
+            continue;
+        }
+        paths.push(reference.path());
+        let from = paths.len().saturating_sub(SOURCES);
+        let labels = Labels::from([(key.clone(), paths[from..].join(","))]);
+        match core.content_add_labels(ns, digest, &labels) {
+            // A label that would be too long only costs a mount.
+            Err(Fail::Api(error)) if error.kind == types::ErrorKind::InvalidArgument => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+pub(crate) use self::{export::export, import::import, pull::pull, push::push};

@@ -1,0 +1,376 @@
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use registry::{Repository, Target};
+use store_api::{
+    Descriptor, Error, Image, Labels, ProgressSender, ProgressState, PullRequest, Pulled, Result,
+    Timestamp, UnpackedImage, WriteRequest, media_type,
+};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+};
+use types::{Digest, ErrorKind, ImageRef, Platform, limits};
+
+use super::{WRITE_BYTES, credentials, descriptor, refused, remember_source};
+use crate::{
+    Local,
+    error::Error as Fail,
+    manifest::{self, Document, Manifest},
+    progress::{Reporter, Subject},
+};
+
+/// Blobs downloaded at once where the caller has no wish: a registry's per-connection limits are what
+/// more connections get around, memory is one write buffer each.
+const AT_ONCE: usize = 8;
+/// Manifests of one index that a pull of all platforms follows.
+const PLATFORMS: usize = 256;
+
+/// One image of a pull: its manifest, and whether its layers are wanted as snapshots.
+struct Part {
+    descriptor: Descriptor,
+    bytes: Bytes,
+    manifest: Manifest,
+}
+
+struct Pull {
+    local: Local,
+    repository: Repository,
+    reporter: Reporter,
+    slots: Arc<Semaphore>,
+}
+
+pub(crate) async fn pull(
+    local: &Local,
+    request: PullRequest,
+    progress: ProgressSender,
+) -> Result<Pulled> {
+    let reference = request.reference.clone().with_default_tag();
+    let name = reference.to_string();
+    let _alone = local.core.async_flights.enter(&format!("pull {} {name}", local.ns)).await;
+    let client = local.client(&request.access, Some(&reference))?;
+    let at_once = match request.access.max_concurrent {
+        0 => AT_ONCE,
+        n => n,
+    };
+    let pull = Arc::new(Pull {
+        local: local.clone(),
+        repository: client.pull(&reference, credentials(&request.access)),
+        reporter: Reporter::new(progress),
+        slots: Arc::new(Semaphore::new(at_once)),
+    });
+    let whole = Subject::default();
+    pull.reporter.tell(&whole, ProgressState::Resolving, &name).await;
+    let (top, parts) = pull.manifests(&request, &reference).await?;
+    pull.reporter.tell(&whole, ProgressState::Resolved, &top.digest.to_string()).await;
+    let mut downloaded = false;
+    for part in &parts {
+        // Of several platforms only this machine's is worth unpacking.
+        downloaded |= pull.part(part, &reference, request.unpack && parts.len() == 1).await?;
+    }
+    let up_to_date = pull.finish(&name, &top).await? && !downloaded;
+    if request.unpack && parts.len() > 1 {
+        let target = top.clone();
+        local
+            .heavy(move |core, ns| match core.unpack(ns, &target, None, &Reporter::silent()) {
+                Err(error) if error.is_not_found() => Ok(()),
+                other => other.map(drop),
+            })
+            .await?;
+    }
+    pull.reporter.tell(&whole, ProgressState::Complete, &top.digest.to_string()).await;
+    Ok(Pulled { name, target: top, up_to_date })
+}
+
+impl Pull {
+    /// Top and the manifests of the images that are wanted. An index is kept to be stored last.
+    async fn manifests(
+        &self,
+        request: &PullRequest,
+        reference: &ImageRef,
+    ) -> Result<(Descriptor, Vec<Part>)> {
+        let target = Target::of(reference);
+        if !request.all_platforms {
+            let platform = request.platform.clone().unwrap_or_else(Platform::host);
+            let resolved = self.repository.resolve(target, &platform).await.map_err(refused)?;
+            let top = descriptor(&resolved.top.descriptor);
+            self.keep_index(&resolved.top).await?;
+            let part = part(&resolved.manifest)?;
+            return Ok((top, vec![part]));
+        }
+        let top = self.repository.get_manifest(target).await.map_err(refused)?;
+        let described = descriptor(&top.descriptor);
+        let index = match manifest::parse(&described, &top.bytes)? {
+            Document::Manifest(_) => return Ok((described, vec![part(&top)?])),
+            Document::Index(index) => index,
+        };
+        self.keep_index(&top).await?;
+        let mut parts = Vec::new();
+        for entry in index.manifests.iter().filter(|e| media_type::is_manifest(&e.media_type)) {
+            if parts.len() >= PLATFORMS {
+                return Err(Error::invalid(format!(
+                    "index {}: more than {PLATFORMS} platforms",
+                    described.digest
+                )));
+            }
+            let found = self.repository.get_manifest(Target::Digest(&entry.digest)).await;
+            parts.push(part(&found.map_err(refused)?)?);
+        }
+        Ok((described, parts))
+    }
+
+    /// Stores an index; its labels come when its manifests are there.
+    async fn keep_index(&self, top: &registry::Manifest) -> Result<()> {
+        if top.is_index() {
+            let bytes = top.bytes.clone();
+            let digest = top.descriptor.digest.clone();
+            self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
+        }
+        Ok(())
+    }
+
+    /// Downloads an image's blobs, all at once, and extracts its layers in order as they arrive.
+    /// Answers whether anything was downloaded.
+    async fn part(
+        self: &Arc<Self>,
+        part: &Part,
+        reference: &ImageRef,
+        unpack: bool,
+    ) -> Result<bool> {
+        let config = part.manifest.config.clone();
+        let mut downloaded = self.config(&config).await?;
+        let is_image = matches!(
+            config.media_type.as_str(),
+            media_type::OCI_CONFIG | media_type::DOCKER_CONFIG
+        );
+        let digest = part.descriptor.digest.clone();
+        let bytes = part.bytes.clone();
+        self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
+        let image = if is_image {
+            let target = part.descriptor.clone();
+            Some(self.local.quick(move |core, ns| core.resolve_image(ns, &target, None)).await?)
+        } else if unpack {
+            return Err(Error::invalid(format!(
+                "{reference} is no container image: its configuration is of type {:?}",
+                config.media_type
+            )));
+        } else {
+            None
+        };
+        let mut tasks = JoinSet::new();
+        let mut arrivals = Vec::new();
+        for (i, layer) in part.manifest.layers.iter().enumerate() {
+            let (arrived, arrival) = oneshot::channel();
+            arrivals.push(arrival);
+            let subject = Subject {
+                digest: Some(layer.digest.clone()),
+                diff_id: image.as_ref().map(|image| image.diff_ids[i].clone()),
+                is_layer: true,
+                total: layer.size,
+            };
+            let (pull, layer) = (Arc::clone(self), layer.clone());
+            tasks.spawn(async move {
+                let outcome = pull.layer(&layer, &subject).await;
+                // Nobody waits any more when another layer failed first.
+                drop(arrived.send(outcome));
+            });
+        }
+        for (i, arrival) in arrivals.into_iter().enumerate() {
+            let gone = |_| Error::new(ErrorKind::Cancelled, "the pull was given up");
+            downloaded |= arrival.await.map_err(gone)??;
+            if let (true, Some(image)) = (unpack, &image) {
+                self.extract(image, i).await?;
+            }
+        }
+        let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
+        self.local
+            .quick(move |core, ns| {
+                if let (true, Some(image)) = (unpack, &image) {
+                    core.label_snapshot(ns, image)?;
+                }
+                let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
+                blobs.push(config.digest);
+                remember_source(core, ns, &reference, &blobs)
+            })
+            .await?;
+        Ok(downloaded)
+    }
+
+    async fn extract(self: &Arc<Self>, image: &UnpackedImage, i: usize) -> Result<()> {
+        let (pull, image) = (Arc::clone(self), image.clone());
+        self.local.heavy(move |core, ns| core.unpack_layer(ns, &image, i, &pull.reporter)).await
+    }
+
+    async fn config(&self, config: &Descriptor) -> Result<bool> {
+        let digest = config.digest.clone();
+        let present = self
+            .local
+            .quick(move |core, ns| {
+                core.guard.refresh(ns, store_api::ResourceKind::Content, &digest.to_string());
+                core.has_content(ns, &digest)
+            })
+            .await?;
+        if present {
+            return Ok(false);
+        }
+        let fetched = self.repository.fetch_blob(&config.digest, limits::IMAGE_CONFIG_BYTES);
+        let bytes = fetched.await.map_err(refused)?;
+        let digest = config.digest.clone();
+        self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
+        Ok(true)
+    }
+
+    /// Downloads one blob unless it is here; a download of the same blob that is under way is waited
+    /// for, one that broke off is resumed.
+    async fn layer(&self, layer: &Descriptor, subject: &Subject) -> Result<bool> {
+        self.reporter.tell(subject, ProgressState::Waiting, "").await;
+        let slot = self.slots.acquire().await;
+        let name = format!("{} {}", self.local.ns, layer.digest);
+        let _alone = self.local.core.async_flights.enter(&name).await;
+        let mut again = true;
+        loop {
+            match self.download(layer, subject).await {
+                // What an earlier attempt left was wrong; the whole is not.
+                Err(error) if again && error.kind == ErrorKind::DataLoss => {
+                    self.reporter.tell(subject, ProgressState::Retrying, &error.message).await;
+                    again = false;
+                }
+                other => {
+                    drop(slot);
+                    return other;
+                }
+            }
+        }
+    }
+
+    async fn download(&self, layer: &Descriptor, subject: &Subject) -> Result<bool> {
+        let reference = format!("layer-{}", layer.digest);
+        let request = WriteRequest {
+            reference: reference.clone(),
+            total: layer.size,
+            expected: Some(layer.digest.clone()),
+        };
+        let opened = self.local.quick(move |core, ns| core.open_writer(ns, &request)).await;
+        let offset = match opened {
+            Err(error) if error.is_already_exists() => {
+                self.reporter.tell(subject, ProgressState::Exists, "").await;
+                return Ok(false);
+            }
+            other => other?.offset,
+        };
+        if offset < layer.size {
+            self.reporter.tell(subject, ProgressState::Downloading, "").await;
+            self.receive(layer, subject, &reference, offset).await?;
+        }
+        self.reporter.tell(subject, ProgressState::Verifying, "").await;
+        let (size, expected) = (layer.size, layer.digest.clone());
+        let name = reference.clone();
+        let committed = self
+            .local
+            .heavy(move |core, ns| {
+                let outcome = core.ingest_commit(ns, &name, size, Some(&expected), Labels::new());
+                match outcome {
+                    Err(error) if error.is_already_exists() => Ok(()),
+                    Err(error) => {
+                        core.ingest_abort(ns, &name)?;
+                        Err(error)
+                    }
+                    Ok(_) => Ok(()),
+                }
+            })
+            .await;
+        committed?;
+        self.reporter.tell(subject, ProgressState::Downloaded, "").await;
+        Ok(true)
+    }
+
+    /// Writes what arrives.
+    async fn receive(
+        &self,
+        layer: &Descriptor,
+        subject: &Subject,
+        reference: &str,
+        from: u64,
+    ) -> Result<()> {
+        let mut blob = self
+            .repository
+            .get_blob(&layer.digest, Some(layer.size), from)
+            .await
+            .map_err(refused)?;
+        let meter = self.reporter.meter(subject, ProgressState::Downloading);
+        let mut offset = blob.offset();
+        let mut buffer = BytesMut::with_capacity(WRITE_BYTES + (64 << 10));
+        loop {
+            let chunk = blob.chunk().await.map_err(refused)?;
+            let end = chunk.is_none();
+            if let Some(chunk) = chunk {
+                buffer.extend_from_slice(&chunk);
+            }
+            if buffer.len() >= WRITE_BYTES || (end && !buffer.is_empty()) {
+                let (bytes, name) = (buffer.split().freeze(), reference.to_string());
+                offset = self
+                    .local
+                    .heavy(move |core, ns| core.ingest_write(ns, &name, offset, &bytes))
+                    .await?;
+                buffer.reserve(WRITE_BYTES);
+                meter.at(offset);
+            }
+            if end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Labels, and the record that makes it an image; answers whether it was there already.
+    async fn finish(&self, name: &str, top: &Descriptor) -> Result<bool> {
+        let (name, top) = (name.to_string(), top.clone());
+        self.local
+            .quick(move |core, ns| {
+                core.label_tree(ns, &top)?;
+                match core.image_get(ns, &name) {
+                    Ok(image) if image.target.digest == top.digest => return Ok(true),
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+                let now = Timestamp::now();
+                core.image_put(
+                    ns,
+                    Image {
+                        name,
+                        target: top,
+                        labels: Labels::new(),
+                        created_at: now,
+                        updated_at: now,
+                    },
+                )?;
+                Ok(false)
+            })
+            .await
+    }
+}
+
+fn part(manifest: &registry::Manifest) -> Result<Part> {
+    let descriptor = descriptor(&manifest.descriptor);
+    match manifest::parse(&descriptor, &manifest.bytes)? {
+        Document::Manifest(parsed) => {
+            Ok(Part { descriptor, bytes: manifest.bytes.clone(), manifest: parsed })
+        }
+        Document::Index(_) => Err(Error::invalid(format!(
+            "manifest {}: an index where an image was expected",
+            descriptor.digest
+        ))),
+    }
+}
+
+/// Stores small content under the digest that it must have.
+fn put_exact(
+    core: &crate::Core,
+    ns: &str,
+    digest: &Digest,
+    bytes: &[u8],
+) -> crate::error::Result<()> {
+    if crate::content::digest_of(digest, bytes) != *digest {
+        return Err(Fail::data_loss(format!("content {digest}: other bytes were received")));
+    }
+    core.put_blob_as(ns, digest, bytes, Labels::new())
+}
