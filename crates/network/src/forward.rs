@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::net::AddressFamily;
 
 use crate::error::{Error, system};
 use tcp::{Connection, Progress};
@@ -165,6 +166,10 @@ impl Forwarder {
     /// # Errors
     /// When it cannot be registered.
     pub fn add_udp(&mut self, socket: OwnedFd, target: SocketAddr) -> Result<(), Error> {
+        let domain = rustix::net::sockopt::socket_domain(&socket)
+            .map_err(|e| system("examine", "UDP socket")(e.into()))?;
+        sys::packet::enable_info(&socket, domain == AddressFamily::INET6)
+            .map_err(system("configure", "UDP socket"))?;
         let (slot, generation) = self.allocate();
         self.core
             .register(&socket, slot, generation, 0, EventFlags::IN)
@@ -330,11 +335,13 @@ impl Forwarder {
     }
 
     fn relay_packets(&mut self, slot: usize) {
+        let mut buf = vec![0u8; udp::PACKET];
         for _ in 0..udp::BURST {
             let Use::Udp { relay } = &mut self.slots[slot].use_ else { return };
-            let Some((peer, packet)) = relay.receive() else { return };
-            if let Some(client) = relay.client(peer) {
-                udp::send(&relay.clients[&client].socket, &packet);
+            let Some(received) = relay.receive(&mut buf) else { return };
+            let packet = &buf[..received.len];
+            if let Some(client) = relay.client(received.peer) {
+                udp::send(&relay.clients[&client].socket, packet);
                 continue;
             }
             if self.udp_clients >= self.limits.udp_clients {
@@ -344,11 +351,11 @@ impl Forwarder {
             let (client, generation) = self.allocate();
             match udp::connect(&self.core, client, generation, target) {
                 Ok(socket) => {
-                    udp::send(&socket, &packet);
-                    self.slots[client].use_ = Use::UdpClient { relay: slot, peer };
+                    udp::send(&socket, packet);
+                    self.slots[client].use_ = Use::UdpClient { relay: slot, peer: received.peer };
                     self.udp_clients += 1;
                     if let Use::Udp { relay } = &mut self.slots[slot].use_ {
-                        relay.insert(client, peer, socket);
+                        relay.insert(client, &received, socket);
                     }
                 }
                 Err(errno) => {

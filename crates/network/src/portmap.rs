@@ -144,6 +144,11 @@ fn bind(proto: Proto, ip: IpAddr, port: u16) -> Result<Option<OwnedFd>, Errno> {
         // listeners still exclude each other. For UDP it would let two bind.
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     }
+    if proto == Proto::Udp {
+        // Before the first packet: the forwarder answers from where it was asked.
+        sys::packet::enable_info(&socket, ip.is_ipv6())
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::INVAL))?;
+    }
     rustix::net::bind(&socket, &SocketAddr::new(ip, port))?;
     if proto != Proto::Udp {
         rustix::net::listen(&socket, LISTEN_BACKLOG)?;

@@ -1,1 +1,3 @@
 //! gantry-sys
+pub mod netns;
+pub mod packet;

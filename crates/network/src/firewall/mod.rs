@@ -11,6 +11,7 @@
 //! An accept here cannot override a drop elsewhere, so [`Firewall::ensure`]
 //! also looks at other firewalls' forward chains; see [`foreign`](self::Blocker).
 
+mod conntrack;
 mod foreign;
 mod legacy;
 mod legacy_table;
@@ -271,7 +272,8 @@ impl Firewall {
         self.reassert()
     }
 
-    /// Publishes ports: one map element each, all in one transaction.
+    /// Publishes ports: one map element each, all in one transaction. UDP flows
+    /// that were under way to these ports are led to their new place.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is then published.
@@ -280,13 +282,13 @@ impl Firewall {
             ports.iter().filter(|p| !self.desired.ports.contains(p)).cloned().collect();
         self.desired.ports.extend(new.iter().cloned());
         if self.change_ports(&new, true).is_ok() {
-            return Ok(());
+            return conntrack::forget(&mut self.socket, &new);
         }
         // The table is not as it should be (flushed this very moment, or not
         // there yet): the whole of it settles that.
         self.active = true;
         match self.reassert() {
-            Ok(_) => Ok(()),
+            Ok(_) => conntrack::forget(&mut self.socket, &new),
             Err(error) => {
                 for port in &new {
                     self.desired.ports.remove(port);
@@ -307,9 +309,10 @@ impl Firewall {
             self.desired.ports.remove(port);
         }
         match self.change_ports(&old, false) {
-            Ok(()) => Ok(()),
-            Err(_) => self.reassert().map(|_| ()),
+            Ok(()) => {}
+            Err(_) => drop(self.reassert()?),
         }
+        conntrack::forget(&mut self.socket, &old)
     }
 
     fn change_ports(&mut self, ports: &[PublishedPort], add: bool) -> Result<(), Error> {

@@ -1,18 +1,19 @@
 //! One published UDP port: a bound socket, a connected socket per client.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use sys::packet::Received;
 
 use super::Core;
 
 /// The largest UDP payload.
-const PACKET: usize = 65_535;
+pub(super) const PACKET: usize = 65_535;
 /// Packets handled per event and socket before others get their turn.
 pub(super) const BURST: usize = 64;
 
@@ -20,6 +21,8 @@ pub(super) const BURST: usize = 64;
 pub(super) struct Client {
     pub(super) socket: OwnedFd,
     peer: SocketAddr,
+    /// The address that the client sent to, from which it is answered.
+    local: Option<IpAddr>,
     seen: Instant,
 }
 
@@ -56,15 +59,12 @@ impl Relay {
         Self { socket, target, clients: HashMap::new(), peers: HashMap::new() }
     }
 
-    pub(super) fn receive(&self) -> Option<(SocketAddr, Vec<u8>)> {
-        let mut buf = vec![0u8; PACKET];
+    /// The next packet that waits, if one does.
+    pub(super) fn receive(&self, buf: &mut [u8]) -> Option<Received> {
         loop {
-            match rustix::net::recvfrom(&self.socket, &mut buf[..], RecvFlags::DONTWAIT) {
-                Ok((len, _, peer)) => {
-                    buf.truncate(len);
-                    return Some((SocketAddr::try_from(peer?).ok()?, buf));
-                }
-                Err(Errno::INTR) => {}
+            match sys::packet::receive(&self.socket, buf) {
+                Ok(received) => return Some(received),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return None,
             }
         }
@@ -77,8 +77,9 @@ impl Relay {
         Some(slot)
     }
 
-    pub(super) fn insert(&mut self, slot: usize, peer: SocketAddr, socket: OwnedFd) {
-        self.clients.insert(slot, Client { socket, peer, seen: Instant::now() });
+    pub(super) fn insert(&mut self, slot: usize, from: &Received, socket: OwnedFd) {
+        let Received { peer, local, .. } = *from;
+        self.clients.insert(slot, Client { socket, peer, local, seen: Instant::now() });
         self.peers.insert(peer, slot);
     }
 
@@ -90,8 +91,12 @@ impl Relay {
         for _ in 0..BURST {
             match rustix::net::recv(&client.socket, &mut buf[..], RecvFlags::DONTWAIT) {
                 Ok((len, _)) => {
-                    // Lost when it cannot be sent, as packets may be.
-                    rustix::net::sendto(&self.socket, &buf[..len], SendFlags::DONTWAIT, &peer).ok();
+                    let sent = sys::packet::send(&self.socket, &buf[..len], peer, client.local);
+                    if sent.is_err() {
+                        // The client asked a broadcast address. Lost when this
+                        // does not help, as packets may be.
+                        sys::packet::send(&self.socket, &buf[..len], peer, None).ok();
+                    }
                 }
                 // The target's port is closed; the client just hears nothing.
                 Err(Errno::CONNREFUSED | Errno::INTR) => {}

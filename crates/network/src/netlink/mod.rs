@@ -7,7 +7,7 @@
 mod message;
 mod socket;
 
-pub(crate) use message::{Attributes, Batch, attributes, be32, ne32, text};
+pub(crate) use message::{Attributes, Batch, attributes, be16, be32, ne32, text};
 pub(crate) use socket::{Event, Socket};
 
 /// Message flags of linux/netlink.h.

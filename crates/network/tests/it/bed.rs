@@ -148,8 +148,9 @@ pub(crate) fn serve_on(listener: TcpListener) {
 }
 
 /// Asks from the calling thread's namespace.
-pub(crate) fn ask(ip: Ipv4Addr, port: u16, patience: Duration) -> Option<IpAddr> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((ip, port)), patience).ok()?;
+pub(crate) fn ask(ip: impl Into<IpAddr>, port: u16, patience: Duration) -> Option<IpAddr> {
+    let mut stream =
+        TcpStream::connect_timeout(&SocketAddr::new(ip.into(), port), patience).ok()?;
     stream.set_read_timeout(Some(patience)).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;

@@ -1,14 +1,16 @@
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::time::Instant;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
 
+use network::endpoint::{EndpointConfig, IpConfig, attach};
 use network::firewall::{BridgeNetwork, Desired, Firewall, GatewayMode, Proto, PublishedPort};
-use network::link::PortFlags;
+use network::link::{BridgeConfig, PortFlags, Rtnl};
+use network::ns::Namespace;
 use network::sysctl;
 
 use crate::bed::{
     Bridge, Container, PATIENCE, REFUSED, World, ask, host_of, isolated, program, random_port,
-    serve_on,
+    serve_on, wait_until,
 };
 
 fn network(bridge: &Bridge) -> BridgeNetwork {
@@ -278,5 +280,108 @@ fn the_table_is_what_nft_reads_too() {
         std::fs::write("/run/table", format!("delete table inet gantry\n{text}")).unwrap();
         program(&["nft", "-f", "/run/table"]);
         assert!(firewall.is_present().unwrap());
+    });
+}
+
+#[test]
+fn a_udp_flow_that_was_under_way_gets_to_the_published_port() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut bridge = world.bridge("br-a", 2);
+        let server = bridge.container(&mut world.route, PortFlags::default());
+        let (outer, inner) = (random_port(), random_port());
+        let at = (server.ip, inner);
+        let socket = server.ns.run(|| UdpSocket::bind(at)).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut firewall = ensure(vec![network(&bridge)], &[]);
+        let host = world.outside.gateway();
+        let client = world
+            .neighbour
+            .ns
+            .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
+            .unwrap()
+            .unwrap();
+        // A flow into nothing; somebody listens on the host, so no error ends it.
+        let silent = UdpSocket::bind((host, outer)).unwrap();
+        client.send_to(b"before", (host, outer)).unwrap();
+        silent.recv_from(&mut [0u8; 10]).unwrap();
+        let port = PublishedPort {
+            proto: Proto::Udp,
+            ..published(Ipv4Addr::UNSPECIFIED, outer, &server, inner)
+        };
+        firewall.publish(std::slice::from_ref(&port)).unwrap();
+        let mut buf = [0u8; 10];
+        wait_until("the flow gets to the container", || {
+            client.send_to(b"after", (host, outer)).unwrap();
+            socket.recv_from(&mut buf).is_ok()
+        });
+        firewall.unpublish(&[port]).unwrap();
+        silent.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        wait_until("the flow leaves the container", || {
+            client.send_to(b"gone", (host, outer)).unwrap();
+            silent.recv_from(&mut buf).is_ok()
+        });
+    });
+}
+
+#[test]
+fn ipv6_published_masqueraded_and_closed() {
+    isolated(|| {
+        sysctl::enable_ip_forward(true).unwrap();
+        let mut route = Rtnl::open().unwrap();
+        let mut side = |bridge: &str, net: &str| {
+            let address: Ipv6Addr = format!("{net}::1").parse().unwrap();
+            route
+                .bridge_ensure(&BridgeConfig {
+                    name: bridge.to_owned(),
+                    owner: bridge.to_owned(),
+                    mac: None,
+                    mtu: None,
+                    addresses: vec![(IpAddr::V6(address), 64)],
+                    ipv6: true,
+                })
+                .unwrap();
+            let ns = Namespace::create_unbound().unwrap();
+            let ip: Ipv6Addr = format!("{net}::2").parse().unwrap();
+            let config = EndpointConfig {
+                bridge: bridge.to_owned(),
+                ifname: "eth0".to_owned(),
+                host_ifname: None,
+                mac: None,
+                mtu: None,
+                ip: IpConfig { v6: Some((ip, 64)), gateway6: Some(address), ..IpConfig::default() },
+                port: PortFlags { hairpin: true, ..PortFlags::default() },
+            };
+            attach(&mut route, &ns, &config).unwrap();
+            (ns, ip, address)
+        };
+        let (out_ns, out_ip, host) = side("outside", "fd00:1");
+        let (in_ns, in_ip, gateway) = side("br-six", "fd00:2");
+        let (outer, inner) = (random_port() + 30_000, random_port());
+        for (ns, ip) in [(&out_ns, out_ip), (&in_ns, in_ip)] {
+            serve_on(ns.run(|| TcpListener::bind((ip, inner))).unwrap().unwrap());
+        }
+        let from = |ns: &Namespace, ip: Ipv6Addr, port: u16, patience| {
+            ns.run(|| ask(ip, port, patience)).unwrap()
+        };
+        assert!(from(&out_ns, in_ip, inner, PATIENCE).is_some(), "open without rules");
+        let network = BridgeNetwork::new("br-six", vec!["fd00:2::/64".parse().unwrap()]);
+        let mut firewall = ensure(vec![network], &[]);
+        assert_eq!(from(&out_ns, in_ip, inner, REFUSED), None);
+        let port = PublishedPort {
+            proto: Proto::Tcp,
+            host_ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            host_port: outer,
+            container_ip: IpAddr::V6(in_ip),
+            container_port: inner,
+        };
+        let one = PublishedPort { host_ip: IpAddr::V6(host), host_port: outer + 1, ..port.clone() };
+        firewall.publish(&[port, one]).unwrap();
+        for port in [outer, outer + 1] {
+            assert_eq!(from(&out_ns, host, port, PATIENCE), Some(IpAddr::V6(out_ip)));
+            assert_eq!(from(&in_ns, host, port, PATIENCE), Some(IpAddr::V6(gateway)), "itself");
+            assert_eq!(ask(host, port, PATIENCE), Some(IpAddr::V6(host)));
+        }
+        assert_eq!(from(&in_ns, out_ip, inner, PATIENCE), Some(IpAddr::V6(host)), "masqueraded");
     });
 }

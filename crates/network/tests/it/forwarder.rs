@@ -155,3 +155,40 @@ fn udp_clients_are_told_apart_and_forgotten() {
         assert_eq!(running.finish().1, 0, "silent clients are forgotten");
     });
 }
+
+#[test]
+fn udp_answers_come_from_the_address_that_was_asked() {
+    isolated(|| {
+        let mut route = network::link::Rtnl::open().unwrap();
+        let second = Ipv4Addr::new(10, 77, 0, 1);
+        route.address_add(1, IpAddr::V4(second), 24).unwrap();
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let target = server.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut buf = [0u8; 100];
+            loop {
+                let (len, peer) = server.recv_from(&mut buf).unwrap();
+                server.send_to(&buf[..len], peer).unwrap();
+            }
+        });
+        let (v4, at4) = listen(Proto::Udp, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let (v6, at6) = listen(Proto::Udp, IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        let sockets = vec![(Proto::Udp, v4, target), (Proto::Udp, v6, target)];
+        let running = Running::start(sockets, Limits::default());
+        let cases = [
+            (IpAddr::V4(second), at4, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            (IpAddr::V4(Ipv4Addr::new(127, 9, 9, 9)), at4, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            (IpAddr::V6(Ipv6Addr::LOCALHOST), at6, IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        ];
+        for (to, at, from) in cases {
+            let client = UdpSocket::bind((from, 0)).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            // A connected socket takes answers from that address alone.
+            client.connect((to, at.port())).unwrap();
+            client.send(b"hello").unwrap();
+            let mut buf = [0u8; 10];
+            assert_eq!(client.recv(&mut buf).unwrap_or_else(|e| panic!("{to}: {e}")), 5);
+        }
+        assert_eq!(running.finish().1, 3);
+    });
+}

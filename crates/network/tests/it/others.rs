@@ -1,6 +1,8 @@
 //! Other firewalls: flushes, and chains that drop.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,7 +64,7 @@ fn flushed_rules_come_back() {
         };
         let before = table();
         let exists = || {
-            std::process::Command::new("nft")
+            Command::new("nft")
                 .args(["list", "table", "inet", "gantry"])
                 .output()
                 .unwrap()
@@ -250,5 +252,39 @@ fn legacy_ipv6_and_tables_that_are_not_there() {
         );
         setup.firewall.remove_all().unwrap();
         assert_eq!(program(&["ip6tables-legacy", "-S"]), before);
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    isolated(|| {
+        let mut setup = setup();
+        // A table that its owner's process keeps for itself.
+        let mut owner = Command::new("nft")
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = owner.stdin.take().unwrap();
+        input
+            .write_all(
+                b"table inet owned { flags owner; chain f { type filter hook forward priority 3; policy drop; }; }\n",
+            )
+            .unwrap();
+        input.flush().unwrap();
+        let listed = || program(&["nft", "list", "chains"]).contains("policy drop");
+        wait_until("the owner has its table", listed);
+        let report = setup.firewall.ensure(setup.desired.clone()).unwrap();
+        let [blocker] = report.blockers.as_slice() else { panic!("{report:?}") };
+        assert_eq!(
+            (blocker.table.as_str(), blocker.chain.as_str(), blocker.policy),
+            ("owned", "f", "drop")
+        );
+        eprintln!("{blocker}");
+        drop(input);
+        owner.wait().unwrap();
+        wait_until("the table is gone", || !listed());
+        assert_eq!(setup.firewall.reassert().unwrap().blockers, []);
     });
 }
