@@ -1,0 +1,317 @@
+//! Downloads that go on after whatever interrupted them.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+use types::{Digest, Digester};
+
+use crate::{
+    auth::transport_error,
+    client::{Backoff, Call, Context, Endpoint},
+    error::{Error, Problem, TransportError},
+    repository::Repository,
+    transport::text,
+};
+
+/// After this many bytes a connection counts as having worked, and failures count anew.
+const PROGRESS_BYTES: u64 = 64 << 10;
+
+/// A blob on its way. Dropping it ends the download.
+pub struct Blob {
+    repository: Repository,
+    endpoint: Arc<Endpoint>,
+    digest: Digest,
+    size: Option<u64>,
+    offset: u64,
+    body: Option<Incoming>,
+    digester: Option<Digester>,
+    backoff: Backoff,
+    /// Bytes that come again because the registry cannot begin in the middle.
+    repeated: u64,
+    /// Bytes since the last failure.
+    progress: u64,
+    /// The current span of the progress deadline, and what it has seen.
+    span_end: Instant,
+    span_bytes: u64,
+    done: bool,
+}
+
+impl Blob {
+    pub(crate) async fn open(
+        repository: &Repository,
+        endpoint: Arc<Endpoint>,
+        digest: &Digest,
+        size: Option<u64>,
+        offset: u64,
+    ) -> Result<Self, Error> {
+        let mut blob = Self {
+            repository: repository.clone(),
+            backoff: repository.shared.backoff(&endpoint),
+            endpoint,
+            digest: digest.clone(),
+            size,
+            offset,
+            body: None,
+            digester: None,
+            repeated: 0,
+            progress: 0,
+            span_end: Instant::now(),
+            span_bytes: 0,
+            done: size.is_some_and(|size| size == offset),
+        };
+        if !blob.done {
+            blob.connect().await?;
+        }
+        Ok(blob)
+    }
+
+    /// The whole blob's size in bytes, if anyone said it.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Where the next chunk begins, in bytes from the blob's start.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Also checks the digest at the end. Without effect if bytes were skipped or read already.
+    #[must_use]
+    pub fn verified(mut self) -> Self {
+        if self.offset == 0 {
+            self.digester = Some(Digester::new(self.digest.algorithm()));
+        }
+        self
+    }
+
+    /// The next bytes, `None` at the end. Waits, connects anew and asks for the rest as often as
+    /// it takes while there is progress. After an error only the same error, or the end of a
+    /// connection, can come: the blob is to be dropped.
+    ///
+    /// # Errors
+    /// When attempts run out, the registry refuses, or sends more or less than the blob's size;
+    /// [`Error::DigestMismatch`] after [`Blob::verified`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if self.done {
+                return self.end();
+            }
+            if self.body.is_none() {
+                self.connect().await?;
+            }
+            match self.receive().await {
+                Ok(Some(chunk)) => {
+                    let chunk = self.new_part(chunk);
+                    if chunk.is_empty() {
+                        continue;
+                    }
+                    self.account(&chunk)?;
+                    return Ok(Some(chunk));
+                }
+                Ok(None) => match self.size {
+                    Some(size) if self.offset < size => {
+                        let got = self.offset;
+                        self.interrupted(TransportError::ShortBody { got }).await?;
+                    }
+                    _ => self.done = true,
+                },
+                Err(source) => self.interrupted(source).await?,
+            }
+        }
+    }
+
+    /// The blob as a stream; it ends after an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+        stream::try_unfold(self, |mut blob| async move {
+            Ok(blob.chunk().await?.map(|chunk| (chunk, blob)))
+        })
+    }
+
+    fn end(&mut self) -> Result<Option<Bytes>, Error> {
+        self.body = None;
+        if let Some(digester) = self.digester.take() {
+            let actual = digester.finish();
+            if actual != self.digest {
+                return Err(self.repository.mismatch("blob", self.digest.clone(), actual));
+            }
+        }
+        Ok(None)
+    }
+
+    fn account(&mut self, chunk: &Bytes) -> Result<(), Error> {
+        let len = chunk.len() as u64;
+        self.offset += len;
+        self.progress += len;
+        if self.progress >= PROGRESS_BYTES {
+            self.backoff.reset();
+        }
+        if let Some(size) = self.size
+            && self.offset > size
+        {
+            self.body = None;
+            return Err(Error::SizeMismatch {
+                what: "blob",
+                registry: self.endpoint.registry.clone(),
+                expected: size,
+                actual: self.offset,
+            });
+        }
+        if self.size == Some(self.offset) {
+            self.done = true;
+        }
+        if let Some(digester) = &mut self.digester {
+            digester.update(chunk);
+        }
+        Ok(())
+    }
+
+    /// One piece of the body, within the progress deadline.
+    async fn receive(&mut self) -> Result<Option<Bytes>, TransportError> {
+        let transport = &self.repository.shared.transport;
+        let timeouts = transport.timeouts;
+        let Some(body) = &mut self.body else { return Ok(None) };
+        loop {
+            let frame = match timeout_at(self.span_end, body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) if self.span_bytes < timeouts.stall_bytes => {
+                    return Err(transport.stalled());
+                }
+                Err(_) => {
+                    self.span_end = Instant::now() + timeouts.stall;
+                    self.span_bytes = 0;
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let Ok(data) = frame?.into_data() else { continue };
+            self.span_bytes += data.len() as u64;
+            // Ready data never waits, so a span may end without the timer being asked. The rest
+            // of a blob may be less than a span has to have.
+            if Instant::now() >= self.span_end {
+                let last = self.size == Some(self.offset + data.len() as u64);
+                if self.span_bytes < timeouts.stall_bytes && !last {
+                    return Err(transport.stalled());
+                }
+                self.span_end = Instant::now() + timeouts.stall;
+                self.span_bytes = 0;
+            }
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// Takes note of a failure, and waits if there is to be another attempt.
+    async fn interrupted(&mut self, source: TransportError) -> Result<(), Error> {
+        self.body = None;
+        self.progress = 0;
+        let uri = self.endpoint.uri(&self.path())?;
+        self.backoff.pause(transport_error(&Method::GET, &uri, source), None).await
+    }
+
+    fn path(&self) -> String {
+        self.repository.path(&format!("blobs/{}", self.digest))
+    }
+
+    /// Asks for the rest, with retries.
+    async fn connect(&mut self) -> Result<(), Error> {
+        loop {
+            match self.try_connect().await {
+                Ok(()) => return Ok(()),
+                Err((error, after)) => self.backoff.pause(error, after).await?,
+            }
+        }
+    }
+
+    async fn try_connect(&mut self) -> Result<(), (Error, Option<Duration>)> {
+        let repository = self.repository.clone();
+        let digest = self.digest.clone();
+        let call = self.call(&repository, &digest).map_err(|e| (e, None))?;
+        let shared = &repository.shared;
+        let response = shared.once(&self.endpoint, &call).await.map_err(|e| (e, None))?;
+        let status = response.status();
+        let body = match status {
+            StatusCode::PARTIAL_CONTENT if self.offset > 0 => {
+                self.check_range(&response).map_err(|e| (e, None))?;
+                self.repeated = 0;
+                response.into_body()
+            }
+            StatusCode::OK => {
+                let told = text(response.headers(), header::CONTENT_LENGTH);
+                let told = told.and_then(|s| s.parse::<u64>().ok());
+                self.check_size(told).map_err(|e| (e, None))?;
+                // No ranges here: what we have already comes again.
+                self.repeated = self.offset;
+                response.into_body()
+            }
+            _ if status.is_success() => {
+                let problem = Problem::Text("another range than asked for");
+                let registry = self.endpoint.registry.clone();
+                return Err((Error::Malformed { what: "blob", registry, problem }, None));
+            }
+            _ => return Err(shared.refused(&self.endpoint, &call, response).await),
+        };
+        self.body = Some(body);
+        self.span_end = Instant::now() + shared.transport.timeouts.stall;
+        self.span_bytes = 0;
+        Ok(())
+    }
+
+    fn call<'a>(&self, repository: &'a Repository, digest: &'a Digest) -> Result<Call<'a>, Error> {
+        let rest = format!("blobs/{digest}");
+        let mut call =
+            repository.request(&self.endpoint, Method::GET, &rest, Context::Blob { digest })?;
+        // The bytes that have the digest, not a compressed form of them.
+        call.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if self.offset > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
+            call.headers.insert(header::RANGE, range.expect("digits and ASCII"));
+        }
+        Ok(call)
+    }
+
+    /// `Content-Range: bytes FIRST-LAST/SIZE` must begin where we are.
+    fn check_range(&mut self, response: &Response<Incoming>) -> Result<(), Error> {
+        let parsed = text(response.headers(), header::CONTENT_RANGE).and_then(|range| {
+            let (span, size) = range.strip_prefix("bytes ")?.split_once('/')?;
+            let first = span.split_once('-')?.0.parse::<u64>().ok()?;
+            Some((first, size.parse::<u64>().ok()))
+        });
+        match parsed {
+            Some((first, size)) if first == self.offset => self.check_size(size),
+            _ => Err(Error::Malformed {
+                what: "blob",
+                registry: self.endpoint.registry.clone(),
+                problem: Problem::Header("Content-Range"),
+            }),
+        }
+    }
+
+    fn check_size(&mut self, told: Option<u64>) -> Result<(), Error> {
+        match (self.size, told) {
+            (Some(expected), Some(actual)) if expected != actual => Err(Error::SizeMismatch {
+                what: "blob",
+                registry: self.endpoint.registry.clone(),
+                expected,
+                actual,
+            }),
+            (None, told) => {
+                self.size = told;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What of a chunk was not received before.
+    fn new_part(&mut self, mut chunk: Bytes) -> Bytes {
+        let known = usize::try_from(self.repeated).unwrap_or(usize::MAX).min(chunk.len());
+        self.repeated -= known as u64;
+        chunk.split_off(known)
+    }
+}

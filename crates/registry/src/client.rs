@@ -1,0 +1,618 @@
+//! Requests: to which server, as whom, along which redirects, how often.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use types::{DEFAULT_DOMAIN, Digest, ImageRef};
+
+use crate::{
+    auth::{self, Authorization, Challenge, Wish, transport_error},
+    config::{Config, Credentials, HostPort, Timeouts},
+    dns,
+    error::{Error, TransportError},
+    repository::Repository,
+    transport::{Origin, Payload, Transport, read_small, text},
+};
+
+/// Where docker.io's registry is.
+const HUB_HOST: &str = "registry-1.docker.io";
+/// Redirects followed for one request.
+const REDIRECTS_MAX: usize = 5;
+/// Bytes of an error's body that are looked at.
+const ERROR_BODY_MAX: usize = 64 << 10;
+/// Characters of a registry's own words that go into an error.
+const MESSAGE_MAX: usize = 1000;
+/// The longest pause between attempts that the registry did not ask for.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long it is remembered that an insecure registry speaks HTTPS or does not.
+const SCHEME_FOR: Duration = Duration::from_secs(600);
+const SCHEMES_MAX: usize = 1024;
+
+/// A client of all registries; clones share connections.
+#[derive(Clone)]
+pub struct Client(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) transport: Transport,
+    mirrors: Vec<Uri>,
+    attempts: u32,
+    schemes: Mutex<HashMap<String, (bool, Instant)>>,
+}
+
+/// What a successful login gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// To be kept in place of the password, if the registry gives one.
+    pub identity_token: Option<String>,
+}
+
+/// One server that may have a repository.
+pub(crate) struct Endpoint {
+    /// Scheme, host and path in front of `/v2/`, without a slash at the end.
+    pub(crate) base: String,
+    pub(crate) origin: Origin,
+    /// As references name it.
+    pub(crate) registry: String,
+    mirror: bool,
+    /// HTTPS or HTTP is still to be found out.
+    probing: bool,
+    offline: bool,
+    credentials: Credentials,
+    scopes: Mutex<Vec<String>>,
+    auth: tokio::sync::Mutex<Authorization>,
+}
+
+/// What a request is about, for the words of its error.
+pub(crate) enum Context<'a> {
+    Manifest { reference: &'a str },
+    Blob { digest: &'a Digest },
+    Other,
+}
+
+/// One request of a repository.
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    /// `None`: no body.
+    pub(crate) body: Option<Bytes>,
+    pub(crate) context: Context<'a>,
+    /// Push or pull, and the name that errors use.
+    pub(crate) push: bool,
+    pub(crate) name: &'a str,
+}
+
+impl Client {
+    /// # Errors
+    /// [`Error::Config`] for a mirror, proxy or list of insecure registries that makes no sense.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let mirror = |text: &String| {
+            let error = || Error::Config { what: "registry mirror", text: text.clone() };
+            let uri: Uri = text.parse().map_err(|_| error())?;
+            Origin::of(&uri).map_err(|_| error())?;
+            if uri.query().is_some() { Err(error()) } else { Ok(uri) }
+        };
+        Ok(Self(Arc::new(Shared {
+            transport: Transport::new(&config)?,
+            mirrors: config.mirrors.iter().map(mirror).collect::<Result<_, _>>()?,
+            attempts: config.attempts.max(1),
+            schemes: Mutex::default(),
+        })))
+    }
+
+    /// The repository of an image, to read from.
+    pub fn pull(&self, image: &ImageRef, credentials: Credentials) -> Repository {
+        let scopes = vec![format!("repository:{}:pull", image.path())];
+        let mut endpoints = Vec::new();
+        if image.domain() == DEFAULT_DOMAIN {
+            endpoints.extend(self.0.mirrors.iter().filter_map(|uri| mirror(uri, &scopes)));
+        }
+        endpoints.extend(self.0.upstream(image.domain(), &credentials, &scopes, false));
+        Repository::new(self.0.clone(), image, endpoints, false)
+    }
+
+    /// The repository of an image, to write to.
+    pub fn push(&self, image: &ImageRef, credentials: Credentials) -> Repository {
+        let scopes = vec![format!("repository:{}:pull,push", image.path())];
+        let endpoints = self.0.upstream(image.domain(), &credentials, &scopes, false);
+        Repository::new(self.0.clone(), image, endpoints, true)
+    }
+
+    /// Checks credentials. `registry` is a host and port or, as docker's clients send it, a URL.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] when they are wrong.
+    pub async fn login(&self, registry: &str, credentials: Credentials) -> Result<Login, Error> {
+        let host = registry.split_once("://").map_or(registry, |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or_default();
+        let host = match host {
+            "" | "index.docker.io" | HUB_HOST => DEFAULT_DOMAIN,
+            host => host,
+        };
+        let endpoints = self.0.upstream(host, &credentials, &[], true);
+        let mut last = Error::Config { what: "registry", text: registry.to_owned() };
+        for endpoint in endpoints.iter().filter(|e| self.0.may_answer(e)) {
+            let call = Call {
+                method: Method::GET,
+                uri: endpoint.uri("/v2/")?,
+                headers: HeaderMap::new(),
+                body: None,
+                context: Context::Other,
+                push: true,
+                name: host,
+            };
+            match self.0.call(endpoint, &call).await {
+                Ok(response) => {
+                    drop(response);
+                    self.0.learn(endpoint);
+                    let identity_token = endpoint.auth.lock().await.identity_token.clone();
+                    return Ok(Login { identity_token });
+                }
+                Err(error) if self.0.falls_through(endpoint, &error) => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn mirror(uri: &Uri, scopes: &[String]) -> Option<Arc<Endpoint>> {
+    let origin = Origin::of(uri).ok()?;
+    let authority = uri.authority()?.as_str();
+    let base = format!("{}://{authority}{}", uri.scheme_str()?, uri.path().trim_end_matches('/'));
+    Some(Arc::new(Endpoint {
+        base,
+        origin,
+        registry: authority.to_owned(),
+        mirror: true,
+        probing: false,
+        offline: false,
+        credentials: Credentials::Anonymous,
+        scopes: Mutex::new(scopes.to_vec()),
+        auth: tokio::sync::Mutex::default(),
+    }))
+}
+
+impl Shared {
+    /// The registry's own servers: over HTTPS, and if it is insecure over HTTP.
+    fn upstream(
+        &self,
+        registry: &str,
+        credentials: &Credentials,
+        scopes: &[String],
+        offline: bool,
+    ) -> Vec<Arc<Endpoint>> {
+        let authority = if registry == DEFAULT_DOMAIN { HUB_HOST } else { registry };
+        let insecure = HostPort::parse(registry).is_some_and(|at| self.transport.is_insecure(&at));
+        let schemes: &[bool] = if insecure { &[true, false] } else { &[true] };
+        let endpoint = |https: &bool| {
+            let base = format!("{}://{authority}", if *https { "https" } else { "http" });
+            let origin = base.parse().ok().and_then(|uri| Origin::of(&uri).ok())?;
+            Some(Arc::new(Endpoint {
+                base,
+                origin,
+                registry: registry.to_owned(),
+                mirror: false,
+                probing: insecure,
+                offline,
+                credentials: credentials.clone(),
+                scopes: Mutex::new(scopes.to_vec()),
+                auth: tokio::sync::Mutex::default(),
+            }))
+        };
+        schemes.iter().filter_map(endpoint).collect()
+    }
+
+    fn known_scheme(&self, registry: &str) -> Option<bool> {
+        let known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.get(registry).filter(|(_, since)| since.elapsed() < SCHEME_FOR).map(|(s, _)| *s)
+    }
+
+    /// False for the scheme that an insecure registry is known not to speak.
+    pub(crate) fn may_answer(&self, endpoint: &Endpoint) -> bool {
+        let known = self.known_scheme(&endpoint.registry).filter(|_| endpoint.probing);
+        known.is_none_or(|https| https == endpoint.origin.https)
+    }
+
+    /// Whether another endpoint comes after this one, so that it is not worth to insist.
+    fn has_next(&self, endpoint: &Endpoint) -> bool {
+        let unknown = || self.known_scheme(&endpoint.registry).is_none();
+        endpoint.mirror || (endpoint.probing && endpoint.origin.https && unknown())
+    }
+
+    /// Whether an error is a reason to ask the next endpoint.
+    pub(crate) fn falls_through(&self, endpoint: &Endpoint, error: &Error) -> bool {
+        self.has_next(endpoint) && (endpoint.mirror || error.is_other_way_possible())
+    }
+
+    /// Remembers that an endpoint answered.
+    pub(crate) fn learn(&self, endpoint: &Endpoint) {
+        if !endpoint.probing || endpoint.mirror {
+            return;
+        }
+        let mut known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if known.len() >= SCHEMES_MAX {
+            known.clear();
+        }
+        known
+            .entry(endpoint.registry.clone())
+            .or_insert_with(|| (endpoint.origin.https, Instant::now()));
+    }
+
+    pub(crate) fn forget(&self, endpoint: &Endpoint) {
+        let mut known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.remove(&endpoint.registry);
+    }
+
+    /// Sends a request until it succeeds, fails for good, or was tried often enough.
+    pub(crate) async fn call(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut backoff = self.backoff(endpoint);
+        loop {
+            let (error, after) = match self.once(endpoint, call).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => self.refused(endpoint, call, response).await,
+                Err(error) => (error, None),
+            };
+            backoff.pause(error, after).await?;
+        }
+    }
+
+    pub(crate) fn backoff(&self, endpoint: &Endpoint) -> Backoff {
+        let attempts = if self.has_next(endpoint) { 1 } else { self.attempts };
+        Backoff { attempts, failed: 0, timeouts: self.transport.timeouts }
+    }
+
+    /// One attempt, with the authentication that it takes.
+    pub(crate) async fn once(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut renewed = false;
+        loop {
+            let (value, generation) = endpoint.authorization().await;
+            let (response, at_home) = self.follow(endpoint, call, value).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || !at_home || renewed {
+                return Ok(response);
+            }
+            let Some(challenge) = Challenge::find(response.headers()) else {
+                return Ok(response);
+            };
+            endpoint.renew(&self.transport, challenge, generation).await?;
+            renewed = true;
+        }
+    }
+
+    /// Follows redirects of requests without a body. False: the answer is another server's.
+    async fn follow(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<(Response<Incoming>, bool), Error> {
+        let mut uri = call.uri.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let error = |source| transport_error(&call.method, &uri, source);
+            let at_home = Origin::of(&uri).map_err(error)? == endpoint.origin;
+            let mut headers = call.headers.clone();
+            if let Some(value) = authorization.as_ref().filter(|_| at_home) {
+                headers.insert(header::AUTHORIZATION, value.clone());
+            }
+            let payload = call.body.clone().map_or(Payload::Empty, Payload::Bytes);
+            let sent = self.transport.send(&call.method, &uri, &headers, payload);
+            let response = sent.await.map_err(error)?;
+            let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            if !is_redirect {
+                return Ok((response, at_home));
+            }
+            if !matches!(call.method, Method::GET | Method::HEAD) {
+                return Err(error(TransportError::Redirect("a write was redirected")));
+            }
+            let target = text(response.headers(), header::LOCATION);
+            let target = target.and_then(|t| resolve(&uri, t));
+            let target =
+                target.ok_or_else(|| error(TransportError::Redirect("redirect to nowhere")))?;
+            if uri.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
+                return Err(error(TransportError::Redirect("redirect from https to http")));
+            }
+            uri = target;
+        }
+        Err(transport_error(&call.method, &uri, TransportError::Redirect("too many redirects")))
+    }
+
+    /// The error that a refusal is, and how long the registry wants us to wait.
+    pub(crate) async fn refused(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        response: Response<Incoming>,
+    ) -> (Error, Option<Duration>) {
+        let status = response.status().as_u16();
+        let after = text(response.headers(), header::RETRY_AFTER).and_then(retry_after);
+        let scope = matches!(
+            Challenge::find(response.headers()),
+            Some(Challenge::Bearer { error: Some(e), .. }) if e == "insufficient_scope"
+        );
+        let body = read_small(response.into_body(), ERROR_BODY_MAX, &self.transport.timeouts).await;
+        let body = body.ok().flatten().unwrap_or_default();
+        (refusal(endpoint, call, status, scope, &body), after)
+    }
+}
+
+fn refusal(endpoint: &Endpoint, call: &Call<'_>, status: u16, scope: bool, body: &[u8]) -> Error {
+    let code = error_code(body).unwrap_or_default();
+    let told = error_text(body);
+    let registry = endpoint.registry.clone();
+    let denied = || "denied: requested access to the resource is denied".to_owned();
+    let is_denied = scope || status == 403 || code == "DENIED";
+    if status == 429 || code == "TOOMANYREQUESTS" {
+        let message = told.unwrap_or_else(|| "toomanyrequests: too many requests".into());
+        return Error::TooManyRequests { registry, message };
+    }
+    if is_denied && call.push {
+        let message = told.filter(|_| !scope).unwrap_or_else(denied);
+        return Error::PushDenied { repository: call.name.into(), message };
+    }
+    if is_denied || (code == "NAME_UNKNOWN" && !call.push) {
+        let message = told.filter(|_| !scope).unwrap_or_else(denied);
+        return Error::PullDenied { repository: call.name.into(), message };
+    }
+    if status == 401 {
+        let message = told.unwrap_or_else(|| "unauthorized: authentication required".into());
+        return Error::Unauthorized { registry, message };
+    }
+    match &call.context {
+        Context::Manifest { reference } if status == 404 => Error::ManifestUnknown {
+            reference: (*reference).to_owned(),
+            message: told.unwrap_or_else(|| "manifest unknown: manifest unknown".into()),
+        },
+        Context::Blob { digest } if status == 404 => {
+            Error::BlobUnknown { repository: call.name.into(), digest: (*digest).clone() }
+        }
+        _ => Error::Status {
+            method: call.method.to_string(),
+            url: shown(&call.uri),
+            status,
+            message: told.unwrap_or_else(|| {
+                let text = String::from_utf8_lossy(body);
+                text.trim().chars().take(MESSAGE_MAX).collect()
+            }),
+        },
+    }
+}
+
+impl Error {
+    /// Whether another server, or plain HTTP, may do better.
+    pub(crate) fn is_other_way_possible(&self) -> bool {
+        matches!(self, Self::Transport { source, .. } if source.allows_plain_http())
+    }
+}
+
+impl Endpoint {
+    /// The address of a path of the registry.
+    pub(crate) fn uri(&self, path: &str) -> Result<Uri, Error> {
+        format!("{}{path}", self.base).parse().map_err(|_| Error::Config {
+            what: "registry address",
+            text: format!("{}{path}", self.base),
+        })
+    }
+
+    pub(crate) async fn authorization(&self) -> (Option<HeaderValue>, u64) {
+        let auth = self.auth.lock().await;
+        (auth.current(), auth.generation)
+    }
+
+    /// Makes sure that tokens cover a scope; a new one is fetched if they do not.
+    pub(crate) async fn widen(&self, scope: String) {
+        let is_new = {
+            let mut scopes = self.scopes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let is_new = !scopes.contains(&scope);
+            if is_new {
+                scopes.push(scope);
+            }
+            is_new
+        };
+        if is_new && !matches!(self.credentials, Credentials::RegistryToken { .. }) {
+            let mut auth = self.auth.lock().await;
+            // A basic header covers everything; a token is fetched at the next challenge.
+            auth.value = None;
+            auth.generation += 1;
+        }
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        transport: &Transport,
+        challenge: Challenge,
+        generation: u64,
+    ) -> Result<(), Error> {
+        let mut auth = self.auth.lock().await;
+        if auth.generation != generation && auth.current().is_some() {
+            return Ok(());
+        }
+        let scopes = self.scopes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let wish = Wish {
+            registry: &self.registry,
+            origin: &self.origin,
+            scopes: &scopes,
+            offline: self.offline,
+        };
+        let mut fresh = auth::answer(transport, challenge, &self.credentials, &wish).await?;
+        fresh.generation = auth.generation + 1;
+        *auth = fresh;
+        Ok(())
+    }
+}
+
+/// Counts failures and waits between them.
+pub(crate) struct Backoff {
+    attempts: u32,
+    failed: u32,
+    timeouts: Timeouts,
+}
+
+impl Backoff {
+    /// Waits before the next attempt, or gives the error back if there is to be none.
+    pub(crate) async fn pause(
+        &mut self,
+        error: Error,
+        after: Option<Duration>,
+    ) -> Result<(), Error> {
+        self.failed += 1;
+        if self.failed >= self.attempts || !error.is_transient() {
+            return Err(error);
+        }
+        let pause = match after {
+            Some(after) if after > self.timeouts.retry_after_max => return Err(error),
+            Some(after) => after,
+            None => self.next_pause(),
+        };
+        tracing::debug!(%error, ?pause, "a registry request is tried again");
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Progress was made: failures count anew.
+    pub(crate) fn reset(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Doubles each time; between half and the whole of it, so that clients spread.
+    fn next_pause(&self) -> Duration {
+        let doubled = self.timeouts.backoff.saturating_mul(1 << (self.failed - 1).min(16));
+        let full = doubled.min(BACKOFF_MAX);
+        let random = u32::from(u16::from_ne_bytes(dns::random_bytes()));
+        full / 2 + full / 2 * random / 65_536
+    }
+}
+
+/// Seconds, or a date (RFC 9110 section 10.2.3).
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = http_date(text.trim())?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(Duration::from_secs(date).saturating_sub(now))
+}
+
+/// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let words: Vec<&str> = text.split([' ', ':']).collect();
+    let [_, day, month, year, hour, minute, second, "GMT"] = words.as_slice() else { return None };
+    let month = u64::try_from(MONTHS.iter().position(|m| m == month)?).ok()? + 1;
+    let number = |text: &str| text.parse::<u64>().ok();
+    let (day, year) = (number(day)?, number(year).filter(|y| (1970..10_000).contains(y))?);
+    // Days from civil, the year beginning in March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day;
+    let days = days.checked_sub(719_469)?;
+    Some(days * 86_400 + number(hour)? * 3600 + number(minute)? * 60 + number(second)?)
+}
+
+/// A reference to another address, seen from `base` (RFC 3986 section 5, without `..`).
+pub(crate) fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
+    let reference = reference.split('#').next().unwrap_or_default();
+    if reference.contains("://") {
+        let uri: Uri = reference.parse().ok()?;
+        return (!uri.authority()?.as_str().contains('@')).then_some(uri);
+    }
+    let scheme = base.scheme_str()?;
+    if let Some(rest) = reference.strip_prefix("//") {
+        return format!("{scheme}://{rest}").parse().ok();
+    }
+    let authority = base.authority()?;
+    if reference.starts_with('/') {
+        return format!("{scheme}://{authority}{reference}").parse().ok();
+    }
+    let path = base.path();
+    let joined = match reference.strip_prefix('?') {
+        Some(query) => format!("{path}?{query}"),
+        None => format!("{}/{reference}", path.rsplit_once('/').map_or("", |(dir, _)| dir)),
+    };
+    format!("{scheme}://{authority}{joined}").parse().ok()
+}
+
+/// An address without its query, which may hold signatures.
+pub(crate) fn shown(uri: &Uri) -> String {
+    let (scheme, authority) = (uri.scheme_str().unwrap_or(""), uri.authority());
+    let host = authority.map_or("", |a| a.as_str());
+    format!("{scheme}://{}{}", host.rsplit('@').next().unwrap_or_default(), uri.path())
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+fn first_error(body: &[u8]) -> Option<OneError> {
+    serde_json::from_slice::<Errors>(body).ok()?.errors.into_iter().next()
+}
+
+fn error_code(body: &[u8]) -> Option<String> {
+    first_error(body).map(|e| e.code)
+}
+
+/// The first error of an answer's body as docker words it: `manifest unknown: manifest unknown`.
+pub(crate) fn error_text(body: &[u8]) -> Option<String> {
+    let error = first_error(body)?;
+    let code = error.code.to_lowercase().replace('_', " ");
+    let text = if error.message.is_empty() { code } else { format!("{code}: {}", error.message) };
+    Some(text.chars().take(MESSAGE_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_are_resolved() {
+        let base: Uri = "https://a:5/v2/x/blobs?q=1".parse().unwrap();
+        for (reference, expected) in [
+            ("http://b/c", "http://b/c"),
+            ("//b/c", "https://b/c"),
+            ("/c?d#e", "https://a:5/c?d"),
+            ("c", "https://a:5/v2/x/c"),
+            ("?z", "https://a:5/v2/x/blobs?z"),
+        ] {
+            assert_eq!(resolve(&base, reference).unwrap().to_string(), expected);
+        }
+        assert!(resolve(&base, "https://u:p@b/").is_none());
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+        assert_eq!(http_date("nonsense"), None);
+        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn words_of_registries() {
+        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+        assert_eq!(error_text(body).unwrap(), "manifest unknown: manifest unknown");
+        assert_eq!(error_text(b"<html>"), None);
+    }
+}

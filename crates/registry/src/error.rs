@@ -1,0 +1,178 @@
+use std::io;
+
+use types::{Digest, ErrorKind, Platform};
+
+use crate::dns::ConnectError;
+
+/// Why a registry did not do what it was asked. The texts are docker's where its clients know
+/// them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "pull access denied for {repository}, repository does not exist or may require \
+         'docker login': {message}"
+    )]
+    PullDenied { repository: String, message: String },
+    #[error("{message}")]
+    PushDenied { repository: String, message: String },
+    #[error("manifest for {reference} not found: {message}")]
+    ManifestUnknown { reference: String, message: String },
+    #[error("unknown blob {digest} in {repository}")]
+    BlobUnknown { repository: String, digest: Digest },
+    #[error("no matching manifest for {platform} in the manifest list entries")]
+    NoPlatform { platform: Platform },
+    #[error("{message}")]
+    Unauthorized { registry: String, message: String },
+    #[error("{message}")]
+    TooManyRequests { registry: String, message: String },
+    #[error("received unexpected HTTP status {status} from {method} {url}: {message}")]
+    Status { method: String, url: String, status: u16, message: String },
+    #[error("{method} {url}")]
+    Transport { method: String, url: String, source: TransportError },
+    #[error("{what} of {registry} has digest {actual}, not {expected}")]
+    DigestMismatch { what: &'static str, registry: String, expected: Digest, actual: Digest },
+    #[error("{what} of {registry} has {actual} bytes, not {expected}")]
+    SizeMismatch { what: &'static str, registry: String, expected: u64, actual: u64 },
+    #[error("{what} from {registry} is larger than {limit} bytes")]
+    TooLarge { what: &'static str, registry: String, limit: usize },
+    #[error("{what} from {registry} is malformed: {problem}")]
+    Malformed { what: &'static str, registry: String, problem: Problem },
+    #[error("reading the data to be uploaded as {digest}")]
+    Source { digest: Digest, source: io::Error },
+    #[error("invalid {what} {text:?} in the registry configuration")]
+    Config { what: &'static str, text: String },
+    #[error("reading {}", path.display())]
+    File { path: std::path::PathBuf, source: io::Error },
+    #[error("loading certificates for {host}")]
+    Certificates { host: String, source: rustls::Error },
+    #[error("reading certificates from {}", path.display())]
+    Pem { path: std::path::PathBuf, source: rustls_pki_types::pem::Error },
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("{0}")]
+    Text(&'static str),
+    #[error("not the expected JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("media type {0:?} is not supported")]
+    MediaType(String),
+    #[error("it says {body:?} but was sent as {header:?}")]
+    TwoMediaTypes { header: String, body: String },
+    #[error("invalid {0}")]
+    Header(&'static str),
+    #[error("invalid digest: {0}")]
+    Digest(#[from] types::DigestError),
+}
+
+/// Why there was no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("tls: handshake with {host}")]
+    Tls { host: String, source: io::Error },
+    #[error("proxy {proxy}: {problem}")]
+    Proxy { proxy: String, problem: &'static str },
+    #[error("proxy {proxy} refused the connection with status {status}")]
+    ProxyStatus { proxy: String, status: u16 },
+    #[error("http: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("i/o")]
+    Io(#[from] io::Error),
+    #[error("no answer within {} s", seconds)]
+    NoAnswer { seconds: u64 },
+    #[error("stalled: fewer than {bytes} bytes in {seconds} s")]
+    Stalled { bytes: u64, seconds: u64 },
+    #[error("the answer ended after {got} bytes")]
+    ShortBody { got: u64 },
+    #[error("{0}")]
+    Redirect(&'static str),
+    #[error("invalid address: {0}")]
+    Address(&'static str),
+    #[error("loading certificates")]
+    Setup(#[source] Box<Error>),
+}
+
+impl TransportError {
+    /// Whether the same request may succeed a little later.
+    pub(crate) fn is_transient(&self) -> bool {
+        use crate::dns::DnsError;
+        match self {
+            Self::Connect(ConnectError::Resolve(e)) => {
+                matches!(e, DnsError::Timeout { .. } | DnsError::Server { .. })
+            }
+            Self::Connect(ConnectError::Tcp { source, .. }) => {
+                source.kind() != io::ErrorKind::ConnectionRefused
+            }
+            // A certificate does not get better; a connection cut in the handshake may.
+            Self::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Self::Connect(ConnectError::Timeout { .. })
+            | Self::Http(_)
+            | Self::Io(_)
+            | Self::NoAnswer { .. }
+            | Self::Stalled { .. }
+            | Self::ShortBody { .. } => true,
+            Self::Proxy { .. }
+            | Self::ProxyStatus { .. }
+            | Self::Redirect(_)
+            | Self::Address(_)
+            | Self::Setup(_) => false,
+        }
+    }
+
+    /// Whether the other side may be one that does not speak TLS, or does not listen there.
+    pub(crate) fn allows_plain_http(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Connect(_) | Self::Io(_) | Self::Http(_))
+    }
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            // dockerd answers "repository does not exist" with 404.
+            Self::PullDenied { .. }
+            | Self::ManifestUnknown { .. }
+            | Self::BlobUnknown { .. }
+            | Self::NoPlatform { .. } => ErrorKind::NotFound,
+            Self::PushDenied { .. } => ErrorKind::PermissionDenied,
+            Self::Unauthorized { .. } => ErrorKind::Unauthenticated,
+            Self::TooManyRequests { .. } => ErrorKind::ResourceExhausted,
+            Self::Transport {
+                source: TransportError::NoAnswer { .. } | TransportError::Stalled { .. },
+                ..
+            } => ErrorKind::DeadlineExceeded,
+            Self::Status { .. } | Self::Transport { .. } => ErrorKind::Unavailable,
+            Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. } => ErrorKind::DataLoss,
+            Self::Config { .. } => ErrorKind::InvalidArgument,
+            Self::Source { .. }
+            | Self::File { .. }
+            | Self::Certificates { .. }
+            | Self::Pem { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TooManyRequests { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 500 | 502..=504),
+            Self::Transport { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+
+    /// Whether the registry, rather than the network, said that it has no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::ManifestUnknown { .. }
+                | Self::BlobUnknown { .. }
+                | Self::Status { status: 404, .. }
+        )
+    }
+}

@@ -1,0 +1,548 @@
+//! One repository: manifests, tags, referrers, and what blobs there are.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use types::{Digest, ImageRef, Platform, limits::MANIFEST_BYTES};
+
+use crate::{
+    auth::{encode, transport_error},
+    blob::Blob,
+    client::{Call, Context, Endpoint, Shared, resolve},
+    error::{Error, Problem},
+    manifest::{self, ACCEPT, Descriptor, INDEX_TYPES, Manifest, Resolved, Target},
+    transport::{read_small, text},
+};
+
+/// Indexes within indexes.
+const INDEX_DEPTH_MAX: usize = 4;
+/// Tags that one repository may have, and referrers of one manifest.
+const LISTED_MAX: usize = 100_000;
+const PAGES_MAX: usize = 1000;
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// A repository of a registry, with the credentials to use. Clones share tokens.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) image: ImageRef,
+    endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) push: bool,
+    /// As docker's errors name it.
+    pub(crate) name: String,
+}
+
+/// The endpoints that are left to try.
+pub(crate) struct Route {
+    shared: Arc<Shared>,
+    left: std::vec::IntoIter<Arc<Endpoint>>,
+}
+
+impl Route {
+    pub(crate) fn next(&mut self) -> Option<Arc<Endpoint>> {
+        self.left.next()
+    }
+
+    /// The error again, if there is no other way.
+    pub(crate) fn failed(&self, endpoint: &Endpoint, error: Error) -> Result<(), Error> {
+        if self.shared.falls_through(endpoint, &error) {
+            tracing::debug!(%error, server = endpoint.base, "the next server is tried");
+            return Ok(());
+        }
+        if matches!(error, Error::Transport { .. }) {
+            self.shared.forget(endpoint);
+        }
+        Err(error)
+    }
+}
+
+/// Runs an operation on one endpoint after the other.
+macro_rules! route {
+    ($self:ident, $endpoint:ident => $operation:expr) => {{
+        let mut route = $self.route();
+        loop {
+            let Some($endpoint) = route.next() else { break Err($self.no_endpoint()) };
+            match $operation.await {
+                Ok(value) => {
+                    $self.shared.learn(&$endpoint);
+                    break Ok(value);
+                }
+                Err(error) => match route.failed(&$endpoint, error) {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+            }
+        }
+    }};
+}
+pub(crate) use route;
+
+impl Repository {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        image: &ImageRef,
+        endpoints: Vec<Arc<Endpoint>>,
+        push: bool,
+    ) -> Self {
+        let name = image.familiar_name();
+        Self { shared, image: image.clone(), endpoints, push, name }
+    }
+
+    pub(crate) fn route(&self) -> Route {
+        let mut left = self.endpoints.clone();
+        left.retain(|endpoint| self.shared.may_answer(endpoint));
+        Route { shared: self.shared.clone(), left: left.into_iter() }
+    }
+
+    pub(crate) fn no_endpoint(&self) -> Error {
+        Error::Config { what: "registry", text: self.image.domain().to_owned() }
+    }
+
+    pub(crate) fn path(&self, rest: &str) -> String {
+        format!("/v2/{}/{rest}", self.image.path())
+    }
+
+    /// A request for a path below the repository.
+    pub(crate) fn request<'a>(
+        &'a self,
+        endpoint: &Endpoint,
+        method: Method,
+        rest: &str,
+        context: Context<'a>,
+    ) -> Result<Call<'a>, Error> {
+        Ok(Call {
+            method,
+            uri: endpoint.uri(&self.path(rest))?,
+            headers: HeaderMap::new(),
+            body: None,
+            context,
+            push: self.push,
+            name: &self.name,
+        })
+    }
+
+    fn shown(&self, target: Target<'_>) -> String {
+        match target {
+            Target::Tag(tag) => format!("{}:{tag}", self.name),
+            Target::Digest(digest) => format!("{}@{digest}", self.name),
+        }
+    }
+
+    fn malformed(&self, what: &'static str, problem: impl Into<Problem>) -> Error {
+        let registry = self.image.domain().to_owned();
+        Error::Malformed { what, registry, problem: problem.into() }
+    }
+
+    /// A manifest's descriptor without its bytes; `None` if there is none. The digest is what
+    /// the registry says.
+    ///
+    /// # Errors
+    /// When the registry refuses or cannot be reached.
+    pub async fn head_manifest(&self, target: Target<'_>) -> Result<Option<Descriptor>, Error> {
+        route!(self, endpoint => self.head_manifest_at(&endpoint, target))
+    }
+
+    async fn head_manifest_at(
+        &self,
+        endpoint: &Endpoint,
+        target: Target<'_>,
+    ) -> Result<Option<Descriptor>, Error> {
+        let reference = self.shown(target);
+        let context = Context::Manifest { reference: &reference };
+        let rest = format!("manifests/{target}");
+        let mut call = self.request(endpoint, Method::HEAD, &rest, context)?;
+        call.headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+        let response = match self.shared.call(endpoint, &call).await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => other?,
+        };
+        let headers = response.headers();
+        let digest = text(headers, CONTENT_DIGEST).and_then(|d| d.parse::<Digest>().ok());
+        let size = text(headers, header::CONTENT_LENGTH).and_then(|s| s.parse().ok());
+        let kind = text(headers, header::CONTENT_TYPE).map(str::to_owned);
+        let (Some(digest), Some(size), Some(media_type)) = (digest, size, kind) else {
+            // Not all registries say all of it.
+            return match self.get_manifest_at(endpoint, target).await {
+                Ok(manifest) => Ok(Some(manifest.descriptor)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            };
+        };
+        if let Target::Digest(expected) = target
+            && digest != *expected
+        {
+            return Err(self.mismatch("manifest", expected.clone(), digest));
+        }
+        Ok(Some(Descriptor {
+            media_type,
+            digest,
+            size,
+            platform: None,
+            artifact_type: None,
+            annotations: Default::default(),
+        }))
+    }
+
+    pub(crate) fn mismatch(&self, what: &'static str, expected: Digest, actual: Digest) -> Error {
+        let registry = self.image.domain().to_owned();
+        Error::DigestMismatch { what, registry, expected, actual }
+    }
+
+    /// A manifest or index, checked against its digest, at most
+    /// [`types::limits::MANIFEST_BYTES`].
+    ///
+    /// # Errors
+    /// [`Error::ManifestUnknown`], [`Error::PullDenied`] and others when the registry refuses;
+    /// [`Error::DigestMismatch`] and [`Error::Malformed`] when it answers something else.
+    pub async fn get_manifest(&self, target: Target<'_>) -> Result<Manifest, Error> {
+        route!(self, endpoint => self.get_manifest_at(&endpoint, target))
+    }
+
+    async fn get_manifest_at(
+        &self,
+        endpoint: &Endpoint,
+        target: Target<'_>,
+    ) -> Result<Manifest, Error> {
+        let reference = self.shown(target);
+        let context = Context::Manifest { reference: &reference };
+        let rest = format!("manifests/{target}");
+        let mut call = self.request(endpoint, Method::GET, &rest, context)?;
+        call.headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+        let (headers, bytes) = self.read_whole(endpoint, &call, "manifest", MANIFEST_BYTES).await?;
+        let told = text(&headers, CONTENT_DIGEST).and_then(|d| d.parse::<Digest>().ok());
+        let expected = match (target, told) {
+            (Target::Digest(digest), _) => Some(digest.clone()),
+            (Target::Tag(_), told) => told,
+        };
+        let digest = match expected {
+            Some(expected) => {
+                let actual = digest_as(&expected, &bytes);
+                if actual != expected {
+                    return Err(self.mismatch("manifest", expected, actual));
+                }
+                actual
+            }
+            None => Digest::sha256(&bytes),
+        };
+        let kind = text(&headers, header::CONTENT_TYPE);
+        let media_type =
+            manifest::media_type(kind, &bytes).map_err(|p| self.malformed("manifest", p))?;
+        let size = bytes.len() as u64;
+        let descriptor = Descriptor {
+            media_type,
+            digest,
+            size,
+            platform: None,
+            artifact_type: None,
+            annotations: Default::default(),
+        };
+        Ok(Manifest { descriptor, bytes })
+    }
+
+    /// Sends a request and reads the whole answer, all of it again if it breaks off.
+    async fn read_whole(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<(HeaderMap, Bytes), Error> {
+        let mut backoff = self.shared.backoff(endpoint);
+        loop {
+            let response = self.shared.call(endpoint, call).await?;
+            let (parts, body) = response.into_parts();
+            match read_small(body, limit, &self.shared.transport.timeouts).await {
+                Ok(Some(bytes)) => return Ok((parts.headers, bytes)),
+                Ok(None) => {
+                    let registry = self.image.domain().to_owned();
+                    return Err(Error::TooLarge { what, registry, limit });
+                }
+                Err(source) => {
+                    backoff.pause(transport_error(&call.method, &call.uri, source), None).await?;
+                }
+            }
+        }
+    }
+
+    /// The image manifest for a platform that a reference leads to.
+    ///
+    /// # Errors
+    /// [`Error::NoPlatform`] when an index has nothing for it; as [`Repository::get_manifest`].
+    pub async fn resolve(
+        &self,
+        target: Target<'_>,
+        platform: &Platform,
+    ) -> Result<Resolved, Error> {
+        let top = self.get_manifest(target).await?;
+        let mut manifest = top.clone();
+        for _ in 0..INDEX_DEPTH_MAX {
+            if !manifest.is_index() {
+                return Ok(Resolved { top, manifest });
+            }
+            let entries = manifest.entries(self.image.domain())?;
+            let entry = manifest::choose(&entries, platform)
+                .ok_or_else(|| Error::NoPlatform { platform: platform.clone() })?;
+            let next = self.get_manifest(Target::Digest(&entry.digest)).await?;
+            if next.descriptor.size != entry.size {
+                return Err(Error::SizeMismatch {
+                    what: "manifest",
+                    registry: self.image.domain().to_owned(),
+                    expected: entry.size,
+                    actual: next.descriptor.size,
+                });
+            }
+            if next.descriptor.media_type != entry.media_type {
+                let (header, body) = (entry.media_type.clone(), next.descriptor.media_type);
+                return Err(self.malformed("manifest", Problem::TwoMediaTypes { header, body }));
+            }
+            manifest = next;
+            manifest.descriptor.platform = entry.platform.clone();
+        }
+        if manifest.is_index() {
+            return Err(self.malformed("image index", Problem::Text("it is nested too deeply")));
+        }
+        Ok(Resolved { top, manifest })
+    }
+
+    /// A blob's bytes from `offset` on. The download resumes by itself; it is not checked against
+    /// the digest unless [`Blob::verified`] is called. `size`, where known, is held to.
+    ///
+    /// # Errors
+    /// [`Error::BlobUnknown`]; others when the registry refuses or cannot be reached.
+    pub async fn get_blob(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        offset: u64,
+    ) -> Result<Blob, Error> {
+        route!(self, endpoint => Blob::open(self, endpoint.clone(), digest, size, offset))
+    }
+
+    /// A small blob as a whole, checked against its digest.
+    ///
+    /// # Errors
+    /// As [`Repository::get_blob`]; [`Error::TooLarge`] above `limit` bytes.
+    pub async fn fetch_blob(&self, digest: &Digest, limit: usize) -> Result<Bytes, Error> {
+        let mut blob = self.get_blob(digest, None, 0).await?.verified();
+        let mut all = bytes::BytesMut::new();
+        while let Some(chunk) = blob.chunk().await? {
+            if all.len() + chunk.len() > limit {
+                let registry = self.image.domain().to_owned();
+                return Err(Error::TooLarge { what: "blob", registry, limit });
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.freeze())
+    }
+
+    /// The size of a blob in bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the registry refuses or cannot be reached.
+    pub async fn blob_exists(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        route!(self, endpoint => self.blob_exists_at(&endpoint, digest))
+    }
+
+    pub(crate) async fn blob_exists_at(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        let rest = format!("blobs/{digest}");
+        let call = self.request(endpoint, Method::HEAD, &rest, Context::Blob { digest })?;
+        match self.shared.call(endpoint, &call).await {
+            Ok(response) => {
+                let size = text(response.headers(), header::CONTENT_LENGTH);
+                let size = size.and_then(|s| s.parse().ok());
+                size.map(Some).ok_or_else(|| self.malformed("answer", Problem::Header("size")))
+            }
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores a manifest under a tag or its digest; gives its digest.
+    ///
+    /// # Errors
+    /// [`Error::PushDenied`] and others when the registry refuses; [`Error::DigestMismatch`] when
+    /// `bytes` do not have the digest of the target.
+    pub async fn put_manifest(
+        &self,
+        target: Target<'_>,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, Error> {
+        let digest = match target {
+            Target::Tag(_) => Digest::sha256(&bytes),
+            Target::Digest(expected) => {
+                let actual = digest_as(expected, &bytes);
+                if actual != *expected {
+                    return Err(self.mismatch("manifest", expected.clone(), actual));
+                }
+                actual
+            }
+        };
+        route!(self, endpoint => self.put_manifest_at(&endpoint, target, media_type, &bytes, &digest))
+    }
+
+    async fn put_manifest_at(
+        &self,
+        endpoint: &Endpoint,
+        target: Target<'_>,
+        media_type: &str,
+        bytes: &Bytes,
+        digest: &Digest,
+    ) -> Result<Digest, Error> {
+        let rest = format!("manifests/{target}");
+        let mut call = self.request(endpoint, Method::PUT, &rest, Context::Other)?;
+        let kind = HeaderValue::from_str(media_type)
+            .map_err(|_| self.malformed("manifest", Problem::MediaType(media_type.to_owned())))?;
+        call.headers.insert(header::CONTENT_TYPE, kind);
+        call.body = Some(bytes.clone());
+        let response = self.shared.call(endpoint, &call).await?;
+        match text(response.headers(), CONTENT_DIGEST).and_then(|d| d.parse::<Digest>().ok()) {
+            Some(told) if told.algorithm() == digest.algorithm() && told != *digest => {
+                Err(self.mismatch("stored manifest", digest.clone(), told))
+            }
+            _ => Ok(digest.clone()),
+        }
+    }
+
+    /// All tags, as the registry orders them.
+    ///
+    /// # Errors
+    /// When the registry refuses, or has more than 100,000 of them.
+    pub async fn list_tags(&self) -> Result<Vec<String>, Error> {
+        route!(self, endpoint => self.list_tags_at(&endpoint))
+    }
+
+    async fn list_tags_at(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let mut tags = Vec::new();
+        let mut call = self.request(endpoint, Method::GET, "tags/list?n=1000", Context::Other)?;
+        for _ in 0..PAGES_MAX {
+            let (headers, body) =
+                self.read_whole(endpoint, &call, "list of tags", PAGE_BYTES_MAX).await?;
+            let page: Page =
+                serde_json::from_slice(&body).map_err(|e| self.malformed("list of tags", e))?;
+            tags.extend(page.tags.unwrap_or_default());
+            if tags.len() > LISTED_MAX {
+                break;
+            }
+            match next_page(&headers).and_then(|next| resolve(&call.uri, next)) {
+                None => return Ok(tags),
+                Some(next) => call.uri = next,
+            }
+        }
+        let registry = self.image.domain().to_owned();
+        Err(Error::TooLarge { what: "list of tags", registry, limit: LISTED_MAX })
+    }
+
+    /// What refers to a manifest (signatures, SBOMs), of one artifact type or all; by the
+    /// referrers API, or by the tag that stands in for it (distribution-spec 1.1).
+    ///
+    /// # Errors
+    /// When the registry refuses or cannot be reached.
+    pub async fn referrers(
+        &self,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let found = route!(self, endpoint => self.referrers_at(&endpoint, digest, artifact_type))?;
+        let mut found = match found {
+            Some(found) => found,
+            None => {
+                let tag = format!("{}-{}", digest.algorithm().name(), digest.hex());
+                match self.get_manifest(Target::Tag(&tag)).await {
+                    Ok(index) if index.is_index() => index.entries(self.image.domain())?,
+                    Ok(_) => Vec::new(),
+                    Err(error) if error.is_not_found() => Vec::new(),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        // Whether the registry filtered is not always said.
+        if let Some(wanted) = artifact_type {
+            found.retain(|d| d.artifact_type.as_deref() == Some(wanted));
+        }
+        Ok(found)
+    }
+
+    async fn referrers_at(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>, Error> {
+        let filter = artifact_type.map(|t| format!("?artifactType={}", encode(t)));
+        let rest = format!("referrers/{digest}{}", filter.unwrap_or_default());
+        let mut call = self.request(endpoint, Method::GET, &rest, Context::Other)?;
+        call.headers.insert(header::ACCEPT, HeaderValue::from_static(INDEX_TYPES[0]));
+        let mut found = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let read = self.read_whole(endpoint, &call, "list of referrers", PAGE_BYTES_MAX).await;
+            let (headers, bytes) = match read {
+                Err(Error::Status { status: 404 | 405, .. }) => return Ok(None),
+                // A registry without the API may say that it knows no such name.
+                Err(Error::PullDenied { .. }) => return Ok(None),
+                other => other?,
+            };
+            let size = bytes.len() as u64;
+            let descriptor = Descriptor {
+                media_type: INDEX_TYPES[0].into(),
+                digest: Digest::sha256(&bytes),
+                size,
+                platform: None,
+                artifact_type: None,
+                annotations: Default::default(),
+            };
+            found.extend(Manifest { descriptor, bytes }.entries(self.image.domain())?);
+            if found.len() > LISTED_MAX {
+                break;
+            }
+            match next_page(&headers).and_then(|next| resolve(&call.uri, next)) {
+                None => return Ok(Some(found)),
+                Some(next) => call.uri = next,
+            }
+        }
+        let registry = self.image.domain().to_owned();
+        Err(Error::TooLarge { what: "list of referrers", registry, limit: LISTED_MAX })
+    }
+
+    /// Sends a request once; the answer must have one of the expected states.
+    pub(crate) async fn expect(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        expected: &[StatusCode],
+    ) -> Result<Response<Incoming>, Error> {
+        let response = self.shared.call(endpoint, call).await?;
+        if expected.contains(&response.status()) {
+            return Ok(response);
+        }
+        Err(self.shared.refused(endpoint, call, response).await.0)
+    }
+}
+
+/// The digest of `bytes` by the algorithm of another.
+fn digest_as(like: &Digest, bytes: &[u8]) -> Digest {
+    let mut digester = types::Digester::new(like.algorithm());
+    digester.update(bytes);
+    digester.finish()
+}
+
+/// The target of `Link: <…>; rel="next"` (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<&str> {
+    let link = text(headers, header::LINK)?;
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    parameters.contains("next").then_some(target)
+}

@@ -1,0 +1,166 @@
+//! Whom to trust, and who we are, by registry.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+
+use crate::{config::Config, error::Error};
+
+/// Files looked at in one registry's directory.
+const FILES_MAX: usize = 256;
+
+/// The system's authorities, read when the first TLS connection is made.
+pub(crate) struct Trust {
+    certs_dirs: Vec<PathBuf>,
+    extra: Vec<PathBuf>,
+    system: OnceLock<Arc<RootCertStore>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Trust {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            certs_dirs: config.certs_dirs.clone(),
+            extra: config.extra_ca_files.clone(),
+            system: OnceLock::new(),
+            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+        }
+    }
+
+    /// The TLS settings for a registry, `registry` as a reference names it. Reads files.
+    pub(crate) fn for_registry(
+        &self,
+        registry: &str,
+        verify: bool,
+    ) -> Result<Arc<ClientConfig>, Error> {
+        let host_error = |source| Error::Certificates { host: registry.to_owned(), source };
+        let mut roots = self.system()?.as_ref().clone();
+        let mut identity = None;
+        for dir in &self.certs_dirs {
+            let dir = dir.join(registry);
+            for file in files(&dir)? {
+                match file.extension().and_then(|e| e.to_str()) {
+                    Some("crt") => add(&mut roots, &file)?,
+                    Some("cert") => {
+                        let key = file.with_extension("key");
+                        let chain = certificates(&file)?;
+                        let key = PrivateKeyDer::from_pem_file(&key)
+                            .map_err(|source| Error::Pem { path: key, source })?;
+                        identity.get_or_insert((chain, key));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let builder = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(host_error)?;
+        let builder = if verify {
+            builder.with_root_certificates(roots)
+        } else {
+            let verifier = Arc::new(NoVerification(self.provider.clone()));
+            builder.dangerous().with_custom_certificate_verifier(verifier)
+        };
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(host_error)?,
+        };
+        // One connection for each transfer: no window shared between layers.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    fn system(&self) -> Result<Arc<RootCertStore>, Error> {
+        if let Some(roots) = self.system.get() {
+            return Ok(roots.clone());
+        }
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "a certificate of the system cannot be read");
+        }
+        roots.add_parsable_certificates(found.certs);
+        for file in &self.extra {
+            add(&mut roots, file)?;
+        }
+        Ok(self.system.get_or_init(|| Arc::new(roots)).clone())
+    }
+}
+
+/// A directory's files in order; none if there is no such directory.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let error = |source| Error::File { path: dir.to_owned(), source };
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(error(e)),
+    };
+    let mut files = Vec::new();
+    for item in listing.take(FILES_MAX) {
+        files.push(item.map_err(error)?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let error = |source| Error::Pem { path: file.to_owned(), source };
+    CertificateDer::pem_file_iter(file).map_err(error)?.collect::<Result<_, _>>().map_err(error)
+}
+
+fn add(roots: &mut RootCertStore, file: &Path) -> Result<(), Error> {
+    for certificate in certificates(file)? {
+        let host = file.display().to_string();
+        roots.add(certificate).map_err(|source| Error::Certificates { host, source })?;
+    }
+    Ok(())
+}
+
+/// For registries that were declared insecure: any certificate will do, signatures are checked.
+#[derive(Debug)]
+struct NoVerification(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for NoVerification {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
