@@ -60,6 +60,9 @@ pub enum Error {
     /// Asked for, known, and not offered.
     #[error("{0} is not supported")]
     Unsupported(String),
+    /// The program cannot be executed; runc's words, on which clients match.
+    #[error("{0}")]
+    Exec(String),
     /// The container's process failed on its way; the text is its own chain.
     #[error("unable to start container process: {0}")]
     Init(String),

@@ -18,10 +18,31 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+mod caps;
+mod cgroup;
+pub mod cli;
+mod console;
+mod create;
 pub mod error;
+mod exec;
+mod hooks;
+mod init;
+mod namespaces;
+mod operate;
+mod process;
+mod procfs;
+mod rootfs;
+pub mod seccomp;
+pub mod selfexe;
 pub mod spec;
+mod state;
+mod stats;
+mod sync;
 
+pub use cgroup::OomWatch;
 pub use error::{Error, Result};
+pub use state::{State, Status};
+pub use stats::{BlkioEntry, CpuStats, HugetlbStats, MemoryStats, PidsStats, Stats};
 
 /// Where state is kept and how the host is used; the same for every operation.
 #[derive(Debug, Clone)]
@@ -119,7 +140,7 @@ pub struct ExecOptions {
     pub ignore_paused: bool,
 }
 
-/// Reserved for the container's own id type: `[A-Za-z0-9_+.-]`, 1 to 1024 bytes, not `.`/`..`.
+/// A container's id: `[A-Za-z0-9_+.-]`, 1 to 1024 bytes, not `.`/`..`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ContainerId(String);
 
@@ -156,236 +177,120 @@ impl std::fmt::Display for ContainerId {
     }
 }
 
-/// Where a container is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// `create` is under way.
-    Creating,
-    /// Set up, waiting for `start`.
-    Created,
-    /// The user's process runs.
-    Running,
-    /// Frozen.
-    Paused,
-    /// The first process has ended.
-    Stopped,
-}
-
 /// Creates the container: everything is set up, its process waits for [`start`].
 ///
 /// # Errors
-/// [`Error::Exists`], and whatever failed; nothing is left behind then.
+/// [`Error::Exists`], [`Error::Init`] with the process's own words, and whatever else failed;
+/// nothing is left behind then.
 pub fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
-    Err(Error::Unsupported(format!(
-        "create {id} {} {}",
-        opts.root.display(),
-        create.bundle.display()
-    )))
+    create::create(opts, id, create)
 }
 
 /// Lets a created container's process go on to the user's program; runs poststart hooks.
+///
+/// # Errors
+/// [`Error::WrongStatus`] unless the container is in the state created; [`Error::Hook`] (the
+/// container is killed then). That the program cannot be executed is said on the container's
+/// stderr, and it ends with 255.
 pub fn start(opts: &Options, id: &ContainerId) -> Result<()> {
-    Err(Error::Unsupported(format!("start {id} {}", opts.root.display())))
+    create::start(opts, id)
 }
 
-/// Runs one more process in a container.
+/// Runs one more process in a container. When it returns, the program runs.
+///
+/// # Errors
+/// [`Error::Init`] with runc's words (`unable to start container process: exec: …`),
+/// [`Error::WrongStatus`] for a stopped or paused container.
 pub fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Result<Created> {
-    Err(Error::Unsupported(format!("exec {id} {} {}", opts.root.display(), exec.preserve_fds)))
+    exec::exec(opts, id, exec)
 }
 
-/// Sends a signal to the first process, or with `all` to every process of the container's cgroup.
+/// Sends a signal (by number) to the first process, or with `all` to every process of the
+/// container's cgroup. SIGKILL to a container without a pid namespace of its own is for all.
+///
+/// # Errors
+/// [`Error::WrongStatus`] (`container not running`) once the process has ended.
 pub fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
-    Err(Error::Unsupported(format!("kill {id} {} {signal} {all}", opts.root.display())))
+    operate::kill(opts, id, signal, all)
 }
 
-/// Removes a stopped container (with `force`, kills it first): cgroups, state, poststop hooks.
+/// Removes a stopped or created container (with `force`, a running one, too): what is left of its
+/// processes, cgroups, state; then runs poststop hooks.
+///
+/// # Errors
+/// [`Error::WrongStatus`] for a running container without `force`; what could not be removed.
 pub fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
-    Err(Error::Unsupported(format!("delete {id} {} {force}", opts.root.display())))
+    operate::delete(opts, id, force)
 }
 
 /// Freezes every process of the container.
+///
+/// # Errors
+/// [`Error::WrongStatus`] unless it runs.
 pub fn pause(opts: &Options, id: &ContainerId) -> Result<()> {
-    Err(Error::Unsupported(format!("pause {id} {}", opts.root.display())))
+    operate::pause(opts, id)
 }
 
 /// Thaws them.
+///
+/// # Errors
+/// [`Error::WrongStatus`] unless it is paused.
 pub fn resume(opts: &Options, id: &ContainerId) -> Result<()> {
-    Err(Error::Unsupported(format!("resume {id} {}", opts.root.display())))
+    operate::resume(opts, id)
 }
 
-/// Changes limits; absent values stay as they are.
+/// Changes limits; absent values stay as they are. Device rules are refused.
+///
+/// # Errors
+/// [`Error::WrongStatus`] for a stopped container; the kernel's refusal of a value.
 pub fn update(opts: &Options, id: &ContainerId, resources: &spec::Resources) -> Result<()> {
-    Err(Error::Unsupported(format!("update {id} {} {resources:?}", opts.root.display())))
+    operate::update(opts, id, resources)
 }
 
 /// Pids (in the caller's pid namespace) of every process in the container's cgroup and below.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Sys`].
 pub fn pids(opts: &Options, id: &ContainerId) -> Result<Vec<i32>> {
-    Err(Error::Unsupported(format!("pids {id} {}", opts.root.display())))
+    state::Container::load(opts, id)?.record.cgroup.processes()
 }
 
 /// Current figures of the container's cgroup.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Sys`].
 pub fn stats(opts: &Options, id: &ContainerId) -> Result<Stats> {
-    Err(Error::Unsupported(format!("stats {id} {}", opts.root.display())))
+    state::Container::load(opts, id)?.record.cgroup.stats()
 }
 
-/// A descriptor that becomes readable when the container runs out of memory, see [`OomWatch`].
+/// A descriptor that becomes readable when the container runs out of memory.
+///
+/// # Errors
+/// [`Error::Unsupported`] without a memory cgroup.
 pub fn oom_watch(opts: &Options, id: &ContainerId) -> Result<OomWatch> {
-    Err(Error::Unsupported(format!("oom_watch {id} {}", opts.root.display())))
-}
-
-/// What `runc state` prints.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct State {
-    /// Version of the specification.
-    pub oci_version: String,
-    /// The container's id.
-    pub id: String,
-    /// Pid of the first process in the caller's namespace; 0 when stopped.
-    pub pid: i32,
-    /// Status.
-    pub status: Status,
-    /// The bundle, absolute.
-    pub bundle: PathBuf,
-    /// The root file system, absolute.
-    pub rootfs: PathBuf,
-    /// When it was made, RFC 3339.
-    pub created: String,
-    /// The spec's annotations.
-    pub annotations: std::collections::BTreeMap<String, String>,
-    /// Owner's name; empty.
-    pub owner: String,
+    state::Container::load(opts, id)?.record.cgroup.oom_watch()
 }
 
 /// The container's state, from disk and kernel.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Json`] for a damaged file.
 pub fn state(opts: &Options, id: &ContainerId) -> Result<State> {
-    Err(Error::Unsupported(format!("state {id} {}", opts.root.display())))
+    state::Container::load(opts, id)?.state()
 }
 
-/// States of all containers below the root; damaged ones are left out.
+/// The spec of a container as it was when it was made.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Json`] for a damaged file.
+pub fn spec_of(opts: &Options, id: &ContainerId) -> Result<spec::Spec> {
+    state::Container::load(opts, id)?.spec()
+}
+
+/// States of all containers below the root, by id; damaged ones are left out.
+///
+/// # Errors
+/// [`Error::Io`] if the root cannot be read; a root that does not exist is empty.
 pub fn list(opts: &Options) -> Result<Vec<State>> {
-    Err(Error::Unsupported(format!("list {}", opts.root.display())))
-}
-
-/// cgroup figures, the same for v1 and v2. Times in nanoseconds, sizes in bytes.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Stats {
-    /// CPU.
-    pub cpu: CpuStats,
-    /// Memory.
-    pub memory: MemoryStats,
-    /// Processes.
-    pub pids: PidsStats,
-    /// Block devices.
-    pub blkio: Vec<BlkioEntry>,
-    /// Huge pages by page size (`2MB`).
-    pub hugetlb: std::collections::BTreeMap<String, HugetlbStats>,
-    /// The host runs this container under cgroup v2.
-    pub v2: bool,
-}
-
-/// CPU figures.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct CpuStats {
-    /// Total processor time.
-    pub usage_ns: u64,
-    /// In user mode.
-    pub user_ns: u64,
-    /// In kernel mode.
-    pub kernel_ns: u64,
-    /// Per processor (v1 only).
-    pub percpu_ns: Vec<u64>,
-    /// Enforcement periods that have passed.
-    pub periods: u64,
-    /// Of them, throttled.
-    pub throttled_periods: u64,
-    /// Time throttled.
-    pub throttled_ns: u64,
-}
-
-/// Memory figures.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct MemoryStats {
-    /// In use now.
-    pub usage: u64,
-    /// Highest use (0 where the kernel does not say).
-    pub max_usage: u64,
-    /// The limit; `u64::MAX` for none.
-    pub limit: u64,
-    /// How often the limit was hit.
-    pub failcnt: u64,
-    /// Swap (v1: memory and swap together).
-    pub swap_usage: u64,
-    /// Swap's limit, `u64::MAX` for none.
-    pub swap_limit: u64,
-    /// Kernel memory (v1) in use.
-    pub kernel_usage: u64,
-    /// OOM kills so far.
-    pub oom_kills: u64,
-    /// `memory.stat` as it is.
-    pub stat: std::collections::BTreeMap<String, u64>,
-}
-
-/// Process counts.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct PidsStats {
-    /// Now.
-    pub current: u64,
-    /// Limit; 0 for none.
-    pub limit: u64,
-}
-
-/// One line of a blkio table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BlkioEntry {
-    /// `io_service_bytes_recursive` or `io_serviced_recursive` (containerd's names).
-    pub table: &'static str,
-    /// Device.
-    pub major: u64,
-    /// Device.
-    pub minor: u64,
-    /// `Read`, `Write`, `Sync`, `Async`, `Discard`, `Total`.
-    pub op: String,
-    /// Bytes or operations.
-    pub value: u64,
-}
-
-/// Huge page figures.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct HugetlbStats {
-    /// In use.
-    pub usage: u64,
-    /// Highest use.
-    pub max_usage: u64,
-    /// Failed charges.
-    pub failcnt: u64,
-}
-
-/// Out-of-memory notice. Poll [`OomWatch::fd`]; when readable, call [`OomWatch::drain`].
-#[derive(Debug)]
-pub struct OomWatch {
-    fd: OwnedFd,
-}
-
-impl OomWatch {
-    /// The descriptor to poll for reading.
-    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        use std::os::fd::AsFd;
-        self.fd.as_fd()
-    }
-
-    /// Takes the notice; true if there was an OOM kill since the last call.
-    pub fn drain(&mut self) -> Result<bool> {
-        Err(Error::Unsupported("oom watch".into()))
-    }
-}
-
-pub mod cli {
-    //! runc's command line.
-
-    /// Runs the command line (`args` without the program's name); the exit code.
-    pub fn main(args: Vec<std::ffi::OsString>) -> i32 {
-        i32::from(args.is_empty()) + 1
-    }
+    operate::list(opts)
 }

@@ -1,0 +1,142 @@
+//! Capabilities by name, and giving a process exactly the sets that it is to have.
+
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+};
+
+use crate::error::{Context, Error, Result};
+use crate::spec;
+
+/// Names by number.
+pub(crate) const NAMES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The five sets, as bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sets {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) permitted: u64,
+    pub(crate) ambient: u64,
+}
+
+fn bit(name: &str) -> Option<u64> {
+    let upper = name.to_ascii_uppercase();
+    let at = NAMES.iter().position(|n| *n == upper || n.strip_prefix("CAP_") == Some(&upper))?;
+    Some(1 << at)
+}
+
+/// Names that nobody knows are skipped, as runc does: a newer engine may name newer capabilities.
+pub(crate) fn parse(c: &spec::Capabilities) -> Sets {
+    let mask = |names: &[String]| names.iter().filter_map(|n| bit(n)).fold(0, |a, b| a | b);
+    Sets {
+        bounding: mask(&c.bounding),
+        effective: mask(&c.effective),
+        inheritable: mask(&c.inheritable),
+        permitted: mask(&c.permitted),
+        ambient: mask(&c.ambient),
+    }
+}
+
+/// Takes out of the bounding set what is not in it. Needs CAP_SETPCAP, so it comes first.
+pub(crate) fn bound(sets: &Sets) -> Result<()> {
+    for number in 0..64 {
+        let one = 1u64 << number;
+        if sets.bounding & one != 0 {
+            continue;
+        }
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(one)) {
+            Ok(()) => {}
+            // Past the last capability of this kernel.
+            Err(Errno::INVAL) => return Ok(()),
+            Err(e) => return Err(e).ctx("drop from the bounding set", || number.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// Sets permitted, effective and inheritable; `extra` stays permitted and effective for now.
+pub(crate) fn set(sets: &Sets, extra: u64) -> Result<()> {
+    let wanted = sets.permitted | extra;
+    let bits = CapabilitySet::from_bits_retain;
+    let new = CapabilitySets {
+        effective: bits(sets.effective | extra),
+        permitted: bits(wanted),
+        inheritable: bits(sets.inheritable),
+    };
+    match set_capabilities(None, new) {
+        Err(Errno::PERM) => {
+            let have = capabilities(None).map_or(0, |c| c.permitted.bits());
+            let missing: Vec<&str> = NAMES
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| (wanted & !have) >> n & 1 == 1)
+                .map(|(_, name)| *name)
+                .collect();
+            Err(Error::config(
+                "process.capabilities",
+                format!("not held by the runtime itself: {}", missing.join(" ")),
+            ))
+        }
+        other => other.ctx("capset", || "process.capabilities"),
+    }
+}
+
+/// Clears the ambient set and raises what is in it.
+pub(crate) fn ambient(sets: &Sets) -> Result<()> {
+    match clear_ambient_capability_set() {
+        Ok(()) => {}
+        Err(Errno::INVAL) if sets.ambient == 0 => return Ok(()),
+        Err(e) => return Err(e).ctx("clear", || "ambient capabilities"),
+    }
+    for number in (0..64).filter(|n| sets.ambient >> n & 1 == 1) {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        configure_capability_in_ambient_set(one, true)
+            .ctx("raise ambient capability", || number.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Device cgroup rules, the same for v1 and v2.
+
+use crate::error::{Error, Result};
+use crate::spec::DeviceRule;
+
+pub(crate) const READ: u32 = 2;
+pub(crate) const WRITE: u32 = 4;
+pub(crate) const MKNOD: u32 = 1;
+const ALL: u32 = READ | WRITE | MKNOD;
+
+/// A checked rule. `None` as a number means all numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) allow: bool,
+    /// `a`, `b` or `c`.
+    pub(crate) kind: char,
+    pub(crate) major: Option<u32>,
+    pub(crate) minor: Option<u32>,
+    /// Bits as the kernel's eBPF context has them.
+    pub(crate) access: u32,
+}
+
+impl Rule {
+    fn new(kind: char, major: Option<u32>, minor: Option<u32>, access: u32) -> Rule {
+        Rule { allow: true, kind, major, minor, access }
+    }
+
+    /// The rule covers everything: it sets the default.
+    pub(crate) fn is_default(&self) -> bool {
+        self.kind == 'a' && self.major.is_none() && self.minor.is_none() && self.access == ALL
+    }
+
+    pub(super) fn v1_line(&self) -> String {
+        if self.is_default() {
+            return "a".to_owned();
+        }
+        let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
+        let mut access = String::new();
+        for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
+            if self.access & bit != 0 {
+                access.push(letter);
+            }
+        }
+        format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
+    }
+}
+
+/// The spec's rules, then those for the devices that every container has (runc's list): making
+/// any node, the standard devices, ptys, tun.
+pub(crate) fn effective(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
+    let mut out: Vec<Rule> = rules.iter().map(parse).collect::<Result<_>>()?;
+    // runc starts from "nothing", whatever the cgroup's parent allows.
+    if !out.first().is_some_and(Rule::is_default) {
+        out.insert(0, Rule { allow: false, ..Rule::new('a', None, None, ALL) });
+    }
+    // After an allow-all nothing more needs to be allowed.
+    if out.iter().rev().find(|r| r.is_default()).is_some_and(|r| r.allow) {
+        return Ok(out);
+    }
+    out.push(Rule::new('c', None, None, MKNOD));
+    out.push(Rule::new('b', None, None, MKNOD));
+    for (_, major, minor) in crate::rootfs::DEFAULT_DEVICES {
+        let (major, minor) = (u32::try_from(major).ok(), u32::try_from(minor).ok());
+        out.push(Rule::new('c', major, minor, ALL));
+    }
+    out.push(Rule::new('c', Some(136), None, ALL));
+    out.push(Rule::new('c', Some(5), Some(2), ALL));
+    out.push(Rule::new('c', Some(10), Some(200), ALL));
+    Ok(out)
+}
+
+fn parse(rule: &DeviceRule) -> Result<Rule> {
+    let bad = |problem: String| Error::config("linux.resources.devices", problem);
+    let kind = match rule.kind.as_str() {
+        "" | "a" => 'a',
+        "b" => 'b',
+        "c" | "u" => 'c',
+        other => return Err(bad(format!("type {other:?}"))),
+    };
+    let number = |n: Option<i64>| match n {
+        None | Some(-1) => Ok(None),
+        Some(n) => u32::try_from(n).map(Some).map_err(|_| bad(format!("number {n}"))),
+    };
+    let mut access = 0;
+    for letter in rule.access.chars() {
+        access |= match letter {
+            'r' => READ,
+            'w' => WRITE,
+            'm' => MKNOD,
+            other => return Err(bad(format!("access {other:?}"))),
+        };
+    }
+    if access == 0 {
+        access = ALL;
+    }
+    let (major, minor) = (number(rule.major)?, number(rule.minor)?);
+    Ok(Rule { allow: rule.allow, kind, major, minor, access })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn lines_and_defaults() {
+        let rules: Vec<DeviceRule> = serde_json::from_str(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]"#,
+        )
+        .unwrap();
+        let out = effective(&rules).unwrap();
+        assert_eq!((out[0].v1_line().as_str(), out[0].allow), ("a", false));
+        assert_eq!(out[1].v1_line(), "c 10:229 rw");
+        assert_eq!(out[2].v1_line(), "c *:* m");
+        assert!(out.iter().any(|r| r.v1_line() == "c 136:* rwm"));
+        let open: Vec<DeviceRule> = serde_json::from_str(r#"[{"allow":true}]"#).unwrap();
+        assert_eq!(effective(&open).unwrap().len(), 1);
+        assert!(!effective(&[]).unwrap()[0].allow);
+    }
+}

@@ -1,0 +1,396 @@
+//! Commands on containers that exist.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+
+use super::flags::{Flag, Parsed, parse};
+use super::{Context, Failure, Outcome, one_id, say};
+use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources};
+use crate::state::{self, Container};
+use crate::{ContainerId, State, Stats};
+
+pub(super) fn kill(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, &[Flag(&["all", "a"], false)])?;
+    let (id, signal) = match parsed.rest.as_slice() {
+        [id] => (id, "SIGTERM"),
+        [id, signal] => (id, signal.as_str()),
+        _ => return Err("\"kill\" requires a minimum of 1 argument(s)".to_owned().into()),
+    };
+    let id = ContainerId::new(id.clone())?;
+    crate::kill(&cx.options, &id, signal_number(signal)?, parsed.is_set("all"))?;
+    Ok(0)
+}
+
+/// A signal by number, or by name with or without SIG, in any case.
+fn signal_number(text: &str) -> Result<i32, String> {
+    #[rustfmt::skip]
+    const NAMES: [(&str, i32); 35] = [
+        ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("IOT", 6),
+        ("BUS", 7), ("FPE", 8), ("KILL", 9), ("USR1", 10), ("SEGV", 11), ("USR2", 12),
+        ("PIPE", 13), ("ALRM", 14), ("TERM", 15), ("STKFLT", 16), ("CHLD", 17), ("CLD", 17),
+        ("CONT", 18), ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23),
+        ("XCPU", 24), ("XFSZ", 25), ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29),
+        ("POLL", 29), ("PWR", 30), ("SYS", 31), ("UNUSED", 31),
+    ];
+    const RTMIN: i32 = 34;
+    const RTMAX: i32 = 64;
+    let bad = || format!("unknown signal {text:?}");
+    if let Ok(n) = text.parse::<i32>() {
+        return if (1..=RTMAX).contains(&n) { Ok(n) } else { Err(bad()) };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some((_, n)) = NAMES.iter().find(|(known, _)| *known == name) {
+        return Ok(*n);
+    }
+    let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.parse::<i32>().ok() };
+    let n = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(rest), _) => offset(rest).map(|o| RTMIN + o),
+        (_, Some(rest)) => offset(rest).map(|o| RTMAX + o),
+        _ => None,
+    };
+    n.filter(|n| (RTMIN..=RTMAX).contains(n)).ok_or_else(bad)
+}
+
+pub(super) fn delete(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, &[Flag(&["force", "f"], false)])?;
+    let id = one_id(&parsed, "delete")?;
+    crate::delete(&cx.options, &id, parsed.is_set("force"))?;
+    Ok(0)
+}
+
+pub(super) fn pause(cx: &Context, args: &[String]) -> Outcome {
+    crate::pause(&cx.options, &one_id(&parse(args, &[])?, "pause")?)?;
+    Ok(0)
+}
+
+pub(super) fn resume(cx: &Context, args: &[String]) -> Outcome {
+    crate::resume(&cx.options, &one_id(&parse(args, &[])?, "resume")?)?;
+    Ok(0)
+}
+
+pub(super) fn state(cx: &Context, args: &[String]) -> Outcome {
+    let state = crate::state(&cx.options, &one_id(&parse(args, &[])?, "state")?)?;
+    let text = serde_json::to_string_pretty(&state).map_err(|e| e.to_string())?;
+    Ok(say(&text))
+}
+
+pub(super) fn list(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, &[Flag(&["format", "f"], true), Flag(&["quiet", "q"], false)])?;
+    let mut states = crate::list(&cx.options)?;
+    for s in &mut states {
+        s.owner = owner(&cx.options.root.join(&s.id));
+    }
+    if parsed.is_set("quiet") {
+        return Ok(say(&states.iter().map(|s| format!("{}\n", s.id)).collect::<String>()));
+    }
+    match parsed.value("format") {
+        None | Some("table") => Ok(say(&table(&states))),
+        // Go's form of an empty slice that was never made.
+        Some("json") if states.is_empty() => Ok(say("null")),
+        Some("json") => Ok(say(&serde_json::to_string(&states).map_err(|e| e.to_string())?)),
+        Some(other) => Err(format!("invalid format option: {other}").into()),
+    }
+}
+
+/// The state directory's owner by the host's passwd file, else by number.
+fn owner(dir: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(uid) = std::fs::metadata(dir).map(|m| m.uid()) else { return String::new() };
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|l| {
+        let mut fields = l.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("#{uid}"))
+}
+
+/// Columns as Go's tabwriter makes them with width 12 and padding 3.
+fn table(states: &[State]) -> String {
+    let mut rows: Vec<[String; 6]> =
+        vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+    rows.extend(states.iter().map(|s| {
+        [
+            s.id.clone(),
+            s.pid.to_string(),
+            s.status.to_string(),
+            s.bundle.display().to_string(),
+            s.created.clone(),
+            s.owner.clone(),
+        ]
+    }));
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count() + 3).max().unwrap_or(0).max(12);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let mut out = String::new();
+    for row in &rows {
+        for (cell, width) in row.iter().zip(&widths) {
+            out.push_str(&format!("{cell:width$}"));
+        }
+        out.push_str(&row[5]);
+        out.push('\n');
+    }
+    out
+}
+
+pub(super) fn ps(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, &[Flag(&["format", "f"], true)])?;
+    let Some((id, options)) = parsed.rest.split_first() else {
+        return Err("\"ps\" requires a minimum of 1 argument(s)".to_owned().into());
+    };
+    let pids = crate::pids(&cx.options, &ContainerId::new(id.clone())?)?;
+    match parsed.value("format") {
+        Some("json") => Ok(say(&format!("{}\n", json!(pids)))),
+        None | Some("table") => {
+            // runc runs ps(1) with these options; this runtime runs no programs.
+            if !options.is_empty() && options != ["-ef"] {
+                return Err(format!("ps options {options:?} are not supported").into());
+            }
+            let mut text = String::from("UID          PID    PPID CMD\n");
+            for pid in pids {
+                text.push_str(&process_line(pid).unwrap_or_default());
+            }
+            Ok(say(&text))
+        }
+        Some(other) => Err(format!("invalid format option {other:?}").into()),
+    }
+}
+
+/// `None` for a process that has ended in the meantime.
+fn process_line(pid: i32) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key))?;
+        line.split_whitespace().next().map(str::to_owned)
+    };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    let command = match command.trim() {
+        "" => format!("[{}]", field("Name:")?),
+        text => text.to_owned(),
+    };
+    Some(format!("{:<8} {pid:>7} {:>7} {command}\n", field("Uid:")?, field("PPid:")?))
+}
+
+const UPDATE: &[Flag] = &[
+    Flag(&["resources", "r"], true),
+    Flag(&["blkio-weight"], true),
+    Flag(&["cpu-period"], true),
+    Flag(&["cpu-quota"], true),
+    Flag(&["cpu-burst"], true),
+    Flag(&["cpu-share"], true),
+    Flag(&["cpu-rt-period"], true),
+    Flag(&["cpu-rt-runtime"], true),
+    Flag(&["cpuset-cpus"], true),
+    Flag(&["cpuset-mems"], true),
+    Flag(&["cpu-idle"], true),
+    Flag(&["memory"], true),
+    Flag(&["memory-reservation"], true),
+    Flag(&["memory-swap"], true),
+    Flag(&["pids-limit"], true),
+    Flag(&["l3-cache-schema"], true),
+    Flag(&["mem-bw-schema"], true),
+    Flag(&["kernel-memory"], true),
+    Flag(&["kernel-memory-tcp"], true),
+];
+
+pub(super) fn update(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, UPDATE)?;
+    let id = one_id(&parsed, "update")?;
+    for refused in ["l3-cache-schema", "mem-bw-schema"] {
+        if parsed.value(refused).is_some() {
+            return Err(format!("update --{refused} is not supported").into());
+        }
+    }
+    let resources = match parsed.value("resources") {
+        Some(path) => from_file(path)?,
+        None => from_flags(&parsed)?,
+    };
+    crate::update(&cx.options, &id, &resources)?;
+    Ok(0)
+}
+
+fn from_file(path: &str) -> Result<Resources, Failure> {
+    let limit = usize::try_from(crate::spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
+    let path = if path == "-" { "/proc/self/fd/0" } else { path };
+    let bytes = state::read_file(path.as_ref(), limit)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| crate::Error::Json { path: path.into(), source }.into())
+}
+
+fn from_flags(p: &Parsed) -> Result<Resources, Failure> {
+    let bytes = |name: &str| -> Result<Option<i64>, String> {
+        p.value(name).filter(|v| !v.is_empty()).map(|v| size(v, name)).transpose()
+    };
+    let memory = Memory {
+        limit: bytes("memory")?,
+        reservation: bytes("memory-reservation")?,
+        swap: bytes("memory-swap")?,
+        kernel: bytes("kernel-memory")?,
+        kernel_tcp: bytes("kernel-memory-tcp")?,
+        ..Memory::default()
+    };
+    let cpu = Cpu {
+        shares: p.number("cpu-share")?,
+        quota: p.number("cpu-quota")?,
+        burst: p.number("cpu-burst")?,
+        period: p.number("cpu-period")?,
+        realtime_runtime: p.number("cpu-rt-runtime")?,
+        realtime_period: p.number("cpu-rt-period")?,
+        cpus: p.value("cpuset-cpus").unwrap_or_default().to_owned(),
+        mems: p.value("cpuset-mems").unwrap_or_default().to_owned(),
+        idle: p.number("cpu-idle")?,
+    };
+    let weight: Option<u16> = p.number("blkio-weight")?;
+    let pids: Option<i64> = p.number("pids-limit")?;
+    Ok(Resources {
+        memory: Some(memory),
+        cpu: Some(cpu),
+        pids: pids.map(|limit| Pids { limit: Some(limit) }),
+        block_io: weight.map(|weight| BlockIo { weight: Some(weight), ..BlockIo::default() }),
+        ..Resources::default()
+    })
+}
+
+/// `-1`, or a number with an optional unit of 1024s: `512m`, `1GiB`.
+fn size(text: &str, flag: &str) -> Result<i64, String> {
+    let bad = || format!("invalid value for {flag}: {text:?}");
+    if text == "-1" {
+        return Ok(-1);
+    }
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    let number: i64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+pub(super) fn events(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, &[Flag(&["interval"], true), Flag(&["stats"], false)])?;
+    let id = one_id(&parsed, "events")?;
+    if parsed.is_set("stats") {
+        return Ok(say(&stats_line(&id, &crate::stats(&cx.options, &id)?)));
+    }
+    let interval = duration(parsed.value("interval").unwrap_or("5s"))?;
+    let stopped = || format!("container with id {id} is not running");
+    let pidfd = Container::load(&cx.options, &id)?.pidfd()?.ok_or_else(stopped)?;
+    let mut oom = crate::oom_watch(&cx.options, &id)?;
+    let mut next = Instant::now();
+    loop {
+        if Instant::now() >= next {
+            say(&stats_line(&id, &crate::stats(&cx.options, &id)?));
+            next += interval;
+        }
+        let left = next.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|e| e.to_string())?;
+        let fd = oom.fd();
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(format!("poll: {e}").into()),
+        }
+        let (ended, rang) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        if rang && oom.drain()? {
+            say(&format!("{}\n", json!({"type": "oom", "id": id.as_str()})));
+        }
+        if ended {
+            return Ok(0);
+        }
+    }
+}
+
+/// Go's durations, as far as they are useful here: `500ms`, `5s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let n: u64 = number.parse().map_err(|_| format!("invalid duration {text:?}"))?;
+    let d = match unit {
+        "ms" => Duration::from_millis(n),
+        "s" => Duration::from_secs(n),
+        "m" => Duration::from_secs(n.saturating_mul(60)),
+        _ => return Err(format!("invalid duration {text:?}")),
+    };
+    if d.is_zero() { Err("duration interval must be greater than 0".into()) } else { Ok(d) }
+}
+
+fn stats_line(id: &ContainerId, s: &Stats) -> String {
+    format!("{}\n", json!({"type": "stats", "id": id.as_str(), "data": stats_data(s)}))
+}
+
+/// runc's shape.
+fn stats_data(s: &Stats) -> Value {
+    let entry = |limit: u64, usage: u64, max: u64, failcnt: u64| json!({"limit": limit, "usage": usage, "max": max, "failcnt": failcnt});
+    let m = &s.memory;
+    let table = |name: &str| -> Vec<Value> {
+        let of = s.blkio.iter().filter(|e| e.table == name);
+        of.map(|e| json!({"major": e.major, "minor": e.minor, "op": e.op, "value": e.value}))
+            .collect()
+    };
+    let cache = m.stat.get("cache").or(m.stat.get("file")).copied().unwrap_or(0);
+    let hugetlb: serde_json::Map<String, Value> = s
+        .hugetlb
+        .iter()
+        .map(|(size, h)| {
+            (size.clone(), json!({"usage": h.usage, "max": h.max_usage, "failcnt": h.failcnt}))
+        })
+        .collect();
+    json!({
+        "cpu": {
+            "usage": {
+                "total": s.cpu.usage_ns, "percpu": s.cpu.percpu_ns,
+                "kernel": s.cpu.kernel_ns, "user": s.cpu.user_ns,
+            },
+            "throttling": {
+                "periods": s.cpu.periods, "throttledPeriods": s.cpu.throttled_periods,
+                "throttledTime": s.cpu.throttled_ns,
+            },
+        },
+        "memory": {
+            "cache": cache,
+            "usage": entry(m.limit, m.usage, m.max_usage, m.failcnt),
+            "swap": entry(m.swap_limit, m.swap_usage, 0, 0),
+            "kernel": {"usage": m.kernel_usage},
+            "raw": m.stat,
+        },
+        "pids": {"current": s.pids.current, "limit": s.pids.limit},
+        "blkio": {
+            "ioServiceBytesRecursive": table("io_service_bytes_recursive"),
+            "ioServicedRecursive": table("io_serviced_recursive"),
+        },
+        "hugetlb": hugetlb,
+        "intel_rdt": {},
+        "network_interfaces": null,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn signals_and_sizes() {
+        for (text, n) in
+            [("9", 9), ("KILL", 9), ("sigterm", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
+        {
+            assert_eq!(signal_number(text).unwrap(), n, "{text}");
+        }
+        for text in ["0", "65", "SIGX", "RTMIN+31", "-9"] {
+            assert!(signal_number(text).is_err(), "{text}");
+        }
+        assert_eq!(size("2g", "memory").unwrap(), 2 << 30);
+        assert_eq!(size("-1", "memory").unwrap(), -1);
+        assert!(size("2x", "memory").is_err() && size("", "memory").is_err());
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        assert!(duration("0s").is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! create, run, start, exec.
+
+use std::path::PathBuf;
+
+use super::flags::{Flag, Parsed, parse};
+use super::{Context, Failure, Outcome, foreground, one_id};
+use crate::spec::{Capabilities, ConsoleSize, Process};
+use crate::{ContainerId, CreateOptions, ExecOptions, Stdio, selfexe, state};
+
+const CREATE: &[Flag] = &[
+    Flag(&["bundle", "b"], true),
+    Flag(&["console-socket"], true),
+    Flag(&["pidfd-socket"], true),
+    Flag(&["pid-file"], true),
+    Flag(&["no-pivot"], false),
+    Flag(&["no-new-keyring"], false),
+    Flag(&["preserve-fds"], true),
+    Flag(&["detach", "d"], false),
+    Flag(&["keep"], false),
+    Flag(&["no-subreaper"], false),
+];
+
+const EXEC: &[Flag] = &[
+    Flag(&["console-socket"], true),
+    Flag(&["pidfd-socket"], true),
+    Flag(&["cwd"], true),
+    Flag(&["env", "e"], true),
+    Flag(&["tty", "t"], false),
+    Flag(&["user", "u"], true),
+    Flag(&["additional-gids", "g"], true),
+    Flag(&["process", "p"], true),
+    Flag(&["detach", "d"], false),
+    Flag(&["pid-file"], true),
+    Flag(&["process-label"], true),
+    Flag(&["apparmor"], true),
+    Flag(&["no-new-privs"], false),
+    Flag(&["cap", "c"], true),
+    Flag(&["preserve-fds"], true),
+    Flag(&["cgroup"], true),
+    Flag(&["ignore-paused"], false),
+];
+
+fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Failure> {
+    let bundle = match parsed.value("bundle") {
+        Some(dir) => PathBuf::from(dir),
+        None => std::env::current_dir().map_err(|e| format!("current directory: {e}"))?,
+    };
+    let mut options = CreateOptions::new(bundle);
+    options.stdio = console(parsed);
+    if foreground && matches!(options.stdio, Stdio::Inherit) {
+        let (spec, _) = state::parse_spec(&options.bundle.join(state::CONFIG))?;
+        if spec.process.as_ref().is_some_and(|p| p.terminal) {
+            options.stdio = Stdio::Console;
+        }
+    }
+    options.pid_file = parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from);
+    options.pidfd_socket =
+        parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from);
+    options.no_pivot = parsed.is_set("no-pivot");
+    options.no_new_keyring = parsed.is_set("no-new-keyring");
+    options.preserve_fds = parsed.number("preserve-fds")?.unwrap_or(0);
+    Ok(options)
+}
+
+fn console(parsed: &Parsed) -> Stdio {
+    match parsed.value("console-socket") {
+        Some(path) if !path.is_empty() => Stdio::ConsoleSocket(path.into()),
+        _ => Stdio::Inherit,
+    }
+}
+
+pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, CREATE)?;
+    let id = one_id(&parsed, "create")?;
+    selfexe::protect()?;
+    let options = create_options(&parsed, false)?;
+    cx.log.debug(&format!("create {id}"));
+    match crate::create(&cx.options, &id, options) {
+        Ok(_) => Ok(0),
+        Err(e) => Err(format!("runc create failed: {}", e.chain()).into()),
+    }
+}
+
+pub(super) fn start(cx: &Context, args: &[String]) -> Outcome {
+    let id = one_id(&parse(args, &[])?, "start")?;
+    crate::start(&cx.options, &id)?;
+    Ok(0)
+}
+
+pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, CREATE)?;
+    let id = one_id(&parsed, "run")?;
+    selfexe::protect()?;
+    let detach = parsed.is_set("detach");
+    let options = create_options(&parsed, !detach)?;
+    let failed = |e: crate::Error| format!("runc run failed: {}", e.chain());
+    if !detach && !parsed.is_set("no-subreaper") {
+        // Processes of the container that lose their parent come to us and are reaped, where the
+        // container has no pid namespace with an init of its own.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|e| format!("prctl subreaper: {e}"))?;
+    }
+    // Blocked before the process exists, so that no signal is lost.
+    let signals = if detach { None } else { Some(foreground::Signals::new()?) };
+    let created = crate::create(&cx.options, &id, options).map_err(failed)?;
+    if let Err(e) = crate::start(&cx.options, &id) {
+        drop(crate::delete(&cx.options, &id, true));
+        return Err(failed(e).into());
+    }
+    let Some(signals) = signals else { return Ok(0) };
+    let code = foreground::wait(&signals, &created, &|signal| {
+        crate::kill(&cx.options, &id, signal, false)
+    });
+    if !parsed.is_set("keep") {
+        crate::delete(&cx.options, &id, true)?;
+    }
+    Ok(code?)
+}
+
+pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
+    let parsed = parse(args, EXEC)?;
+    let Some((id, command)) = parsed.rest.split_first() else {
+        return Err("\"exec\" requires a minimum of 1 argument(s)".to_owned().into());
+    };
+    let id = ContainerId::new(id.clone())?;
+    selfexe::protect()?;
+    let process = exec_process(cx, &id, &parsed, command)?;
+    let detach = parsed.is_set("detach");
+    let mut stdio = console(&parsed);
+    if !detach && process.terminal && matches!(stdio, Stdio::Inherit) {
+        stdio = Stdio::Console;
+    }
+    let signals = if detach { None } else { Some(foreground::Signals::new()?) };
+    let options = ExecOptions {
+        process,
+        stdio,
+        pid_file: parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from),
+        pidfd_socket: parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from),
+        preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
+        cgroup: parsed.value("cgroup").filter(|p| !p.is_empty()).map(str::to_owned),
+        ignore_paused: parsed.is_set("ignore-paused"),
+    };
+    let created = crate::exec(&cx.options, &id, options)
+        .map_err(|e| format!("exec failed: {}", e.chain()))?;
+    let Some(signals) = signals else { return Ok(0) };
+    Ok(foreground::wait(&signals, &created, &|signal| {
+        sys::process::pidfd_kill(&created.pidfd, signal).map_err(|source| crate::Error::Sys {
+            op: "kill",
+            object: created.pid.to_string(),
+            source,
+        })
+    })?)
+}
+
+/// From `--process`, or the container's own process with what the flags change.
+fn exec_process(
+    cx: &Context,
+    id: &ContainerId,
+    parsed: &Parsed,
+    command: &[String],
+) -> Result<Process, Failure> {
+    if let Some(path) = parsed.value("process") {
+        let limit = usize::try_from(crate::spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
+        let bytes = state::read_file(path.as_ref(), limit)?;
+        return serde_json::from_slice(&bytes)
+            .map_err(|source| crate::Error::Json { path: path.into(), source }.into());
+    }
+    let spec = crate::spec_of(&cx.options, id)?;
+    let mut p = spec.process.unwrap_or_default();
+    if command.is_empty() {
+        return Err("process args cannot be empty".to_owned().into());
+    }
+    p.args = command.to_vec();
+    p.terminal = parsed.is_set("tty");
+    p.console_size = if p.terminal { own_size() } else { None };
+    if let Some(cwd) = parsed.value("cwd") {
+        p.cwd = cwd.to_owned();
+    }
+    if let Some(label) = parsed.value("process-label") {
+        p.selinux_label = label.to_owned();
+    }
+    if let Some(profile) = parsed.value("apparmor") {
+        p.apparmor_profile = profile.to_owned();
+    }
+    if parsed.is_set("no-new-privs") {
+        p.no_new_privileges = true;
+    }
+    let added = parsed.all("cap");
+    if !added.is_empty() {
+        let caps = p.capabilities.get_or_insert_with(Capabilities::default);
+        for set in [&mut caps.bounding, &mut caps.effective, &mut caps.permitted] {
+            set.extend(added.iter().cloned());
+        }
+    }
+    p.env.extend(parsed.all("env").iter().cloned());
+    if let Some(user) = parsed.value("user") {
+        let (uid, gid) = match user.split_once(':') {
+            Some((uid, gid)) => (uid, Some(gid)),
+            None => (user, None),
+        };
+        let number = |text: &str| {
+            // Digits only: no sign, no space.
+            let digits = text.bytes().all(|b| b.is_ascii_digit());
+            text.parse::<u32>()
+                .ok()
+                .filter(|n| digits && *n <= i32::MAX.unsigned_abs())
+                .ok_or_else(|| format!("bad user or group id {text:?}"))
+        };
+        p.user.uid = number(uid)?;
+        if let Some(gid) = gid {
+            p.user.gid = number(gid)?;
+        }
+    }
+    for gid in parsed.all("additional-gids") {
+        p.user.additional_gids.push(gid.parse().map_err(|_| format!("bad group id {gid:?}"))?);
+    }
+    Ok(p)
+}
+
+fn own_size() -> Option<ConsoleSize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdin()).ok()?;
+    Some(ConsoleSize { height: size.ws_row, width: size.ws_col })
+}

@@ -1,0 +1,549 @@
+//! create and start.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, mknodat};
+use rustix::io::Errno;
+use sys::clone::{self as flag, CloneOptions, clone_process};
+
+use crate::cgroup::{Cgroup, Host};
+use crate::error::{Context, Error, Result};
+use crate::init::{self, Init};
+use crate::namespaces::{self, Namespaces};
+use crate::process::{self, Prepared};
+use crate::procfs::ProcFs;
+use crate::seccomp::{self, Arch};
+use crate::spec::{Linux, Resources, Spec};
+use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
+use crate::sync::{Message, Sync, send_fd_to};
+use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs};
+
+/// See [`crate::create`].
+pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
+    if opts.systemd_cgroup {
+        return Err(Error::Unsupported("the systemd cgroup driver".into()));
+    }
+    let rootless = opts.rootless.unwrap_or_else(|| !rustix::process::geteuid().is_root());
+    let dir = state_dir(opts, id)?;
+    let mut made = Made { dir, cgroup: Cgroup::None };
+    let result = create_in(&mut made, id, create, rootless);
+    if result.is_err() {
+        made.undo();
+    }
+    result
+}
+
+/// What must go away again if create fails.
+struct Made {
+    dir: PathBuf,
+    cgroup: Cgroup,
+}
+
+impl Made {
+    /// The error that is under way counts; what cannot be removed is found again by `delete`.
+    fn undo(&self) {
+        drop(self.cgroup.delete());
+        drop(std::fs::remove_dir_all(&self.dir));
+    }
+}
+
+fn state_dir(opts: &Options, id: &ContainerId) -> Result<PathBuf> {
+    let dir = opts.root.join(id.as_str());
+    let make = || rustix::fs::mkdir(&dir, Mode::from_raw_mode(0o700));
+    match make() {
+        Err(Errno::NOENT) => {
+            std::fs::create_dir_all(&opts.root).ctx("mkdir", || opts.root.display().to_string())?;
+            rustix::fs::chmod(&opts.root, Mode::from_raw_mode(0o711))
+                .ctx("chmod", || opts.root.display().to_string())?;
+            make().ctx("mkdir", || dir.display().to_string())?;
+        }
+        Err(Errno::EXIST) => return Err(Error::Exists(id.to_string())),
+        other => other.ctx("mkdir", || dir.display().to_string())?,
+    }
+    Ok(dir)
+}
+
+/// What the caller keeps while the process sets itself up.
+struct Parent<'a> {
+    proc: ProcFs,
+    record: Record,
+    linux: Linux,
+    resources: Resources,
+    hooks: crate::spec::Hooks,
+    rootless: bool,
+    device_rules: bool,
+    new_userns: bool,
+    limits: Option<Prepared>,
+    listener_path: String,
+    listener_metadata: String,
+    create: &'a CreateOptionsRest,
+    oom_score_adj: Option<i32>,
+}
+
+/// [`CreateOptions`] without what moves into the child.
+struct CreateOptionsRest {
+    pid_file: Option<PathBuf>,
+    pidfd_socket: Option<PathBuf>,
+    console_socket: Option<PathBuf>,
+}
+
+fn create_in(
+    made: &mut Made,
+    id: &ContainerId,
+    create: CreateOptions,
+    rootless: bool,
+) -> Result<Created> {
+    let proc = ProcFs::open()?;
+    let bundle = std::fs::canonicalize(&create.bundle)
+        .ctx("open bundle", || create.bundle.display().to_string())?;
+    let (spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
+    let linux = check(&spec)?;
+    let resources = linux.resources.clone().unwrap_or_default();
+    let process = spec.process.as_ref().ok_or_else(|| Error::config("process", "is missing"))?;
+    process::check_terminal(process.terminal, &create.stdio)?;
+    let filter = match &linux.seccomp {
+        Some(section) => seccomp::compile(section, Arch::NATIVE)?,
+        None => None,
+    };
+    if let Some(filter) = &filter {
+        process::write_atomically(&made.dir.join(FILTER), &filter.to_bytes(), 0o600)?;
+    }
+    process::write_atomically(&made.dir.join(CONFIG), &bytes, 0o600)?;
+    let namespaces = Namespaces::parse(&linux.namespaces)?;
+    let new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
+    check_userns(&linux, &namespaces)?;
+
+    let host = Host::detect(&proc)?;
+    let cgroup = Cgroup::locate(&host, &linux.cgroups_path, id.as_str(), &resources)?;
+    made.cgroup = cgroup.clone();
+    let mut record = Record::new(id, &spec);
+    record.bundle = bundle.clone();
+    record.rootfs = root_path(&bundle, &spec)?;
+    record.namespaces = namespaces.all();
+    record.own_pidns = namespaces.new & flag::CLONE_NEWPID != 0;
+    record.setgroups = !(rootless && namespaces.has(flag::CLONE_NEWUSER));
+    record.cgroup = cgroup;
+
+    // In a user namespace below the host's the kernel allows no device rules at all.
+    let own_map = proc.read("self/uid_map")?;
+    let host_userns = own_map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    let rest = CreateOptionsRest {
+        pid_file: create.pid_file.clone(),
+        pidfd_socket: create.pidfd_socket.clone(),
+        console_socket: match &create.stdio {
+            Stdio::ConsoleSocket(path) => Some(path.clone()),
+            _ => None,
+        },
+    };
+    let parent = Parent {
+        proc: ProcFs::open()?,
+        limits: if namespaces.has(flag::CLONE_NEWUSER) {
+            Some(Prepared::new(process, None, 0, &proc)?)
+        } else {
+            None
+        },
+        resources,
+        hooks: spec.hooks.clone(),
+        rootless,
+        device_rules: host_userns && !rootless,
+        new_userns,
+        listener_path: linux.seccomp.as_ref().map(|s| s.listener_path.clone()).unwrap_or_default(),
+        listener_metadata: linux
+            .seccomp
+            .as_ref()
+            .map(|s| s.listener_metadata.clone())
+            .unwrap_or_default(),
+        oom_score_adj: process.oom_score_adj,
+        linux,
+        record: record.clone(),
+        create: &rest,
+    };
+    let fifo = make_fifo(&made.dir)?;
+    let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
+    let init = Init {
+        root: root_plan(
+            &bundle,
+            &spec,
+            &namespaces,
+            &record,
+            &host,
+            rootless,
+            host_userns,
+            &create,
+            &proc,
+        )?,
+        process: prepared,
+        namespaces,
+        stdio: create.stdio,
+        proc,
+        fifo,
+        hook_state: Box::new(move |status, pid| record.hook_state(status, pid)),
+        keyring: keyring_name(id, create.no_new_keyring)?,
+        setgroups: parent.record.setgroups,
+        spec,
+    };
+    run_parent(parent, init, made)
+}
+
+fn keyring_name(id: &ContainerId, keep: bool) -> Result<Option<std::ffi::CString>> {
+    if keep {
+        return Ok(None);
+    }
+    std::ffi::CString::new(format!("_ses.{id}"))
+        .map(Some)
+        .map_err(|_| Error::InvalidId(id.to_string()))
+}
+
+/// What the specification demands, and what is not offered.
+fn check(spec: &Spec) -> Result<Linux> {
+    let linux = spec.linux.clone().ok_or_else(|| Error::config("linux", "is missing"))?;
+    for (set, name) in [
+        (linux.intel_rdt.is_some(), "linux.intelRdt"),
+        (linux.memory_policy.is_some(), "linux.memoryPolicy"),
+        (!linux.net_devices.is_empty(), "linux.netDevices"),
+    ] {
+        if set {
+            return Err(Error::Unsupported(name.into()));
+        }
+    }
+    if !linux.mount_label.is_empty() && !Path::new("/sys/fs/selinux").exists() {
+        return Err(Error::config("linux.mountLabel", "selinux is not enabled on the host"));
+    }
+    if !linux.mount_label.is_empty() {
+        return Err(Error::Unsupported("linux.mountLabel".into()));
+    }
+    rootfs::check(spec)?;
+    Ok(linux)
+}
+
+fn check_userns(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
+    let new = namespaces.new & flag::CLONE_NEWUSER != 0;
+    if new && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) {
+        return Err(Error::config(
+            "linux.uidMappings",
+            "user namespaces enabled, but no uid or gid mappings found",
+        ));
+    }
+    if !linux.time_offsets.is_empty() && namespaces.new & flag::CLONE_NEWTIME == 0 {
+        return Err(Error::config("linux.timeOffsets", "needs a new time namespace"));
+    }
+    Ok(())
+}
+
+fn root_path(bundle: &Path, spec: &Spec) -> Result<PathBuf> {
+    let root = spec.root.as_ref().ok_or_else(|| Error::config("root", "is missing"))?;
+    if root.path.as_os_str().is_empty() {
+        return Err(Error::config("root.path", "is empty"));
+    }
+    let path = bundle.join(&root.path);
+    std::fs::canonicalize(&path).ctx("open root.path", || path.display().to_string())
+}
+
+#[allow(clippy::too_many_arguments)] // one call, all named alike at both ends
+fn root_plan(
+    bundle: &Path,
+    spec: &Spec,
+    namespaces: &Namespaces,
+    record: &Record,
+    host: &Host,
+    rootless: bool,
+    host_userns: bool,
+    create: &CreateOptions,
+    proc: &ProcFs,
+) -> Result<rootfs::Plan> {
+    let linux = spec.linux.as_ref();
+    let word = linux.map(|l| l.rootfs_propagation.as_str()).unwrap_or_default();
+    let mut sources = Vec::new();
+    for m in &spec.mounts {
+        sources.push(idmapped(bundle, m, linux, proc)?);
+    }
+    Ok(rootfs::Plan {
+        bundle: bundle.to_owned(),
+        rootfs: record.rootfs.clone(),
+        in_userns: namespaces.has(flag::CLONE_NEWUSER) || !host_userns,
+        cgroupns: namespaces.has(flag::CLONE_NEWCGROUP),
+        rootless,
+        no_pivot: create.no_pivot,
+        propagation: rootfs::propagation(word)?,
+        view: record.cgroup.view(host),
+        sources,
+    })
+}
+
+/// The bind source of a mount with id mapping; the container's own mapping where it names none.
+fn idmapped(
+    bundle: &Path,
+    m: &crate::spec::Mount,
+    linux: Option<&Linux>,
+    proc: &ProcFs,
+) -> Result<Option<OwnedFd>> {
+    let options = rootfs::options::parse(&m.options);
+    let own = !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty();
+    if !options.idmap && !own {
+        return Ok(None);
+    }
+    let (uid, gid) = match (own, linux) {
+        (false, Some(l)) => (&l.uid_mappings, &l.gid_mappings),
+        _ => (&m.uid_mappings, &m.gid_mappings),
+    };
+    if uid.is_empty() || gid.is_empty() {
+        return Err(Error::config("mounts.uidMappings", "idmap without any mapping"));
+    }
+    let userns = namespaces::user_namespace(proc, uid, gid)?;
+    rootfs::idmapped_source(bundle, m, &userns).map(Some)
+}
+
+/// The fifo is opened for both directions: such an open never waits, and a read then waits for
+/// the byte that `start` writes.
+fn make_fifo(dir: &Path) -> Result<OwnedFd> {
+    let path = dir.join(FIFO);
+    let name = || path.display().to_string();
+    mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .ctx("mkfifo", name)?;
+    rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ctx("open", name)
+}
+
+fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created> {
+    let (ours, theirs) = Sync::pair()?;
+    let mut parent = parent;
+    // v2: the process starts in its cgroup, which must be there then. v1: the directories are
+    // made while the process is already mounting; it waits where it needs them.
+    let v2 = parent.record.cgroup.is_v2();
+    if v2 {
+        make_cgroup(&mut parent, made)?;
+    }
+    let into = parent.record.cgroup.open_v2()?;
+    let (pid, pidfd) = spawn(init, &ours, theirs, into.as_ref())?;
+    let result = drive(&mut parent, made, &ours, pid, &pidfd, !v2);
+    match result {
+        Ok(console_master) => Ok(Created { pid, pidfd, console_master }),
+        Err(e) => {
+            abandon(&pidfd);
+            Err(e)
+        }
+    }
+}
+
+fn make_cgroup(parent: &mut Parent<'_>, made: &mut Made) -> Result<()> {
+    let result =
+        parent.record.cgroup.create(&parent.resources, parent.rootless, parent.device_rules);
+    made.cgroup = parent.record.cgroup.clone();
+    result
+}
+
+/// Kills a process that is not to be. It may be dead already; it is waited for in any case.
+pub(crate) fn abandon(pidfd: &OwnedFd) {
+    let _dead_already = sys::process::pidfd_kill(pidfd, 9);
+    drop(process::reap(pidfd));
+}
+
+/// Makes the process: directly, or through one that joins namespaces first and makes it as the
+/// caller's child.
+fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<(i32, OwnedFd)> {
+    // The cgroup namespace comes later: its root is the cgroup at the time it is made.
+    let new = init.namespaces.new & !flag::CLONE_NEWCGROUP;
+    let offsets = init.spec.linux.as_ref().map(|l| l.time_offsets.clone()).unwrap_or_default();
+    if init.namespaces.join.is_empty() && offsets.is_empty() {
+        let options = CloneOptions { flags: new, into_cgroup: into.map(AsFd::as_fd) };
+        let mut init = Some(init);
+        let child = clone_process(&options, || {
+            ours.close_in_child();
+            init.take().map_or(1, |init| init::run(init, &theirs))
+        })
+        .ctx("clone3", || "container process")?;
+        return Ok((child.pid, child.pidfd));
+    }
+    let options = CloneOptions { flags: 0, into_cgroup: into.map(AsFd::as_fd) };
+    let mut init = Some(init);
+    let joiner = clone_process(&options, || {
+        ours.close_in_child();
+        let Some(init) = init.take() else { return 1 };
+        match join(init, new, &offsets, &theirs) {
+            Ok(()) => 0,
+            Err(e) => {
+                theirs.failed(&e);
+                1
+            }
+        }
+    })
+    .ctx("clone3", || "joining process")?;
+    drop(theirs);
+    let answer = ours.receive();
+    process::reap(&joiner.pidfd)?;
+    match answer? {
+        Message::Pid(pid) => {
+            // Our child that nobody has reaped: the pid cannot have been used again.
+            let fd = open_child(pid)?;
+            Ok((pid, fd))
+        }
+        Message::Failed(text) => Err(Error::Init(text)),
+        _ => Err(Error::Init("joining process died".into())),
+    }
+}
+
+/// A pidfd of a child that has not been waited for.
+pub(crate) fn open_child(pid: i32) -> Result<OwnedFd> {
+    let pid_ = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH).ctx("pidfd_open", || "0")?;
+    rustix::process::pidfd_open(pid_, rustix::process::PidfdFlags::empty())
+        .ctx("pidfd_open", || pid.to_string())
+}
+
+fn join(
+    init: Init,
+    new: u64,
+    offsets: &std::collections::BTreeMap<String, crate::spec::TimeOffset>,
+    sync: &Sync,
+) -> Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).ctx("prctl", || "dumpable")?;
+    init.namespaces.enter()?;
+    let mut new = new;
+    if !offsets.is_empty() {
+        // Offsets can be set only while nobody is in the namespace: made here, entered by the
+        // child. As the process is root and not dumpable, its own proc files are root's.
+        sys::process::unshare(flag::CLONE_NEWTIME).ctx("unshare", || "time namespace")?;
+        namespaces::write_time_offsets(&init.proc, offsets)?;
+        new &= !flag::CLONE_NEWTIME;
+    }
+    let options = CloneOptions { flags: new | flag::CLONE_PARENT, into_cgroup: None };
+    let mut init = Some(init);
+    let child = clone_process(&options, || init.take().map_or(1, |init| init::run(init, sync)))
+        .ctx("clone3", || "container process")?;
+    sync.pid(child.pid)
+}
+
+/// The caller's side of the talk, until the process is ready; the pty's master, if the caller
+/// gets it.
+fn drive(
+    parent: &mut Parent<'_>,
+    made: &mut Made,
+    sync: &Sync,
+    pid: i32,
+    pidfd: &OwnedFd,
+    cgroup_later: bool,
+) -> Result<Option<OwnedFd>> {
+    parent.record.pid = pid;
+    let early = settle(parent, made, pid, cgroup_later);
+    if let Err(e) = early {
+        // What the process itself has to say (it may have died) is the better error.
+        return Err(e);
+    }
+    sync.go()?;
+    let mut master = None;
+    loop {
+        match sync.receive()? {
+            Message::Hooks => {
+                parent.record.save(&made.dir)?;
+                let state = parent.record.hook_state("creating", pid);
+                let dir = Some(parent.record.bundle.as_path());
+                hooks::run("prestart", &parent.hooks.prestart, &state, dir)?;
+                hooks::run("createRuntime", &parent.hooks.create_runtime, &state, dir)?;
+                sync.go()?;
+            }
+            Message::Console(fd) => match &parent.create.console_socket {
+                Some(path) => send_fd_to(path, "/dev/ptmx", &fd)?,
+                None => master = Some(fd),
+            },
+            Message::Listener(number) => {
+                send_listener(parent, pidfd, number)?;
+                sync.go()?;
+            }
+            Message::Ready => break,
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Pid(_) => {}
+            Message::End => {
+                let code = process::reap(pidfd)?;
+                return Err(Error::Init(format!("container init exited with status {code}")));
+            }
+        }
+    }
+    parent.record.save(&made.dir)?;
+    if let Some(path) = &parent.create.pidfd_socket {
+        send_fd_to(path, "pidfd", pidfd)?;
+    }
+    if let Some(path) = &parent.create.pid_file {
+        process::write_atomically(path, pid.to_string().as_bytes(), 0o644)?;
+    }
+    Ok(master)
+}
+
+/// What only the caller can do for the process: identity, id maps, cgroup, limits.
+fn settle(parent: &mut Parent<'_>, made: &mut Made, pid: i32, cgroup_later: bool) -> Result<()> {
+    parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
+    if parent.new_userns {
+        namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.rootless)?;
+    }
+    if cgroup_later {
+        make_cgroup(parent, made)?;
+        parent.record.cgroup.attach(pid)?;
+    }
+    if let Some(limits) = &parent.limits {
+        limits.limit(pid)?;
+    }
+    if let Some(score) = parent.oom_score_adj {
+        parent.proc.write(&format!("{pid}/oom_score_adj"), score.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+fn send_listener(parent: &Parent<'_>, pidfd: &OwnedFd, number: i32) -> Result<()> {
+    use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+    let fd = pidfd_getfd(pidfd.as_fd(), number, PidfdGetfdFlags::empty())
+        .ctx("pidfd_getfd", || "seccomp listener")?;
+    let state = parent.record.hook_state("creating", parent.record.pid);
+    let state: serde_json::Value = serde_json::from_slice(&state)
+        .map_err(|source| Error::Json { path: "container state".into(), source })?;
+    let text = serde_json::json!({
+        "ociVersion": parent.record.oci_version,
+        "fds": ["seccompFd"],
+        "pid": parent.record.pid,
+        "metadata": parent.listener_metadata,
+        "state": state,
+    });
+    send_fd_to(Path::new(&parent.listener_path), &text.to_string(), &fd)
+}
+
+/// See [`crate::start`].
+pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
+    let container = Container::load(opts, id)?;
+    match container.status()? {
+        Status::Created => {}
+        Status::Stopped => {
+            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
+        }
+        _ => {
+            return Err(Error::WrongStatus("cannot start an already running container".into()));
+        }
+    }
+    let path = container.dir.join(FIFO);
+    let name = || path.display().to_string();
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fifo = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NXIO) => {
+            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
+        }
+        Err(e) => return Err(e).ctx("open", name),
+    };
+    // Of several that start at once, the one that removes the fifo is the one.
+    match rustix::fs::unlink(&path) {
+        Err(Errno::NOENT) => {
+            return Err(Error::WrongStatus("cannot start an already running container".into()));
+        }
+        other => other.ctx("unlink", name)?,
+    }
+    rustix::io::write(&fifo, b"0").ctx("write", name)?;
+    let r = &container.record;
+    if !r.poststart.is_empty() {
+        let state = r.hook_state("running", r.pid);
+        if let Err(e) = hooks::run("poststart", &r.poststart, &state, Some(&r.bundle)) {
+            // Since 1.3 of the specification a failed poststart hook stops the container.
+            if let Some(pidfd) = container.pidfd()? {
+                sys::process::pidfd_kill(&pidfd, 9).ctx("kill", || r.pid.to_string())?;
+            }
+            return Err(e);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! The container's first process, from clone3 to the user's program.
+//!
+//! It runs in the container's namespaces with all rights, then gives them up step by step. Until
+//! it execs it cannot be traced or have its descriptors read by others of its user: it is not
+//! dumpable. (Its executable is protected as well, see the module `selfexe`.)
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid, umask};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use sys::clone as flag;
+
+use crate::error::{Context, Error, Result, Step};
+use crate::namespaces::Namespaces;
+use crate::process::{Here, Prepared, Ready};
+use crate::procfs::ProcFs;
+use crate::rootfs;
+use crate::spec::Spec;
+use crate::sync::Sync;
+use crate::{Stdio, console, hooks};
+
+/// Everything that the process needs, found out before it was made.
+pub(crate) struct Init {
+    pub(crate) spec: Spec,
+    pub(crate) process: Prepared,
+    pub(crate) root: rootfs::Plan,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) stdio: Stdio,
+    pub(crate) proc: ProcFs,
+    /// Read end of exec.fifo (open for both, so that the open does not block).
+    pub(crate) fifo: OwnedFd,
+    /// State for hooks that run in the container, with this status.
+    pub(crate) hook_state: Box<dyn Fn(&str, i32) -> Vec<u8>>,
+    pub(crate) keyring: Option<std::ffi::CString>,
+    pub(crate) setgroups: bool,
+}
+
+/// Runs in the new process. Comes back only with an exit code for a failure.
+pub(crate) fn run(init: Init, sync: &Sync) -> i32 {
+    match set_up(init, sync) {
+        Ok((ready, fifo, start)) => wait_and_exec(ready, &fifo, &start),
+        Err(e) => {
+            sync.failed(&e);
+            1
+        }
+    }
+}
+
+/// startContainer hooks with their state.
+struct Start {
+    hooks: Vec<crate::spec::Hook>,
+    state: Vec<u8>,
+}
+
+fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).ctx("prctl", || "dumpable")?;
+    umask(Mode::empty());
+    setsid().ctx("setsid", || "container process")?;
+    crate::process::connect_stdio(&init.stdio)?;
+    let linux = init.spec.linux.as_ref().ok_or_else(|| Error::config("linux", "is missing"))?;
+
+    let gone = std::cell::Cell::new(false);
+    let wait_go = || -> Result<()> { if gone.replace(true) { Ok(()) } else { sync.wait_go() } };
+    if init.namespaces.has(flag::CLONE_NEWUSER) {
+        // In a new one: once the maps are written. Being root is being somebody.
+        wait_go()?;
+        set_thread_res_gid(rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT)
+            .ctx("setgid", || "0 in the user namespace")?;
+        set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT)
+            .ctx("setuid", || "0 in the user namespace")?;
+    }
+    if let Some(p) = &linux.personality {
+        personality(p)?;
+    }
+    if let Some(name) = &init.keyring {
+        keyring(name)?;
+    }
+    let new_cgroupns = init.namespaces.new & flag::CLONE_NEWCGROUP != 0;
+    let entered = std::cell::Cell::new(!new_cgroupns);
+    // The namespace's root is the cgroup that the process is in: the caller has put it there.
+    let mut enter_cgroupns = || -> Result<()> {
+        wait_go()?;
+        if !entered.replace(true) {
+            sys::process::unshare(flag::CLONE_NEWCGROUP).ctx("unshare", || "cgroup namespace")?;
+        }
+        Ok(())
+    };
+    let hooks_ = &init.spec.hooks;
+    let built;
+    {
+        let root = rootfs::build(&init.root, &init.spec, &mut enter_cgroupns)?;
+        built = finish_root(&init, sync, &wait_go, root)?;
+    }
+    if !entered.get() {
+        wait_go()?;
+        sys::process::unshare(flag::CLONE_NEWCGROUP).ctx("unshare", || "cgroup namespace")?;
+    }
+    wait_go()?;
+    names(&init)?;
+    for (key, value) in &linux.sysctl {
+        sysctl(&init.proc, key, value).step(|| format!("write sysctl {key:?}"))?;
+    }
+    if let Some(slave) = built {
+        console::take(&slave)?;
+    }
+    let start = Start {
+        hooks: hooks_.start_container.clone(),
+        state: (init.hook_state)("created", own_pid()),
+    };
+    let here = Here {
+        in_userns: init.namespaces.has(flag::CLONE_NEWUSER),
+        setgroups: init.setgroups,
+        make_cwd: true,
+        listener: &|fd| {
+            use std::os::fd::AsRawFd;
+            sync.listener(fd.as_raw_fd())?;
+            sync.wait_go()
+        },
+    };
+    let ready = init.process.finalize(&init.proc, here)?;
+    sync.ready()?;
+    Ok((ready, init.fifo, start))
+}
+
+/// Hooks, the terminal, and entering the root; the pty's slave, if there is one.
+fn finish_root(
+    init: &Init,
+    sync: &Sync,
+    wait_go: &dyn Fn() -> Result<()>,
+    root: rootfs::Root<'_>,
+) -> Result<Option<OwnedFd>> {
+    let hooks_ = &init.spec.hooks;
+    if !hooks_.prestart.is_empty() || !hooks_.create_runtime.is_empty() {
+        wait_go()?;
+        sync.hooks()?;
+        sync.wait_go()?;
+    }
+    let mut slave_fd = None;
+    if init.process.terminal {
+        let (master, slave) = console::open(root.fd(), init.process.console_size.as_ref())?;
+        rootfs::bind_console(&root, &slave)?;
+        sync.console(&master)?;
+        slave_fd = Some(slave);
+    }
+    if !hooks_.create_container.is_empty() {
+        wait_go()?;
+        let state = (init.hook_state)("creating", own_pid());
+        hooks::run("createContainer", &hooks_.create_container, &state, None)?;
+    }
+    rootfs::enter(&init.root, &root)?;
+    rootfs::seal(&init.root, &root, &init.spec)?;
+    Ok(slave_fd)
+}
+
+fn names(init: &Init) -> Result<()> {
+    let spec = &init.spec;
+    if !spec.hostname.is_empty() {
+        need_uts(init, "hostname")?;
+        rustix::system::sethostname(spec.hostname.as_bytes())
+            .ctx("sethostname", || spec.hostname.as_str())?;
+    }
+    if !spec.domainname.is_empty() {
+        need_uts(init, "domainname")?;
+        rustix::system::setdomainname(spec.domainname.as_bytes())
+            .ctx("setdomainname", || spec.domainname.as_str())?;
+    }
+    Ok(())
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+fn need_uts(init: &Init, field: &'static str) -> Result<()> {
+    if init.namespaces.has(flag::CLONE_NEWUTS) {
+        return Ok(());
+    }
+    Err(Error::config(field, "unable to set hostname without a private UTS namespace"))
+}
+
+/// Writes /proc/sys/… ; dots or slashes separate, as in sysctl(8).
+fn sysctl(proc: &ProcFs, key: &str, value: &str) -> Result<()> {
+    let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+    if path.split('/').any(|p| p.is_empty() || p == "." || p == "..") {
+        return Err(Error::config("linux.sysctl", "no such key"));
+    }
+    proc.write(&format!("sys/{path}"), value.as_bytes())
+}
+
+fn keyring(name: &std::ffi::CStr) -> Result<()> {
+    match sys::process::join_session_keyring(name) {
+        Ok(id) => match sys::process::keyring_allow_user_search(id) {
+            Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
+            Err(e) => Err(e).ctx("keyctl", || "session keyring"),
+        },
+        // No keyrings here, or a sandbox that forbids them.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        Err(e) => Err(e).ctx("keyctl", || "session keyring"),
+    }
+}
+
+fn personality(p: &crate::spec::Personality) -> Result<()> {
+    let bad = |problem: String| Error::config("linux.personality", problem);
+    if !p.flags.is_empty() {
+        return Err(bad(format!("flags {:?} are not supported", p.flags)));
+    }
+    let persona = match p.domain.as_str() {
+        "LINUX" => 0,
+        "LINUX32" => 8,
+        other => return Err(bad(format!("domain {other:?}"))),
+    };
+    sys::process::set_personality(persona).ctx("personality", || p.domain.as_str())
+}
+
+/// The last stretch: wait for `start`, run startContainer hooks, exec. The caller of create is
+/// gone by now; what fails is said on the container's own stderr.
+fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
+    /// What a program that cannot be executed ends with (runc's code).
+    const EXEC_FAILED: i32 = 255;
+    let result = (|| -> Result<()> {
+        use std::os::fd::AsRawFd;
+        // Copies of the caller's descriptors must not live on here, or pipes and sockets of other
+        // containers would never see their end.
+        sys::process::close_from_except(ready.first_fd, &[fifo.as_raw_fd()])
+            .ctx("close_range", || "descriptors")?;
+        let mut byte = [0u8; 1];
+        loop {
+            match rustix::io::read(fifo, &mut byte) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e).ctx("read", || "exec.fifo"),
+            }
+        }
+        hooks::run("startContainer", &start.hooks, &start.state, None)
+    })();
+    let error = match result {
+        Ok(()) => ready.exec(),
+        Err(e) => e,
+    };
+    let line = format!("{}\n", error.chain());
+    // Nobody else is left to be told; the exit status says the rest.
+    let _nobody = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    EXEC_FAILED
+}

@@ -1,0 +1,189 @@
+//! Namespaces of the spec: which are new, which are joined, and id maps.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
+use sys::clone as flag;
+
+use crate::error::{Context, Error, Result, Step};
+use crate::procfs::ProcFs;
+use crate::spec::{IdMapping, Linux, Namespace, TimeOffset};
+
+/// (the spec's word, flag, name in /proc/PID/ns), in the order in which they are joined: the user
+/// namespace first, for it gives the rights over the others.
+pub(crate) const KINDS: [(&str, u64, &str); 8] = [
+    ("user", flag::CLONE_NEWUSER, "user"),
+    ("cgroup", flag::CLONE_NEWCGROUP, "cgroup"),
+    ("ipc", flag::CLONE_NEWIPC, "ipc"),
+    ("uts", flag::CLONE_NEWUTS, "uts"),
+    ("network", flag::CLONE_NEWNET, "net"),
+    ("pid", flag::CLONE_NEWPID, "pid"),
+    ("time", flag::CLONE_NEWTIME, "time"),
+    ("mount", flag::CLONE_NEWNS, "mnt"),
+];
+
+/// Parsed `linux.namespaces`.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    /// `CLONE_NEW*` of those that are made.
+    pub(crate) new: u64,
+    /// Those that are joined, in order.
+    pub(crate) join: Vec<Join>,
+}
+
+/// One that is joined.
+#[derive(Debug)]
+pub(crate) struct Join {
+    pub(crate) flag: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) fd: OwnedFd,
+}
+
+impl Namespaces {
+    pub(crate) fn parse(list: &[Namespace]) -> Result<Namespaces> {
+        let bad = |problem: String| Error::config("linux.namespaces", problem);
+        let mut out = Namespaces::default();
+        let mut seen = 0;
+        for ns in list {
+            let (_, flag, _) = KINDS
+                .iter()
+                .find(|(word, _, _)| *word == ns.kind)
+                .ok_or_else(|| bad(format!("namespace {:?} does not exist", ns.kind)))?;
+            if seen & flag != 0 {
+                return Err(bad(format!("{:?} is there twice", ns.kind)));
+            }
+            seen |= flag;
+            match &ns.path {
+                Some(path) if !path.as_os_str().is_empty() => {
+                    let fd =
+                        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                            .ctx("open namespace", || path.display().to_string())?;
+                    out.join.push(Join { flag: *flag, path: path.clone(), fd });
+                }
+                _ => out.new |= flag,
+            }
+        }
+        let order = |f: u64| KINDS.iter().position(|(_, k, _)| *k == f);
+        out.join.sort_by_key(|j| order(j.flag));
+        out.check()?;
+        Ok(out)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.has(flag::CLONE_NEWNS) {
+            return Err(Error::Unsupported("a container without a mount namespace".into()));
+        }
+        if self.new & flag::CLONE_NEWUSER != 0 && self.joins(flag::CLONE_NEWPID) {
+            return Err(Error::Unsupported(
+                "a new user namespace together with a joined pid namespace".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has(&self, flag: u64) -> bool {
+        self.new & flag != 0 || self.joins(flag)
+    }
+
+    pub(crate) fn joins(&self, flag: u64) -> bool {
+        self.join.iter().any(|j| j.flag == flag)
+    }
+
+    /// All flags, new and joined: what exec joins.
+    pub(crate) fn all(&self) -> u64 {
+        self.join.iter().fold(self.new, |a, j| a | j.flag)
+    }
+
+    /// Enters those that are joined; in an intermediate process.
+    pub(crate) fn enter(&self) -> Result<()> {
+        for j in &self.join {
+            // 0: the kernel takes the kind from the descriptor, and we know it from the spec; the
+            // kind is checked by asking for it.
+            set_ns(&j.fd, j.flag).ctx("setns", || j.path.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn set_ns(fd: &OwnedFd, flag: u64) -> Result<(), rustix::io::Errno> {
+    use rustix::thread::LinkNameSpaceType as T;
+    let kind = match flag {
+        flag::CLONE_NEWUSER => T::User,
+        flag::CLONE_NEWCGROUP => T::ControlGroup,
+        flag::CLONE_NEWIPC => T::InterProcessCommunication,
+        flag::CLONE_NEWUTS => T::HostNameAndNISDomainName,
+        flag::CLONE_NEWNET => T::Network,
+        flag::CLONE_NEWPID => T::ProcessID,
+        flag::CLONE_NEWTIME => T::Time,
+        _ => T::Mount,
+    };
+    move_into_link_name_space(fd.as_fd(), Some(kind))
+}
+
+/// Enters the namespaces of a process (`flags`: which) all at once.
+pub(crate) fn enter_those_of(pidfd: &OwnedFd, flags: u64) -> Result<()> {
+    let bits = u32::try_from(flags).unwrap_or(0);
+    rustix::thread::move_into_thread_name_spaces(
+        pidfd.as_fd(),
+        ThreadNameSpaceType::from_bits_retain(bits),
+    )
+    .ctx("setns", || "the container's namespaces")
+}
+
+/// Writes the id maps of a process in a new user namespace.
+pub(crate) fn write_maps(proc: &ProcFs, pid: i32, linux: &Linux, rootless: bool) -> Result<()> {
+    let text = |maps: &[IdMapping]| -> String {
+        maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
+    };
+    if rootless {
+        // An ordinary user may map its own group only after giving up setgroups.
+        proc.write(&format!("{pid}/setgroups"), b"deny")?;
+    }
+    proc.write(&format!("{pid}/uid_map"), text(&linux.uid_mappings).as_bytes())
+        .step(|| "write uid map")?;
+    proc.write(&format!("{pid}/gid_map"), text(&linux.gid_mappings).as_bytes())
+        .step(|| "write gid map")
+}
+
+/// A user namespace with these maps and nobody in it, for id-mapped mounts.
+pub(crate) fn user_namespace(
+    proc: &ProcFs,
+    uid: &[IdMapping],
+    gid: &[IdMapping],
+) -> Result<OwnedFd> {
+    let (ours, theirs) = crate::sync::Sync::pair()?;
+    let options = flag::CloneOptions { flags: flag::CLONE_NEWUSER, into_cgroup: None };
+    let child = flag::clone_process(&options, || {
+        ours.close_in_child();
+        // Waits until the maker has what it wants, or is gone.
+        i32::from(theirs.wait_go().is_err())
+    })
+    .ctx("clone3", || "for a user namespace")?;
+    let linux =
+        Linux { uid_mappings: uid.to_vec(), gid_mappings: gid.to_vec(), ..Linux::default() };
+    let made = write_maps(proc, child.pid, &linux, false).and_then(|()| {
+        let path = format!("/proc/{}/ns/user", child.pid);
+        rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .ctx("open namespace", || path)
+    });
+    ours.go()?;
+    crate::process::reap(&child.pidfd)?;
+    made
+}
+
+/// Sets the clock offsets of the time namespace that this process has unshared for its children.
+pub(crate) fn write_time_offsets(
+    proc: &ProcFs,
+    offsets: &std::collections::BTreeMap<String, TimeOffset>,
+) -> Result<()> {
+    let mut text = String::new();
+    for (clock, offset) in offsets {
+        if clock != "monotonic" && clock != "boottime" {
+            return Err(Error::config("linux.timeOffsets", format!("clock {clock:?}")));
+        }
+        text.push_str(&format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
+    }
+    proc.write("self/timens_offsets", text.as_bytes())
+}

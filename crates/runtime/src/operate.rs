@@ -1,0 +1,158 @@
+//! What is done to a container that exists: signals, pause, limits, removal, listing.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::error::{Context, Error, Result};
+use crate::hooks;
+use crate::spec::Resources;
+use crate::state::{Container, State, Status};
+use crate::{ContainerId, Options};
+
+const SIGKILL: i32 = 9;
+/// How long a killed process may take to end before delete gives up.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+    let container = Container::load(opts, id)?;
+    let not_running = || Error::WrongStatus("container not running".into());
+    let r = &container.record;
+    if all {
+        // Also when the first process is gone and others are left in a shared pid namespace.
+        return r.cgroup.signal_all(signal);
+    }
+    let pidfd = container.pidfd()?.ok_or_else(not_running)?;
+    if signal == SIGKILL && !r.own_pidns && r.cgroup.exists() {
+        return r.cgroup.signal_all(signal);
+    }
+    match sys::process::pidfd_kill(&pidfd, signal) {
+        Err(Errno::SRCH) => return Err(not_running()),
+        other => other.ctx("kill", || format!("{id} with signal {signal}"))?,
+    }
+    // A v1 freezer holds back even SIGKILL.
+    if signal == SIGKILL && !r.cgroup.is_v2() && r.cgroup.is_frozen()? {
+        r.cgroup.freeze(false)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
+    let container = match Container::load(opts, id) {
+        Err(Error::NotFound(_)) => return leftover(opts, id, force),
+        other => other?,
+    };
+    let status = container.status()?;
+    match status {
+        Status::Stopped => {}
+        Status::Created => end(&container)?,
+        _ if force => end(&container)?,
+        _ => {
+            return Err(Error::WrongStatus(format!(
+                "cannot delete container {id} that is not stopped: {status}"
+            )));
+        }
+    }
+    destroy(&container)
+}
+
+/// A directory without state: a create that was killed on its way. `force` removes it.
+fn leftover(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
+    let dir = opts.root.join(id.as_str());
+    match (dir.exists(), force) {
+        (true, true) => std::fs::remove_dir_all(&dir).ctx("remove", || dir.display().to_string()),
+        (false, true) => Ok(()),
+        (_, false) => Err(Error::NotFound(id.to_string())),
+    }
+}
+
+fn end(container: &Container) -> Result<()> {
+    let r = &container.record;
+    if let Some(pidfd) = container.pidfd()? {
+        match sys::process::pidfd_kill(&pidfd, SIGKILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => return Err(e).ctx("kill", || r.pid.to_string()),
+        }
+        if !r.cgroup.is_v2() && r.cgroup.is_frozen()? {
+            r.cgroup.freeze(false)?;
+        }
+        if !hooks::ended(&pidfd, KILL_LIMIT).ctx("wait for", || r.pid.to_string())? {
+            return Err(Error::WrongStatus("container init still running".into()));
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything; goes on after an error and gives the first one.
+fn destroy(container: &Container) -> Result<()> {
+    let r = &container.record;
+    let mut result = Ok(());
+    let mut note = |r: Result<()>| {
+        if result.is_ok() {
+            result = r;
+        }
+    };
+    // Without a pid namespace of its own others may live on; exec'd processes in v1 may, too.
+    if !r.own_pidns && r.cgroup.exists() {
+        note(r.cgroup.signal_all(SIGKILL));
+    }
+    note(r.cgroup.delete());
+    let state = r.hook_state("stopped", 0);
+    let ran = hooks::run("poststop", &r.poststop, &state, Some(&r.bundle));
+    // The state goes only when the cgroup is gone, so that delete can be called again.
+    if !r.cgroup.exists() {
+        note(
+            std::fs::remove_dir_all(&container.dir)
+                .ctx("remove", || container.dir.display().to_string()),
+        );
+    }
+    note(ran);
+    result
+}
+
+pub(crate) fn pause(opts: &Options, id: &ContainerId) -> Result<()> {
+    let container = Container::load(opts, id)?;
+    match container.status()? {
+        Status::Running | Status::Created => container.record.cgroup.freeze(true),
+        status => Err(Error::WrongStatus(format!("container not running: {status}"))),
+    }
+}
+
+pub(crate) fn resume(opts: &Options, id: &ContainerId) -> Result<()> {
+    let container = Container::load(opts, id)?;
+    match container.status()? {
+        Status::Paused => container.record.cgroup.freeze(false),
+        _ => Err(Error::WrongStatus("container not paused".into())),
+    }
+}
+
+pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) -> Result<()> {
+    if !resources.devices.is_empty() {
+        return Err(Error::Unsupported("update of device rules".into()));
+    }
+    let container = Container::load(opts, id)?;
+    if container.status()? == Status::Stopped {
+        return Err(Error::WrongStatus("container not running".into()));
+    }
+    container.record.cgroup.set(resources)
+}
+
+pub(crate) fn list(opts: &Options) -> Result<Vec<State>> {
+    let name = || opts.root.display().to_string();
+    let entries = match std::fs::read_dir(&opts.root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.ctx("read", name)?,
+    };
+    let mut out = Vec::new();
+    for entry in entries {
+        let entry = entry.ctx("read", name)?;
+        let id = entry.file_name().into_string().ok().and_then(|n| ContainerId::new(n).ok());
+        let Some(id) = id else { continue };
+        // One that is being made or removed right now, or is damaged, must not hide the others.
+        if let Ok(state) = Container::load(opts, &id).and_then(|c| c.state()) {
+            out.push(state);
+        }
+    }
+    out.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(out)
+}

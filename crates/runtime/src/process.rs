@@ -1,0 +1,602 @@
+//! A process of a container: checked before it is made, and brought from "root in the right
+//! namespaces" to the user's program. The same code for the first process and for exec.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    Access, AtFlags, FileType, Gid, Mode, OFlags, Uid, accessat, fchown, fstat, makedev, statat,
+};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, fchdir, getcwd, umask, waitid};
+use rustix::thread::{
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+use sys::exec::CStrVec;
+
+use crate::caps::{self, Sets};
+use crate::error::{Context, Error, Result, Step};
+use crate::procfs::{self, ProcFs};
+use crate::rootfs;
+use crate::seccomp::Filter;
+use crate::spec;
+
+/// Largest /etc/passwd of an image that is searched for a home directory.
+const PASSWD_LIMIT_BYTES: usize = 1 << 20;
+const DEFAULT_UMASK: u32 = 0o022;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// A checked `process` section.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    args: CStrVec,
+    first: String,
+    env: Vec<String>,
+    cwd: String,
+    user: spec::User,
+    groups: Vec<Gid>,
+    caps: Option<Sets>,
+    rlimits: Vec<(Resource, Rlimit)>,
+    no_new_privs: bool,
+    pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) terminal: bool,
+    pub(crate) console_size: Option<spec::ConsoleSize>,
+    apparmor: String,
+    selinux: String,
+    scheduler: Option<sys::process::SchedAttr>,
+    io_priority: Option<(u32, u32)>,
+    pub(crate) affinity: Affinity,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) preserve_fds: u32,
+}
+
+/// Processors for exec: before and after the process enters the container's cgroup.
+#[derive(Debug, Default)]
+pub(crate) struct Affinity {
+    pub(crate) initial: Option<rustix::thread::CpuSet>,
+    pub(crate) last: Option<rustix::thread::CpuSet>,
+}
+
+impl Prepared {
+    /// Checks everything that can be checked before a process is made.
+    pub(crate) fn new(
+        p: &spec::Process,
+        filter: Option<Filter>,
+        preserve_fds: u32,
+        proc: &ProcFs,
+    ) -> Result<Prepared> {
+        let bad = |field, problem: &str| Error::config(field, problem);
+        let first = p.args.first().ok_or_else(|| bad("process.args", "must not be empty"))?.clone();
+        if first.is_empty() {
+            return Err(Error::Exec("exec: \"\": executable file not found in $PATH".into()));
+        }
+        if !p.cwd.starts_with('/') {
+            return Err(bad("process.cwd", "Cwd must be an absolute path"));
+        }
+        for fd in 3..3 + preserve_fds {
+            if !sys::process::is_open(i32::try_from(fd).unwrap_or(i32::MAX)) {
+                let problem = format!("file descriptor {fd} is not open");
+                return Err(Error::config("--preserve-fds", problem));
+            }
+        }
+        check_labels(p, proc)?;
+        Ok(Prepared {
+            args: CStrVec::new(&p.args).ok_or_else(|| bad("process.args", "NUL inside"))?,
+            first,
+            env: p.env.clone(),
+            cwd: p.cwd.clone(),
+            groups: p.user.additional_gids.iter().map(|g| Gid::from_raw(*g)).collect(),
+            user: p.user.clone(),
+            caps: p.capabilities.as_ref().map(caps::parse),
+            rlimits: rlimits(&p.rlimits)?,
+            no_new_privs: p.no_new_privileges,
+            oom_score_adj: p.oom_score_adj,
+            terminal: p.terminal,
+            console_size: p.console_size.clone(),
+            apparmor: p.apparmor_profile.clone(),
+            selinux: p.selinux_label.clone(),
+            scheduler: p.scheduler.as_ref().map(scheduler).transpose()?,
+            io_priority: p.io_priority.as_ref().map(io_priority).transpose()?,
+            affinity: affinity(p.exec_cpu_affinity.as_ref())?,
+            filter,
+            preserve_fds,
+        })
+    }
+
+    /// Sets the limits on another process: where that one, in a user namespace, may not raise
+    /// its own.
+    pub(crate) fn limit(&self, pid: i32) -> Result<()> {
+        let target = rustix::process::Pid::from_raw(pid);
+        for (resource, limit) in &self.rlimits {
+            rustix::process::prlimit(target, *resource, limit.clone())
+                .ctx("prlimit", || format!("{resource:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Becomes the user, with the user's rights and nothing more, in the working directory, and
+    /// finds the program. What is left to do is [`Ready::exec`].
+    pub(crate) fn finalize(self, proc: &ProcFs, here: Here) -> Result<Ready> {
+        if !here.in_userns {
+            self.limit(0)?;
+        }
+        if let Some(attr) = &self.scheduler {
+            sys::process::set_scheduler(attr).ctx("sched_setattr", || "process.scheduler")?;
+        }
+        if let Some((class, priority)) = self.io_priority {
+            sys::process::set_io_priority(class, priority)
+                .ctx("ioprio_set", || "process.ioPriority")?;
+        }
+        self.set_labels(proc)?;
+        if self.no_new_privs {
+            set_no_new_privs(true).ctx("prctl", || "no_new_privs")?;
+        }
+        self.give_stdio()?;
+        // As root first; a directory that only the user may enter (FUSE, NFS) is tried again.
+        let early = match rootfs::working_directory(&self.cwd, here.make_cwd) {
+            Ok(cwd) => fchdir(&cwd).map(|()| true).ctx("chdir", || self.cwd.as_str())?,
+            Err(Errno::ACCESS) => false,
+            Err(e) => return Err(e).ctx("chdir to cwd", || self.cwd_text()),
+        };
+        self.become_user(&here)?;
+        if !early {
+            rootfs::working_directory(&self.cwd, false)
+                .and_then(|cwd| fchdir(&cwd))
+                .ctx("chdir to cwd", || self.cwd_text())?;
+        }
+        verify_cwd()?;
+        let env = self.environment();
+        let program = find_program(&self.first, &env)?;
+        let kept = 3 + i32::try_from(self.preserve_fds).unwrap_or(0);
+        sys::process::keep_on_exec(3, self.preserve_fds);
+        let env = CStrVec::new(&env).ok_or_else(|| Error::config("process.env", "NUL inside"))?;
+        Ok(Ready {
+            program,
+            args: self.args,
+            env,
+            filter: if self.no_new_privs { self.filter } else { None },
+            first_fd: kept,
+        })
+    }
+
+    fn cwd_text(&self) -> String {
+        format!("({:?}) set in config.json failed", self.cwd)
+    }
+
+    fn set_labels(&self, proc: &ProcFs) -> Result<()> {
+        if !self.apparmor.is_empty() {
+            let value = format!("exec {}", self.apparmor);
+            let newer = proc.openat("self/attr/apparmor/exec", OFlags::WRONLY);
+            let file = newer.is_ok();
+            drop(newer);
+            let path = if file { "self/attr/apparmor/exec" } else { "self/attr/exec" };
+            proc.write(path, value.as_bytes()).step(|| "apply apparmor profile")?;
+        }
+        if !self.selinux.is_empty() {
+            proc.write("self/attr/exec", self.selinux.as_bytes()).step(|| "apply SELinux label")?;
+        }
+        Ok(())
+    }
+
+    /// Gives the standard streams to the user, so that /dev/stdout can be opened again. Never the
+    /// null device, which belongs to everyone.
+    fn give_stdio(&self) -> Result<()> {
+        let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        for fd in streams {
+            let Ok(stat) = fstat(fd) else { continue };
+            let null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == makedev(1, 3);
+            if null || stat.st_uid == self.user.uid {
+                continue;
+            }
+            match fchown(fd, Some(Uid::from_raw(self.user.uid)), None) {
+                // An owner that has no meaning there, or a file that cannot have one.
+                Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS) => {}
+                Err(e) => return Err(e).ctx("chown", || "standard stream"),
+            }
+        }
+        Ok(())
+    }
+
+    fn become_user(&self, here: &Here) -> Result<()> {
+        umask(Mode::from_raw_mode(self.user.umask.unwrap_or(DEFAULT_UMASK) & 0o7777));
+        let early_filter = if self.no_new_privs { None } else { self.filter.as_ref() };
+        if let Some(sets) = &self.caps {
+            caps::bound(sets)?;
+        }
+        set_keep_capabilities(true).ctx("prctl", || "keep capabilities")?;
+        self.set_ids(here)?;
+        set_keep_capabilities(false).ctx("prctl", || "keep capabilities")?;
+        // Without no_new_privs loading a filter needs CAP_SYS_ADMIN: kept until it is loaded, so
+        // that the filter sees one capset and the exec, and nothing of what came before.
+        let extra = match early_filter {
+            Some(_) => CAP_SYS_ADMIN,
+            None => 0,
+        };
+        match &self.caps {
+            Some(sets) => {
+                let extra = extra & !sets.permitted;
+                caps::set(sets, extra)?;
+                caps::ambient(sets)?;
+                if let Some(filter) = early_filter {
+                    self.load(filter, here)?;
+                }
+                if extra != 0 {
+                    caps::set(sets, 0)?;
+                }
+            }
+            None => {
+                if let Some(filter) = early_filter {
+                    self.load(filter, here)?;
+                }
+            }
+        }
+        if self.no_new_privs
+            && let Some(filter) = self.filter.as_ref().filter(|f| f.notifies())
+        {
+            self.load(filter, here)?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, filter: &Filter, here: &Here) -> Result<()> {
+        if let Some(listener) = filter.load()? {
+            (here.listener)(&listener)?;
+        }
+        Ok(())
+    }
+
+    fn set_ids(&self, here: &Here) -> Result<()> {
+        if here.setgroups {
+            set_thread_groups(&self.groups).ctx("setgroups", || format!("{:?}", self.groups))?;
+        } else if !self.groups.is_empty() {
+            return Err(Error::config(
+                "process.user.additionalGids",
+                "cannot be set in a rootless container",
+            ));
+        }
+        let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
+        set_thread_res_gid(gid, gid, gid).ctx("setgid", || self.user.gid.to_string())?;
+        set_thread_res_uid(uid, uid, uid).ctx("setuid", || self.user.uid.to_string())
+    }
+
+    fn environment(&self) -> Vec<String> {
+        let mut env = self.env.clone();
+        match env.iter_mut().find(|e| e.starts_with("HOME=")) {
+            Some(home) if home == "HOME=" => *home = format!("HOME={}", home_of(self.user.uid)),
+            Some(_) => {}
+            None => env.push(format!("HOME={}", home_of(self.user.uid))),
+        }
+        env
+    }
+}
+
+/// Where [`Prepared::finalize`] runs.
+pub(crate) struct Here<'a> {
+    pub(crate) in_userns: bool,
+    /// setgroups may be called (not in a rootless user namespace).
+    pub(crate) setgroups: bool,
+    /// Make a missing working directory.
+    pub(crate) make_cwd: bool,
+    /// Hands a seccomp listener to the caller and waits until it has it.
+    pub(crate) listener: &'a dyn Fn(&OwnedFd) -> Result<()>,
+}
+
+/// Ready to exec.
+pub(crate) struct Ready {
+    program: CString,
+    args: CStrVec,
+    env: CStrVec,
+    filter: Option<Filter>,
+    /// Descriptors from here on are not for the program.
+    pub(crate) first_fd: i32,
+}
+
+impl Ready {
+    /// Loads the filter, if it is still to be loaded, and executes the program. Returns only the
+    /// error.
+    pub(crate) fn exec(self) -> Error {
+        if let Err(e) = sys::process::cloexec_from(u32::try_from(self.first_fd).unwrap_or(3))
+            .ctx("close_range", || "descriptors")
+        {
+            return e;
+        }
+        sys::process::reset_signals();
+        if let Some(filter) = self.filter.as_ref().filter(|f| !f.notifies())
+            && let Err(e) = filter.load()
+        {
+            return e;
+        }
+        let source = sys::exec::execve(&self.program, &self.args, &self.env);
+        Error::Sys { op: "exec", object: self.program.to_string_lossy().into_owned(), source }
+    }
+}
+
+/// Waits for the end of a child and takes its status.
+pub(crate) fn reap(pidfd: &OwnedFd) -> Result<i32> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(s)) => {
+                let code = s.exit_status().unwrap_or(0);
+                return Ok(s.terminating_signal().map_or(code, |n| 128 + n));
+            }
+            Ok(None) => return Ok(0),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e).ctx("wait for", || "child process"),
+        }
+    }
+}
+
+/// The kernel's own word for "outside of your root" is a path that does not start with a slash.
+fn verify_cwd() -> Result<()> {
+    let cwd = getcwd(Vec::new()).map_err(|e| match e {
+        Errno::NOENT => Error::config(
+            "process.cwd",
+            "current working directory is outside of container mount namespace root -- possible container breakout detected",
+        ),
+        source => Error::Sys { op: "getcwd", object: "process.cwd".into(), source },
+    })?;
+    if !cwd.as_bytes().starts_with(b"/") {
+        return Err(Error::config(
+            "process.cwd",
+            "current working directory is not absolute -- possible container breakout detected",
+        ));
+    }
+    Ok(())
+}
+
+/// The user's home by the container's own passwd file; "/" if that does not say.
+fn home_of(uid: u32) -> String {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let text = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok().and_then(|fd| {
+        let regular = FileType::from_raw_mode(fstat(&fd).ok()?.st_mode) == FileType::RegularFile;
+        regular.then(|| procfs::read_bytes(&fd, PASSWD_LIMIT_BYTES).ok()).flatten()
+    });
+    let text = String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
+    for line in text.lines() {
+        let mut fields = line.split(':').skip(2);
+        if fields.next().and_then(|u| u.parse::<u32>().ok()) == Some(uid)
+            && let Some(home) = fields.nth(2).filter(|h| !h.is_empty())
+        {
+            return home.to_owned();
+        }
+    }
+    "/".to_owned()
+}
+
+/// Finds the program as a shell (and Go's LookPath, whose words clients match on) would.
+fn find_program(name: &str, env: &[String]) -> Result<CString> {
+    let c =
+        |path: &[u8]| CString::new(path).map_err(|_| Error::config("process.args", "NUL inside"));
+    let fail = |why: String| Error::Exec(format!("exec: {name:?}: {why}"));
+    if name.contains('/') {
+        return match executable(name) {
+            Ok(()) => c(name.as_bytes()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                Err(fail(format!("stat {name}: no such file or directory")))
+            }
+            Err(Errno::ISDIR) => Err(fail("is a directory".into())),
+            Err(_) => Err(fail("permission denied".into())),
+        };
+    }
+    let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
+    for dir in path.split(':').filter(|_| !path.is_empty()) {
+        let full = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
+        if executable(&full).is_err() {
+            continue;
+        }
+        if !full.is_absolute() {
+            return Err(fail("cannot run executable found relative to current directory".into()));
+        }
+        return c(full.as_os_str().as_bytes());
+    }
+    Err(fail("executable file not found in $PATH".into()))
+}
+
+fn executable(path: impl AsRef<Path>) -> Result<(), Errno> {
+    let path = path.as_ref();
+    let stat = statat(rustix::fs::CWD, path, AtFlags::empty())?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Err(Errno::ISDIR);
+    }
+    accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
+    // root passes access(2) for a file that nobody may execute, but not execve(2).
+    if stat.st_mode & 0o111 == 0 { Err(Errno::ACCESS) } else { Ok(()) }
+}
+
+fn check_labels(p: &spec::Process, proc: &ProcFs) -> Result<()> {
+    if !p.apparmor_profile.is_empty() && !Path::new("/sys/kernel/security/apparmor").exists() {
+        return Err(Error::config(
+            "process.apparmorProfile",
+            "apparmor is not enabled on the host",
+        ));
+    }
+    if !p.selinux_label.is_empty() && !proc.read("filesystems")?.contains("selinuxfs") {
+        return Err(Error::config("process.selinuxLabel", "selinux is not enabled on the host"));
+    }
+    Ok(())
+}
+
+fn rlimits(list: &[spec::Rlimit]) -> Result<Vec<(Resource, Rlimit)>> {
+    let mut out: Vec<(Resource, Rlimit)> = Vec::with_capacity(list.len());
+    for l in list {
+        let resource = match l.kind.strip_prefix("RLIMIT_").unwrap_or_default() {
+            "AS" => Resource::As,
+            "CORE" => Resource::Core,
+            "CPU" => Resource::Cpu,
+            "DATA" => Resource::Data,
+            "FSIZE" => Resource::Fsize,
+            "LOCKS" => Resource::Locks,
+            "MEMLOCK" => Resource::Memlock,
+            "MSGQUEUE" => Resource::Msgqueue,
+            "NICE" => Resource::Nice,
+            "NOFILE" => Resource::Nofile,
+            "NPROC" => Resource::Nproc,
+            "RSS" => Resource::Rss,
+            "RTPRIO" => Resource::Rtprio,
+            "RTTIME" => Resource::Rttime,
+            "SIGPENDING" => Resource::Sigpending,
+            "STACK" => Resource::Stack,
+            _ => {
+                return Err(Error::config(
+                    "process.rlimits.type",
+                    format!("invalid rlimit type: {}", l.kind),
+                ));
+            }
+        };
+        if out.iter().any(|(r, _)| *r == resource) {
+            return Err(Error::config("process.rlimits", format!("{} is there twice", l.kind)));
+        }
+        let value = |n: u64| (n != u64::MAX).then_some(n);
+        out.push((resource, Rlimit { current: value(l.soft), maximum: value(l.hard) }));
+    }
+    Ok(out)
+}
+
+fn scheduler(s: &spec::Scheduler) -> Result<sys::process::SchedAttr> {
+    let bad = |problem: String| Error::config("process.scheduler", problem);
+    let policy = match s.policy.as_str() {
+        "SCHED_OTHER" => 0,
+        "SCHED_FIFO" => 1,
+        "SCHED_RR" => 2,
+        "SCHED_BATCH" => 3,
+        "SCHED_ISO" => 4,
+        "SCHED_IDLE" => 5,
+        "SCHED_DEADLINE" => 6,
+        other => return Err(bad(format!("policy {other:?}"))),
+    };
+    let mut flags = 0;
+    for word in &s.flags {
+        flags |= match word.as_str() {
+            "SCHED_FLAG_RESET_ON_FORK" => 0x01,
+            "SCHED_FLAG_RECLAIM" => 0x02,
+            "SCHED_FLAG_DL_OVERRUN" => 0x04,
+            "SCHED_FLAG_KEEP_POLICY" => 0x08,
+            "SCHED_FLAG_KEEP_PARAMS" => 0x10,
+            "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
+            "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
+            other => return Err(bad(format!("flag {other:?}"))),
+        };
+    }
+    Ok(sys::process::SchedAttr {
+        policy,
+        flags,
+        nice: s.nice,
+        priority: u32::try_from(s.priority).map_err(|_| bad("priority is negative".into()))?,
+        runtime_ns: s.runtime,
+        deadline_ns: s.deadline,
+        period_ns: s.period,
+    })
+}
+
+fn io_priority(p: &spec::IoPriority) -> Result<(u32, u32)> {
+    let class = match p.class.as_str() {
+        "IOPRIO_CLASS_RT" => 1,
+        "IOPRIO_CLASS_BE" => 2,
+        "IOPRIO_CLASS_IDLE" => 3,
+        other => return Err(Error::config("process.ioPriority.class", format!("{other:?}"))),
+    };
+    match u32::try_from(p.priority) {
+        Ok(n) if n <= 7 => Ok((class, n)),
+        _ => Err(Error::config("process.ioPriority.priority", "is not 0 to 7")),
+    }
+}
+
+fn affinity(a: Option<&spec::CpuAffinity>) -> Result<Affinity> {
+    let Some(a) = a else { return Ok(Affinity::default()) };
+    Ok(Affinity { initial: cpu_list(&a.initial)?, last: cpu_list(&a.last)? })
+}
+
+/// `0-3,7`
+fn cpu_list(text: &str) -> Result<Option<rustix::thread::CpuSet>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let bad = || Error::config("process.execCPUAffinity", format!("{text:?}"));
+    let mut set = rustix::thread::CpuSet::new();
+    for part in text.split(',') {
+        let (low, high) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        let (low, high): (usize, usize) =
+            (low.parse().map_err(|_| bad())?, high.parse().map_err(|_| bad())?);
+        if low > high || high >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(bad());
+        }
+        (low..=high).for_each(|n| set.set(n));
+    }
+    Ok(Some(set))
+}
+
+/// Writes a file whole and atomically: a reader sees the old one or the new one.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let name = || path.display().to_string();
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(&temporary, flags, Mode::from_raw_mode(mode)).ctx("create", name)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let n = rustix::io::write(&fd, rest).ctx("write", name)?;
+        rest = &rest[n..];
+    }
+    rustix::fs::rename(&temporary, path).ctx("rename", name)
+}
+
+/// Descriptors 0, 1, 2 from the caller's choice. Consumed before anything of the container is
+/// near.
+pub(crate) fn connect_stdio(stdio: &crate::Stdio) -> Result<()> {
+    if let crate::Stdio::Fds { stdin, stdout, stderr } = stdio {
+        // Numbers below 3 would be overwritten on the way.
+        let high = |fd: BorrowedFd<'_>| {
+            rustix::io::fcntl_dupfd_cloexec(fd, 3).ctx("dup", || "standard stream")
+        };
+        let (a, b, c) = (high(stdin.as_fd())?, high(stdout.as_fd())?, high(stderr.as_fd())?);
+        crate::console::connect(a.as_fd(), b.as_fd(), c.as_fd())?;
+    }
+    Ok(())
+}
+
+/// The terminal wish of the spec and the caller's offer must fit.
+pub(crate) fn check_terminal(terminal: bool, stdio: &crate::Stdio) -> Result<()> {
+    let console = matches!(stdio, crate::Stdio::Console | crate::Stdio::ConsoleSocket(_));
+    match (terminal, console) {
+        (true, false) => Err(Error::config(
+            "process.terminal",
+            "cannot allocate tty if runc will detach without setting console socket",
+        )),
+        (false, true) => Err(Error::config(
+            "process.terminal",
+            "cannot use console socket if runc will not detach or allocate tty",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn words_of_a_failed_search() {
+        let env = vec!["PATH=/nowhere:/etc".to_owned()];
+        let text = |n: &str| find_program(n, &env).unwrap_err().to_string();
+        assert_eq!(text("foo"), "exec: \"foo\": executable file not found in $PATH");
+        assert_eq!(text("/x/y"), "exec: \"/x/y\": stat /x/y: no such file or directory");
+        assert_eq!(text("/etc"), "exec: \"/etc\": is a directory");
+        assert_eq!(text("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
+        assert_eq!(text("passwd"), "exec: \"passwd\": executable file not found in $PATH");
+        let env = vec!["PATH=/usr/bin:/bin".to_owned()];
+        assert!(find_program("sh", &env).unwrap().to_bytes().ends_with(b"/sh"));
+    }
+
+    #[test]
+    fn processor_lists() {
+        let set = cpu_list("0-2,5").unwrap().unwrap();
+        assert_eq!(set.count(), 4);
+        assert!(set.is_set(5) && !set.is_set(4));
+        assert!(cpu_list("3-1").is_err() && cpu_list("x").is_err());
+    }
+}

@@ -1,0 +1,404 @@
+//! The spec's section, in libseccomp's and runc's reading, to a program.
+//!
+//! What runc does and is kept here: names that no table has are skipped; a rule whose action is
+//! the default action is skipped; an unconditional rule outweighs conditional ones for the same
+//! call; conditions on the same argument twice become rules of their own (or, not and); numbers
+//! above the highest that the profile names answer ENOSYS, so that libc falls back when a call is
+//! newer than the profile; another architecture kills the thread.
+
+use std::collections::BTreeMap;
+
+use sys::seccomp as kernel;
+
+use super::Filter;
+use super::assemble::{
+    Cond, Decision, OFFSET_ARCH, OFFSET_NR, Op, Range, Rule, branch_eq, branch_ge, load, ret,
+    search,
+};
+use super::tables::{NONE, SYSCALLS};
+use crate::error::{Error, Result};
+use crate::spec::{Seccomp, SeccompArg};
+
+const RET_KILL_THREAD: u32 = 0;
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_TRAP: u32 = 0x0003_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
+const RET_TRACE: u32 = 0x7ff0_0000;
+const RET_LOG: u32 = 0x7ffc_0000;
+const RET_ALLOW: u32 = 0x7fff_0000;
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+/// Largest errno that the kernel takes in a filter.
+const ERRNO_LIMIT: u32 = 4095;
+const X32_BIT: u32 = 0x4000_0000;
+
+/// An architecture whose calls are filtered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Arch {
+    /// x86-64.
+    X86_64,
+    /// i386 programs on x86-64.
+    X86,
+    /// x86-64 with 32-bit pointers.
+    X32,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+impl Arch {
+    /// What this program is built for.
+    pub const NATIVE: Arch =
+        if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
+
+    fn audit(self) -> u32 {
+        match self {
+            Arch::X86_64 | Arch::X32 => 0xc000_003e,
+            Arch::X86 => 0x4000_0003,
+            Arch::Aarch64 => 0xc000_00b7,
+        }
+    }
+
+    fn number(self, name: &str) -> Option<u32> {
+        let row = &SYSCALLS[SYSCALLS.binary_search_by(|row| row.0.cmp(name)).ok()?];
+        let number = match self {
+            Arch::X86_64 => row.1,
+            Arch::X32 => row.2,
+            Arch::X86 => row.3,
+            Arch::Aarch64 => row.4,
+        };
+        (number != NONE).then_some(number)
+    }
+}
+
+/// Architecture names of the specification that have a table here.
+pub fn known_archs() -> &'static [&'static str] {
+    &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]
+}
+
+/// Action names.
+pub fn known_actions() -> &'static [&'static str] {
+    &[
+        "SCMP_ACT_ALLOW",
+        "SCMP_ACT_ERRNO",
+        "SCMP_ACT_KILL",
+        "SCMP_ACT_KILL_PROCESS",
+        "SCMP_ACT_KILL_THREAD",
+        "SCMP_ACT_LOG",
+        "SCMP_ACT_NOTIFY",
+        "SCMP_ACT_TRACE",
+        "SCMP_ACT_TRAP",
+    ]
+}
+
+/// Operator names.
+pub fn known_operators() -> &'static [&'static str] {
+    &[
+        "SCMP_CMP_EQ",
+        "SCMP_CMP_GE",
+        "SCMP_CMP_GT",
+        "SCMP_CMP_LE",
+        "SCMP_CMP_LT",
+        "SCMP_CMP_MASKED_EQ",
+        "SCMP_CMP_NE",
+    ]
+}
+
+/// Filter flag names.
+pub fn known_flags() -> &'static [&'static str] {
+    &[
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+    ]
+}
+
+/// Compiles the section. `Ok(None)` if it allows everything anyway.
+///
+/// # Errors
+/// [`Error::Config`] for an action, operator, architecture or flag that does not exist, a NOTIFY
+/// without `listenerPath`, an argument index above 5, an errno above 4095.
+pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
+    let default = action(&section.default_action, section.default_errno_ret)?;
+    let rules = rules(section, default)?;
+    let notify = default == RET_USER_NOTIF || rules.iter().any(|r| r.action == RET_USER_NOTIF);
+    if default == RET_USER_NOTIF {
+        return Err(Error::config("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be it"));
+    }
+    if notify && section.listener_path.is_empty() {
+        return Err(Error::config("linux.seccomp.listenerPath", "needed for SCMP_ACT_NOTIFY"));
+    }
+    let flags = flags(section, notify)?;
+    if default == RET_ALLOW && rules.is_empty() {
+        return Ok(None);
+    }
+
+    let archs = architectures(&section.architectures, native)?;
+    let mut sections = Vec::new();
+    for arch in archs.iter().filter(|a| **a != Arch::X32) {
+        let mut body = table(*arch, &rules, default);
+        if *arch == Arch::X86_64 {
+            // x32 calls arrive under the same audit architecture, with a bit in the number.
+            let x32 = if archs.contains(&Arch::X32) {
+                table(Arch::X32, &rules, default)
+            } else {
+                vec![ret(RET_KILL_THREAD)]
+            };
+            body = branch_ge(X32_BIT, x32, body);
+        }
+        body.insert(0, load(OFFSET_NR));
+        sections.push((arch.audit(), body));
+    }
+    let mut program = vec![ret(RET_KILL_THREAD)];
+    while let Some((audit, body)) = sections.pop() {
+        program = branch_eq(audit, body, program);
+    }
+    program.insert(0, load(OFFSET_ARCH));
+    Ok(Some(Filter { program, flags }))
+}
+
+/// One rule of the section for one or more names.
+struct Named<'a> {
+    names: &'a [String],
+    conds: Vec<Cond>,
+    action: u32,
+}
+
+fn rules(section: &Seccomp, default: u32) -> Result<Vec<Named<'_>>> {
+    let mut out = Vec::new();
+    for call in &section.syscalls {
+        let action = action(&call.action, call.errno_ret)?;
+        let conds: Vec<Cond> = call.args.iter().map(condition).collect::<Result<_>>()?;
+        if action == default {
+            continue;
+        }
+        let twice = (0..6).any(|i| conds.iter().filter(|c| c.index == i).count() > 1);
+        if twice {
+            out.extend(conds.iter().map(|c| Named { names: &call.names, conds: vec![*c], action }));
+        } else {
+            out.push(Named { names: &call.names, conds, action });
+        }
+    }
+    Ok(out)
+}
+
+fn condition(arg: &SeccompArg) -> Result<Cond> {
+    let op = match arg.op.as_str() {
+        "SCMP_CMP_NE" => Op::Ne,
+        "SCMP_CMP_LT" => Op::Lt,
+        "SCMP_CMP_LE" => Op::Le,
+        "SCMP_CMP_EQ" => Op::Eq,
+        "SCMP_CMP_GE" => Op::Ge,
+        "SCMP_CMP_GT" => Op::Gt,
+        "SCMP_CMP_MASKED_EQ" => Op::MaskedEq,
+        other => {
+            return Err(Error::config(
+                "linux.seccomp.syscalls.args.op",
+                format!("string {other} is not a valid operator for seccomp"),
+            ));
+        }
+    };
+    if arg.index > 5 {
+        return Err(Error::config("linux.seccomp.syscalls.args.index", "above 5"));
+    }
+    Ok(Cond { index: arg.index, op, value: arg.value, value_two: arg.value_two })
+}
+
+fn action(name: &str, errno: Option<u32>) -> Result<u32> {
+    let errno = errno.unwrap_or(EPERM);
+    if errno > ERRNO_LIMIT {
+        return Err(Error::config("linux.seccomp.errnoRet", format!("{errno} is above 4095")));
+    }
+    Ok(match name {
+        "SCMP_ACT_ALLOW" => RET_ALLOW,
+        "SCMP_ACT_ERRNO" => RET_ERRNO | errno,
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => RET_KILL_THREAD,
+        "SCMP_ACT_KILL_PROCESS" => RET_KILL_PROCESS,
+        "SCMP_ACT_LOG" => RET_LOG,
+        "SCMP_ACT_NOTIFY" => RET_USER_NOTIF,
+        "SCMP_ACT_TRACE" => RET_TRACE | errno,
+        "SCMP_ACT_TRAP" => RET_TRAP,
+        other => {
+            return Err(Error::config(
+                "linux.seccomp.action",
+                format!("string {other} is not a valid action for seccomp"),
+            ));
+        }
+    })
+}
+
+fn flags(section: &Seccomp, notify: bool) -> Result<u32> {
+    let mut flags = 0;
+    for name in &section.flags {
+        flags |= match name.as_str() {
+            // The process has one thread when the filter is loaded: nothing to synchronise.
+            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
+            "SECCOMP_FILTER_FLAG_LOG" => kernel::FLAG_LOG,
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => kernel::FLAG_SPEC_ALLOW,
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" if notify => kernel::FLAG_WAIT_KILLABLE_RECV,
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 0,
+            other => {
+                return Err(Error::config(
+                    "linux.seccomp.flags",
+                    format!("seccomp flag {other:?} is not known"),
+                ));
+            }
+        };
+    }
+    if section.flags.is_empty() {
+        // runc's default where the profile is silent.
+        flags |= kernel::FLAG_SPEC_ALLOW;
+    }
+    if notify {
+        flags |= kernel::FLAG_NEW_LISTENER;
+    }
+    Ok(flags)
+}
+
+/// The native architecture first, then those named that this kernel can run and we have tables of.
+fn architectures(names: &[String], native: Arch) -> Result<Vec<Arch>> {
+    let mut out = vec![native];
+    for name in names {
+        let arch = match name.strip_prefix("SCMP_ARCH_") {
+            Some("X86_64") => Arch::X86_64,
+            Some("X86") => Arch::X86,
+            Some("X32") => Arch::X32,
+            Some("AARCH64") => Arch::Aarch64,
+            // Without a table their calls stay in the "other architecture" case: killed.
+            Some(
+                "ARM" | "MIPS" | "MIPS64" | "MIPS64N32" | "MIPSEL" | "MIPSEL64" | "MIPSEL64N32"
+                | "PPC" | "PPC64" | "PPC64LE" | "S390" | "S390X" | "PARISC" | "PARISC64"
+                | "RISCV64" | "LOONGARCH64" | "M68K" | "SH" | "SHEB",
+            ) => continue,
+            _ => {
+                return Err(Error::config(
+                    "linux.seccomp.architectures",
+                    format!("string {name} is not a valid arch for seccomp"),
+                ));
+            }
+        };
+        if !out.contains(&arch) {
+            out.push(arch);
+        }
+    }
+    Ok(out)
+}
+
+fn table(arch: Arch, rules: &[Named<'_>], default: u32) -> Vec<sys::seccomp::Insn> {
+    let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
+    let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
+    let mut settled = std::collections::BTreeSet::new();
+    let mut add = |number: u32, conds: Vec<Cond>, action: u32| {
+        if settled.contains(&number) {
+            return;
+        }
+        let entry =
+            calls.entry(number).or_insert(Decision { rules: Vec::new(), otherwise: default });
+        if conds.is_empty() {
+            entry.rules.clear();
+            entry.otherwise = action;
+            settled.insert(number);
+        } else {
+            entry.rules.push(Rule { conds, action });
+        }
+    };
+    for rule in rules {
+        for name in rule.names {
+            if let Some(number) = arch.number(name) {
+                add(number | bit, rule.conds.clone(), rule.action);
+            }
+            if arch == Arch::X86
+                && rule.conds.is_empty()
+                && let Some((number, which)) = multiplexed(name)
+            {
+                let which = Cond { index: 0, op: Op::Eq, value: which, value_two: 0 };
+                add(number, vec![which], rule.action);
+            }
+        }
+    }
+    let highest = calls.keys().next_back().copied();
+    let mut ranges = ranges(calls, default);
+    // A profile that forbids by default answers "no such call" for calls newer than itself.
+    let forbids = !matches!(default, RET_ALLOW | RET_LOG) && default & RET_TRACE != RET_TRACE;
+    if forbids && let Some(highest) = highest {
+        let decision = Decision { rules: Vec::new(), otherwise: RET_ERRNO | ENOSYS };
+        ranges.retain(|r| r.start <= highest);
+        ranges.push(Range { start: highest + 1, decision });
+    }
+    search(&ranges, arch != Arch::X86)
+}
+
+fn ranges(calls: BTreeMap<u32, Decision>, default: u32) -> Vec<Range> {
+    let default = Decision { rules: Vec::new(), otherwise: default };
+    let mut out: Vec<Range> = vec![Range { start: 0, decision: default.clone() }];
+    let mut push = |start: u32, decision: Decision| match out.last_mut() {
+        Some(last) if last.start == start => last.decision = decision,
+        Some(last) if last.decision == decision => {}
+        _ => out.push(Range { start, decision }),
+    };
+    let mut next = 0;
+    for (number, decision) in calls {
+        if number != next {
+            push(next, default.clone());
+        }
+        push(number, decision);
+        next = number + 1;
+    }
+    push(next, default);
+    // Setting a range in place may have made it equal to the one before it.
+    out.dedup_by(|b, a| a.decision == b.decision);
+    out
+}
+
+/// i386 calls that older programs make through socketcall(2) and ipc(2); unconditional rules
+/// count for both ways, as in libseccomp.
+fn multiplexed(name: &str) -> Option<(u32, u64)> {
+    const SOCKETCALL: u32 = 102;
+    const IPC: u32 = 117;
+    const SOCKET_CALLS: [&str; 20] = [
+        "socket",
+        "bind",
+        "connect",
+        "listen",
+        "accept",
+        "getsockname",
+        "getpeername",
+        "socketpair",
+        "send",
+        "recv",
+        "sendto",
+        "recvfrom",
+        "shutdown",
+        "setsockopt",
+        "getsockopt",
+        "sendmsg",
+        "recvmsg",
+        "accept4",
+        "recvmmsg",
+        "sendmmsg",
+    ];
+    if let Some(at) = SOCKET_CALLS.iter().position(|n| *n == name) {
+        return Some((SOCKETCALL, u64::try_from(at).ok()? + 1));
+    }
+    let which = match name {
+        "semop" => 1,
+        "semget" => 2,
+        "semctl" => 3,
+        "semtimedop" => 4,
+        "msgsnd" => 11,
+        "msgrcv" => 12,
+        "msgget" => 13,
+        "msgctl" => 14,
+        "shmat" => 21,
+        "shmdt" => 22,
+        "shmget" => 23,
+        "shmctl" => 24,
+        _ => return None,
+    };
+    Some((IPC, which))
+}
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

@@ -1,0 +1,291 @@
+//! What is known of a container on disk, and what the kernel says about it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Context, Error, Result};
+use crate::procfs::{self, ProcFs};
+use crate::seccomp::Filter;
+use crate::spec::{self, Hook, Spec};
+use crate::{ContainerId, Options};
+
+/// The version of `state.json` that this code writes and reads.
+const VERSION: u32 = 1;
+const STATE_LIMIT_BYTES: usize = 4 << 20;
+
+pub(crate) const STATE: &str = "state.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const FIFO: &str = "exec.fifo";
+pub(crate) const FILTER: &str = "seccomp.bpf";
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` is under way.
+    Creating,
+    /// Set up, waiting for `start`.
+    Created,
+    /// The user's process runs.
+    Running,
+    /// Frozen.
+    Paused,
+    /// The first process has ended.
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+/// What `runc state` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Version of the specification.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// Pid of the first process in the caller's namespace; 0 when stopped.
+    pub pid: i32,
+    /// Status.
+    pub status: Status,
+    /// The bundle, absolute.
+    pub bundle: PathBuf,
+    /// The root file system, absolute.
+    pub rootfs: PathBuf,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// The spec's annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Owner's name; empty.
+    pub owner: String,
+}
+
+/// `state.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) version: u32,
+    pub(crate) id: String,
+    pub(crate) oci_version: String,
+    pub(crate) pid: i32,
+    /// With the pid, the process's identity.
+    pub(crate) start_time: u64,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    pub(crate) created: String,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) cgroup: Cgroup,
+    /// `CLONE_NEW*` of the namespaces that exec joins.
+    pub(crate) namespaces: u64,
+    /// The container has a pid namespace of its own: all its processes die with the first.
+    pub(crate) own_pidns: bool,
+    /// setgroups is possible.
+    pub(crate) setgroups: bool,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+/// A container that exists on disk.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) dir: PathBuf,
+    pub(crate) record: Record,
+    pub(crate) proc: ProcFs,
+}
+
+impl Container {
+    pub(crate) fn load(opts: &Options, id: &ContainerId) -> Result<Container> {
+        let dir = opts.root.join(id.as_str());
+        let path = dir.join(STATE);
+        let bytes = match read_file(&path, STATE_LIMIT_BYTES) {
+            Err(e) if e.errno() == Some(Errno::NOENT) => {
+                return Err(Error::NotFound(id.to_string()));
+            }
+            other => other?,
+        };
+        let record: Record = serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        if record.version != VERSION {
+            return Err(Error::config(
+                "state.json",
+                format!("has version {}, this runtime reads {VERSION}", record.version),
+            ));
+        }
+        Ok(Container { dir, record, proc: ProcFs::open()? })
+    }
+
+    /// Whether the first process lives: the same pid with the same start time.
+    pub(crate) fn alive(&self) -> Result<bool> {
+        Ok(self.proc.start_time(self.record.pid)? == Some(self.record.start_time))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status> {
+        if !self.alive()? {
+            return Ok(Status::Stopped);
+        }
+        if self.dir.join(FIFO).exists() {
+            return Ok(Status::Created);
+        }
+        if self.record.cgroup.is_frozen()? {
+            return Ok(Status::Paused);
+        }
+        Ok(Status::Running)
+    }
+
+    /// The first process; `None` if it has ended. The pidfd is opened first and the identity
+    /// checked afterwards, so that a recycled pid is never taken for it.
+    pub(crate) fn pidfd(&self) -> Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.record.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => Ok(self.alive()?.then_some(fd)),
+            Err(Errno::SRCH) => Ok(None),
+            Err(e) => Err(e).ctx("pidfd_open", || self.record.pid.to_string()),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Result<State> {
+        let status = self.status()?;
+        let r = &self.record;
+        Ok(State {
+            oci_version: r.oci_version.clone(),
+            id: r.id.clone(),
+            pid: if status == Status::Stopped { 0 } else { r.pid },
+            status,
+            bundle: r.bundle.clone(),
+            rootfs: r.rootfs.clone(),
+            created: r.created.clone(),
+            annotations: r.annotations.clone(),
+            owner: String::new(),
+        })
+    }
+
+    /// The spec as it was when the container was made.
+    pub(crate) fn spec(&self) -> Result<Spec> {
+        parse_spec(&self.dir.join(CONFIG)).map(|(spec, _)| spec)
+    }
+
+    /// The compiled filter, if the container has one.
+    pub(crate) fn filter(&self) -> Result<Option<Filter>> {
+        match read_file(&self.dir.join(FILTER), STATE_LIMIT_BYTES) {
+            Ok(bytes) => Filter::from_bytes(&bytes).map(Some),
+            Err(e) if e.errno() == Some(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Record {
+    pub(crate) fn new(id: &ContainerId, spec: &Spec) -> Record {
+        Record {
+            version: VERSION,
+            id: id.to_string(),
+            oci_version: spec.oci_version.clone(),
+            pid: 0,
+            start_time: 0,
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            created: now(),
+            annotations: spec.annotations.clone(),
+            cgroup: Cgroup::None,
+            namespaces: 0,
+            own_pidns: false,
+            setgroups: true,
+            poststart: spec.hooks.poststart.clone(),
+            poststop: spec.hooks.poststop.clone(),
+        }
+    }
+
+    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(STATE);
+        let bytes = serde_json::to_vec(self)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        crate::process::write_atomically(&path, &bytes, 0o600)
+    }
+
+    /// The state that hooks get on stdin.
+    pub(crate) fn hook_state(&self, status: &str, pid: i32) -> Vec<u8> {
+        let value = serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": status,
+            "pid": pid,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        });
+        value.to_string().into_bytes()
+    }
+}
+
+/// Reads and parses a config.json; also its bytes, for the copy.
+pub(crate) fn parse_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
+    let limit = usize::try_from(spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
+    let bytes = match read_file(path, limit) {
+        Err(e) if e.errno() == Some(Errno::NOENT) && path.ends_with(CONFIG) => {
+            return Err(Error::WrongStatus(format!(
+                "JSON specification file {} not found",
+                path.display()
+            )));
+        }
+        other => other?,
+    };
+    let spec = serde_json::from_slice(&bytes)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    Ok((spec, bytes))
+}
+
+pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|fd| procfs::read_bytes(&fd, limit))
+        .ctx("read", || path.display().to_string())
+}
+
+/// Now, in UTC, as RFC 3339 with nanoseconds.
+pub(crate) fn now() -> String {
+    let t = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    rfc3339(t.as_secs(), t.subsec_nanos())
+}
+
+/// Seconds since 1970 as a date: days are counted in 400-year eras that begin on 1 March.
+pub(crate) fn rfc3339(secs: u64, nanos: u32) -> String {
+    let (days, rest) = (secs / 86_400, secs % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{nanos:09}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(rfc3339(951_782_400, 5), "2000-02-29T00:00:00.000000005Z");
+        assert_eq!(rfc3339(1_795_492_800, 0), "2026-11-24T04:00:00.000000000Z");
+    }
+}

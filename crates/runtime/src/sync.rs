@@ -1,0 +1,198 @@
+//! The talk between the caller and the process it makes, over one SOCK_SEQPACKET pair.
+//!
+//! ```text
+//!  caller                        (intermediate)            container process
+//!    | clone3 ------------------------->| or directly ----------->|
+//!    |<-- Pid(pid) ---------------------|                         |
+//!    | cgroup, id maps                                            | mounts
+//!    |--- Go ---------------------------------------------------->| (waits where it needs them)
+//!    |<-- Hooks --------------------------------------------------| only with such hooks
+//!    |--- Go ---------------------------------------------------->|
+//!    |<-- Console + descriptor -----------------------------------| only with a terminal
+//!    |<-- Listener(fd number) ------------------------------------| only with seccomp NOTIFY
+//!    |--- Go ---------------------------------------------------->|
+//!    |<-- Ready --------------------------------------------------| create: waits at the fifo
+//!    |<-- end of file --------------------------------------------| exec: the program runs
+//!    |<-- Failed(text) -------------------------------------------| instead of any of the above
+//! ```
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::error::{Context, Error, Result};
+
+/// Longest error text that is sent; longer ones are cut.
+const MESSAGE_LIMIT_BYTES: usize = 8192;
+
+/// What a process tells its maker.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// The intermediate made this process.
+    Pid(i32),
+    /// Namespaces and mounts are there: run prestart and createRuntime hooks.
+    Hooks,
+    /// The pty's master.
+    Console(OwnedFd),
+    /// Number of the seccomp listener in the sender.
+    Listener(i32),
+    /// Everything is set up.
+    Ready,
+    /// The sender gives up.
+    Failed(String),
+    /// The socket is closed.
+    End,
+}
+
+/// One end of the pair.
+#[derive(Debug)]
+pub(crate) struct Sync(OwnedFd);
+
+impl AsFd for Sync {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Sync {
+    pub(crate) fn pair() -> Result<(Sync, Sync)> {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .ctx("socketpair", || "for the container process")?;
+        Ok((Sync(a), Sync(b)))
+    }
+
+    fn send(&self, tag: u8, body: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        if fd.is_none() {
+            // Plain write(2): under a filter that answers this socket's other calls with an error,
+            // writing is what is most likely allowed.
+            let mut whole = Vec::with_capacity(1 + body.len());
+            whole.push(tag);
+            whole.extend_from_slice(&body[..body.len().min(MESSAGE_LIMIT_BYTES - 1)]);
+            return rustix::io::write(&self.0, &whole)
+                .ctx("send", || "message to the container process's other end")
+                .map(drop);
+        }
+        let tag = [tag];
+        let cut = &body[..body.len().min(MESSAGE_LIMIT_BYTES - 1)];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        let parts = [IoSlice::new(&tag), IoSlice::new(cut)];
+        sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL)
+            .ctx("send", || "message to the container process's other end")
+            .map(drop)
+    }
+
+    /// In the child: lets go of the caller's end, so that its death is seen as end of file.
+    pub(crate) fn close_in_child(&self) {
+        sys::process::close_inherited(&self.0);
+    }
+
+    pub(crate) fn go(&self) -> Result<()> {
+        match self.send(b'G', &[], None) {
+            // It has died; why is said by the next message.
+            Err(e) if matches!(e.errno(), Some(Errno::PIPE | Errno::CONNRESET)) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(crate) fn wait_go(&self) -> Result<()> {
+        let mut byte = [0u8; 1];
+        loop {
+            match rustix::io::read(&self.0, &mut byte) {
+                Ok(1) => return Ok(()),
+                Ok(_) => return Err(Error::config("caller", "is gone")),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e).ctx("wait", || "for the caller"),
+            }
+        }
+    }
+
+    pub(crate) fn pid(&self, pid: i32) -> Result<()> {
+        self.send(b'P', &pid.to_ne_bytes(), None)
+    }
+
+    pub(crate) fn hooks(&self) -> Result<()> {
+        self.send(b'H', &[], None)
+    }
+
+    pub(crate) fn console(&self, master: impl AsFd) -> Result<()> {
+        self.send(b'C', &[], Some(master.as_fd()))
+    }
+
+    pub(crate) fn listener(&self, number: i32) -> Result<()> {
+        self.send(b'N', &number.to_ne_bytes(), None)
+    }
+
+    pub(crate) fn ready(&self) -> Result<()> {
+        self.send(b'R', &[], None)
+    }
+
+    /// Best effort: the caller may be gone, and there is nobody else to tell.
+    pub(crate) fn failed(&self, error: &Error) {
+        let text = match error {
+            Error::Exec(text) => text.clone(),
+            other => format!("error during container init: {}", other.chain()),
+        };
+        drop(self.send(b'E', text.as_bytes(), None));
+    }
+
+    pub(crate) fn receive(&self) -> Result<Message> {
+        let mut buf = [0u8; MESSAGE_LIMIT_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = loop {
+            let mut parts = [IoSliceMut::new(&mut buf)];
+            match recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                // The other end died with a message of ours unread.
+                Err(Errno::CONNRESET) => return Ok(Message::End),
+                other => break other.ctx("receive", || "from the container process")?,
+            }
+        };
+        let fd = control.drain().find_map(|m| match m {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let Some((tag, body)) = buf[..got.bytes].split_first() else { return Ok(Message::End) };
+        let number = || body.try_into().map(i32::from_ne_bytes).unwrap_or(-1);
+        Ok(match (tag, fd) {
+            (b'P', _) => Message::Pid(number()),
+            (b'H', _) => Message::Hooks,
+            (b'C', Some(fd)) => Message::Console(fd),
+            (b'N', _) => Message::Listener(number()),
+            (b'R', _) => Message::Ready,
+            (b'E', _) => Message::Failed(String::from_utf8_lossy(body).into_owned()),
+            _ => return Err(Error::config("container process", "sent an unknown message")),
+        })
+    }
+}
+
+/// Connects to a Unix socket and sends one descriptor with a short text (console and pidfd
+/// sockets; containerd reads the descriptor only).
+pub(crate) fn send_fd_to(path: &std::path::Path, text: &str, fd: impl AsFd) -> Result<()> {
+    use rustix::net::{SocketAddrUnix, connect, socket_with};
+    let name = || path.display().to_string();
+    let flags = SocketFlags::CLOEXEC;
+    let sock =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ctx("socket", name)?;
+    let addr = SocketAddrUnix::new(path).ctx("connect", name)?;
+    connect(&sock, &addr).ctx("connect", name)?;
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(&sock, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)
+        .ctx("send", name)
+        .map(drop)
+}
