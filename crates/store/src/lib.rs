@@ -45,7 +45,6 @@ mod progress;
 mod rebuild;
 mod snapshots;
 mod streams;
-#[path = "tasks_pending.rs"]
 pub mod tasks;
 mod transfer;
 mod unpack;

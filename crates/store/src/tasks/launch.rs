@@ -1,0 +1,175 @@
+//! Running shims: which program, its command line, and the two actions `start` and `delete`.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use prost::Message;
+use protos::shim as api;
+use store_api::{Error, Result};
+use tokio::io::AsyncWriteExt;
+use types::ErrorKind;
+
+use super::{TasksConfig, bundle};
+
+/// How long `start` and `delete` of a shim may take (containerd: 5 s; hosts can be slow).
+const ACTION_LIMIT: Duration = Duration::from_secs(60);
+/// Names under which our own shim is asked for.
+const OURS: [&str; 3] = ["", "io.containerd.gantry.v2", "io.containerd.runc.v2"];
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Longest line taken from a foreign shim's log.
+const LOG_LINE_BYTES_MAX: u64 = 16 << 10;
+
+/// The program that a runtime's name means; `None`: our own shim.
+///
+/// # Errors
+/// `NotFound`, in containerd's words, when there is no such program.
+pub(super) fn program(runtime: &str) -> Result<Option<PathBuf>> {
+    if OURS.contains(&runtime) {
+        return Ok(None);
+    }
+    if runtime.starts_with('/') {
+        return Ok(Some(PathBuf::from(runtime)));
+    }
+    let parts: Vec<&str> = runtime.split('.').collect();
+    let [.., name, version] = parts[..] else {
+        return Err(Error::invalid(format!("invalid runtime name {runtime}")));
+    };
+    if runtime.contains('/') {
+        return Err(Error::invalid(format!("invalid runtime name {runtime}")));
+    }
+    let program = format!("containerd-shim-{name}-{version}");
+    let found = PATH.split(':').map(|dir| Path::new(dir).join(&program)).find(|p| p.is_file());
+    found.map(Some).ok_or_else(|| {
+        let text =
+            format!("runtime {runtime:?} binary not installed {program:?}: file does not exist");
+        Error::new(ErrorKind::NotFound, text)
+    })
+}
+
+/// One task's shim, as a program.
+pub(super) struct Launch<'a> {
+    pub(super) config: &'a TasksConfig,
+    pub(super) namespace: &'a str,
+    pub(super) id: &'a str,
+    pub(super) bundle: &'a Path,
+    /// `None`: our own.
+    pub(super) program: Option<&'a Path>,
+}
+
+impl Launch<'_> {
+    fn command(&self) -> Result<tokio::process::Command> {
+        let mut words: Vec<OsString> = match self.program {
+            Some(program) => vec![program.into()],
+            None => self.config.shim_command.clone(),
+        };
+        if words.is_empty() {
+            return Err(Error::internal("the shim's command is empty"));
+        }
+        let mut command = tokio::process::Command::new(words.remove(0));
+        command
+            .args(words)
+            .args(["-namespace", self.namespace, "-address", &self.config.grpc_address])
+            .args(["-publish-binary", "/proc/self/exe", "-id", self.id])
+            .current_dir(self.bundle)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("TTRPC_ADDRESS", &self.config.ttrpc_socket)
+            .env("GRPC_ADDRESS", &self.config.grpc_address)
+            .env("NAMESPACE", self.namespace)
+            .env("MAX_SHIM_VERSION", "2")
+            .env("GANTRY_SHIM_SOCKET_DIR", self.config.state_dir.join("s"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Starts the shim; its socket. `options`: the runtime's, on standard input.
+    pub(super) async fn start(&self, options: Option<&protos::Any>) -> Result<PathBuf> {
+        if self.program.is_some() {
+            let work = self.config.root_dir.join(bundle::DIRECTORY);
+            let work = work.join(self.namespace).join(self.id);
+            bundle::prepare_foreign(self.bundle, &work)?;
+            self.read_log()?;
+        }
+        let mut command = self.command()?;
+        command.arg("start");
+        let input = options.map(Message::encode_to_vec).unwrap_or_default();
+        let output = self.run(command, &input).await?;
+        let text = String::from_utf8_lossy(&output);
+        let address = text.trim().strip_prefix("unix://").ok_or_else(|| {
+            Error::internal(format!("start shim {}: answered {:?}", self.name(), text.trim()))
+        })?;
+        Ok(PathBuf::from(address))
+    }
+
+    /// Cleans up after a shim that is gone; what it says of the exit.
+    pub(super) async fn delete(&self) -> Result<api::DeleteResponse> {
+        let mut command = self.command()?;
+        command.arg("-bundle").arg(self.bundle).arg("delete");
+        let output = self.run(command, &[]).await?;
+        api::DeleteResponse::decode(&output[..])
+            .map_err(|error| Error::internal(format!("delete with {}: {error}", self.name())))
+    }
+
+    fn name(&self) -> String {
+        match self.program {
+            Some(program) => program.display().to_string(),
+            None => "gantry".to_owned(),
+        }
+    }
+
+    async fn run(&self, mut command: tokio::process::Command, input: &[u8]) -> Result<Vec<u8>> {
+        let name = self.name();
+        let mut child = command
+            .spawn()
+            .map_err(|error| Error::internal(format!("execute shim {name}: {error}")))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A shim that does not read its options closes the pipe.
+            drop(stdin.write_all(input).await);
+        }
+        let output = tokio::time::timeout(ACTION_LIMIT, child.wait_with_output())
+            .await
+            .map_err(|_| {
+                let text = format!("shim {name}: no end within {ACTION_LIMIT:?}");
+                Error::new(ErrorKind::DeadlineExceeded, text)
+            })?
+            .map_err(|error| Error::internal(format!("wait for shim {name}: {error}")))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Error::internal(format!("shim {name}: {}: {}", output.status, said.trim())))
+    }
+
+    /// Reads a foreign shim's messages until it ends; it opens the FIFO and waits for a reader.
+    fn read_log(&self) -> Result<()> {
+        use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+        let path = self.bundle.join("log");
+        let receiver = tokio::net::unix::pipe::OpenOptions::new()
+            .open_receiver(&path)
+            .map_err(|error| bundle::failed("open", &path, &error))?;
+        let id = self.id.to_owned();
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(receiver);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                let mut limited = (&mut reader).take(LOG_LINE_BYTES_MAX);
+                match limited.read_until(b'\n', &mut line).await {
+                    Ok(n) if n > 0 => {
+                        let text = String::from_utf8_lossy(&line);
+                        tracing::debug!(shim = id, "{}", text.trim_end());
+                    }
+                    _ => return,
+                }
+            }
+        });
+        Ok(())
+    }
+}
