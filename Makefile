@@ -1,0 +1,32 @@
+# `make help` lists what there is. Each target does all the set-up that it needs.
+.PHONY: help build release deps test run bench install vm-test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## the binary, quickly: target/<triple>/debug/gantry
+	cargo build -p gantry
+
+release: ## the binary as it is shipped: target/<triple>/release/gantry
+	cargo build --release -p gantry
+
+deps: ## installs the peers that tests compare with (root, Debian)
+	scripts/deps
+
+test: ## everything that is checked: deps, format, lints, tidy, all tests, leak check, virtual machine
+	scripts/test
+
+run: ## walks through build, run, layers and squash with the example; leaves nothing behind (root)
+	scripts/run-demo
+
+bench: ## ratios against the peers, in one run (root)
+	scripts/bench
+
+vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
+	scripts/vm smoke
+
+install: ## release binary and systemd units below $(PREFIX), default /usr
+	scripts/install
+
+clean: ## what was built
+	cargo clean
