@@ -126,11 +126,11 @@ impl Inner {
     /// Clears up when the shim's connection ends without a Delete.
     pub(super) fn watch_shim(self: &Arc<Self>, task: &Arc<Task>) {
         let Ok(client) = task.client() else { return };
-        let (weak, task) = (Arc::downgrade(self), Arc::downgrade(task));
-        tokio::spawn(async move {
+        let (weak, known) = (Arc::downgrade(self), Arc::downgrade(task));
+        task.spawn(async move {
             client.closed().await;
             drop(client);
-            let (Some(inner), Some(task)) = (weak.upgrade(), task.upgrade()) else { return };
+            let (Some(inner), Some(task)) = (weak.upgrade(), known.upgrade()) else { return };
             let lost = {
                 let mut state = task.lock();
                 !state.deleting && state.client.take().is_some()
@@ -144,7 +144,7 @@ impl Inner {
 
     /// The shim is gone: ends what it left running, and tells how everything ended. The task stays,
     /// stopped, until it is deleted, so that its exit is not lost.
-    async fn bury(&self, task: &Task) {
+    pub(super) async fn bury(&self, task: &Task) {
         let recorded = bundle::read_exit(&task.bundle).ok().flatten().map(|(_, exit)| exit);
         let cleaned = self.clean_up(task).await;
         let ended = recorded.or(cleaned).unwrap_or_else(|| exit(KILLED, None));

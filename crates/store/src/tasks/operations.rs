@@ -482,8 +482,15 @@ async fn delete_task(inner: &Arc<Inner>, task: &Arc<Task>) -> Result<(u32, Exit)
             let request = api::DeleteRequest { id: task.id.clone(), exec_id: String::new() };
             let answer: Result<api::DeleteResponse> =
                 client.call("Delete", &request, Some(SLOW_LIMIT)).await;
-            let answer = answer.map_err(undo)?;
-            Some((answer.pid, task::exit(answer.exit_status, answer.exited_at)))
+            match answer {
+                Ok(answer) => Some((answer.pid, task::exit(answer.exit_status, answer.exited_at))),
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    // The shim died of it, or just before: nobody else clears up now.
+                    inner.bury(task).await;
+                    None
+                }
+                Err(error) => return Err(undo(error)),
+            }
         }
         None => None,
     };

@@ -12,7 +12,7 @@ use std::{
 };
 
 use store_api::{Envelope, Error, Event, Exit, ProcessId, ProcessStatus, Result, Stdio, Timestamp};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::AbortHandle};
 use types::ErrorKind;
 
 use super::{TaskHost, bundle, bundle::TaskFile, ttrpc::Client};
@@ -55,6 +55,16 @@ pub(super) struct Task {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
     pub(super) state: Mutex<State>,
+    /// What runs for this task in the background; ends with it.
+    watchers: Mutex<Vec<AbortHandle>>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        for watcher in self.watchers.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            watcher.abort();
+        }
+    }
 }
 
 impl Process {
@@ -94,6 +104,7 @@ impl Task {
             id: id.to_owned(),
             bundle,
             state: Mutex::new(state),
+            watchers: Mutex::default(),
         })
     }
 
@@ -186,25 +197,38 @@ impl Task {
         }
     }
 
+    /// Runs something in the background for as long as the task is known. It must not hold the task
+    /// itself, or the host: a store that is dropped ends.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| !watcher.is_finished());
+        watchers.push(tokio::spawn(work).abort_handle());
+    }
+
     /// Asks the shim for a process's exit, in the background.
     pub(super) fn watch(self: &Arc<Self>, host: &Arc<dyn TaskHost>, exec_id: &str) {
-        let (task, host, exec_id) = (self.clone(), host.clone(), exec_id.to_owned());
         let Ok(client) = self.client() else { return };
-        tokio::spawn(async move {
-            let request =
-                protos::shim::WaitRequest { id: task.id.clone(), exec_id: exec_id.clone() };
+        let (task, host) = (Arc::downgrade(self), Arc::downgrade(host));
+        let request =
+            protos::shim::WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        self.spawn(async move {
             // An error is the end of the shim, or of the process's record: told by others.
             let answer = client.call::<protos::shim::WaitResponse>("Wait", &request, None).await;
             let Ok(answer) = answer else { return };
+            drop(client);
             let exit = exit(answer.exit_status, answer.exited_at);
-            let known = task.lock().processes.get(&exec_id).map(Process::subscribe);
+            let exec_id = request.exec_id;
+            let known = task
+                .upgrade()
+                .and_then(|task| task.lock().processes.get(&exec_id).map(Process::subscribe));
             if let Some(mut known) = known {
-                drop(client);
                 let forwarded = known.wait_for(Option::is_some);
                 // Either is an answer: known by now, or not by an event.
                 drop(tokio::time::timeout(EVENT_PRECEDENCE, forwarded).await);
             }
-            task.record_exit(&*host, &exec_id, exit);
+            if let (Some(task), Some(host)) = (task.upgrade(), host.upgrade()) {
+                task.record_exit(&*host, &exec_id, exit);
+            }
         });
     }
 }
