@@ -44,11 +44,12 @@ mkdir -p "$OUT"
 
 # The Debian mirror that this machine uses already.
 mirror() {
-  local all
-  all=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian')
-  all=$(printf '%s\n' "$all" | grep -v security | head -n 1) || true
-  [ -n "$all" ] || all=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1) || true
-  [ -n "$all" ] || die "this machine's apt has no Debian mirror"
+  local release all
+  release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  # Without release info, because a fresh machine has not fetched any.
+  all=$(apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages')
+  all=$(printf '%s\n' "$all" | awk -v release="$release" '$2 == release { print $1; exit }')
+  [ -n "$all" ] || die "this machine's apt has no mirror for its release $release"
   printf '%s\n' "$all"
 }
 

@@ -218,6 +218,17 @@ fn registries_serve_skopeo() {
     }
 }
 
+#[test]
+fn the_debian_base_is_made_once_and_kept() {
+    let tar = testkit::fixtures::debian::rootfs_tar().unwrap();
+    let made = std::fs::metadata(&tar).unwrap().modified().unwrap();
+    let path = tar.display().to_string();
+    let version = Cmd::host("tar", ["-xOf", path.as_str(), "./etc/debian_version"]).ok().unwrap();
+    assert!(version.text().starts_with("12."), "{}", version.text());
+    let again = testkit::fixtures::debian::rootfs_tar().unwrap();
+    assert_eq!(std::fs::metadata(again).unwrap().modified().unwrap(), made);
+}
+
 /// The whole ground under real engines: what is written here for ours must hold for them.
 #[test]
 fn debians_dockerd_runs_containers_in_a_sandbox() {
