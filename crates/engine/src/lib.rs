@@ -1,1 +1,317 @@
-//! gantry-engine
+//! The engine: containers, networks, volumes and images as the Engine API means them.
+//!
+//! Owns: lifecycle, restart policies, health checks, events, names, the default configuration of
+//! containers. Does not own: HTTP (engine-api), layers and content (the store, behind store-api), how a
+//! process is made (shim and runtime), how an image is built (build).
+//!
+//! On disk, below `Config::data_root`:
+//! - `containers/ID/{gantry.json,hosts,hostname,resolv.conf,ID-json.log}`
+//! - `networks/ID.json`, `volumes/NAME/{_data,volume.json}`, `build/`, `tmp/`, `engine-id`
+//!
+//! Below `Config::exec_root`: `netns/`, `mounts/` (an empty directory under which private mounts are
+//! made), `build/`, `containers/`.
+//!
+//! Locks: [`container::Container::lifecycle`], asynchronous, one a container, taken before anything
+//! else of that container; all other locks are plain, short, and never held across an await.
+//!
+//! Tasks: one a running container (waits for its end), one a health check, one an exec, those of
+//! attached clients. Channels are bounded; events are a broadcast that drops the oldest for a slow
+//! listener.
+
+mod builds;
+mod config;
+mod container;
+mod detach;
+mod disk;
+mod error;
+mod events;
+mod health;
+mod image;
+mod names;
+mod net;
+mod pipe;
+mod rootfs;
+mod system;
+mod top;
+mod util;
+mod volume;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+pub use config::{Config, OWN_RUNTIME, Runtime};
+pub use container::{
+    ArchivePut, AttachOptions, AttachSession, Created, Input, ListOptions, LogLine, LogOptions,
+    LogStream, Output, PathTar, RemoveOptions, StatsStream, WaitCondition, Waiter,
+};
+use container::{Container, Registry, record::Record, record::Status};
+pub use error::{Error, Result};
+use events::EventLog;
+pub use events::EventSubscription;
+pub use image::{CommitOptions, Messages};
+use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};
+use types::ContainerId;
+pub use util::{parse_go_duration, parse_time};
+
+use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
+
+/// The engine of one daemon.
+pub struct Engine {
+    pub(crate) config: Config,
+    pub(crate) services: Services,
+    pub(crate) events: EventLog,
+    pub(crate) containers: Registry,
+    pub(crate) networks: net::Networks,
+    pub(crate) volumes: volume::Volumes,
+    pub(crate) facts: system::HostFacts,
+    pub(crate) id: String,
+    builder: OnceLock<Arc<build::Builder>>,
+    shutting_down: AtomicBool,
+}
+
+impl Engine {
+    /// Opens the engine on what is on disk: containers that run are adopted, those that ended while no
+    /// daemon ran get their exit codes, restart policies act.
+    ///
+    /// # Errors
+    /// Directories that cannot be used, a default network that cannot be made.
+    pub async fn open(config: Config, services: Services) -> Result<Arc<Self>> {
+        make_dir_mode(&config.data_root, 0o710)?;
+        make_dir_mode(&config.exec_root, 0o711)?;
+        make_dir_mode(&config.data_root.join("containers"), 0o710)?;
+        let engine = Arc::new(Self {
+            id: engine_id(&config)?,
+            networks: net::Networks::open(&config)?,
+            volumes: volume::Volumes::open(&config.data_root)?,
+            facts: system::HostFacts::read(),
+            events: EventLog::new(),
+            containers: Registry::default(),
+            builder: OnceLock::new(),
+            shutting_down: false.into(),
+            config,
+            services,
+        });
+        let host = Arc::new(builds::BuildHost { engine: Arc::downgrade(&engine) });
+        let root = engine.config.data_root.join("build");
+        let builder = build::Builder::new(engine.services.clone(), host, root)
+            .map_err(|e| Error::new(e.kind(), image::failure(&e)))?;
+        let builder = Arc::new(builder);
+        if let Err(error) = builder.recover().await {
+            tracing::warn!(error = image::failure(&error), "leftovers of a build stay");
+        }
+        // Set once, here.
+        drop(engine.builder.set(builder));
+        engine.restore().await?;
+        engine.follow_store().await?;
+        Ok(engine)
+    }
+
+    pub(crate) fn builder(&self) -> Result<Arc<build::Builder>> {
+        self.builder.get().cloned().ok_or_else(|| Error::internal("the engine is still starting"))
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Relaxed)
+    }
+
+    /// Containers that run, for a daemon that ends by itself when it is idle.
+    pub fn running_containers(&self) -> usize {
+        self.containers.all().iter().filter(|c| c.record().status.is_running()).count()
+    }
+
+    pub fn events(
+        &self,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+        filters: api_types::Filters,
+    ) -> Result<EventSubscription> {
+        self.events.subscribe(since, until, filters)
+    }
+
+    /// The daemon ends; containers do not.
+    pub fn shut_down(&self) {
+        self.shutting_down.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops every container, as the host's shutdown does: their own signals and timeouts, all at once.
+    pub async fn stop_all(self: &Arc<Self>) {
+        self.shut_down();
+        let mut stops = tokio::task::JoinSet::new();
+        for container in self.containers.all() {
+            if !container.record().status.is_running() {
+                continue;
+            }
+            let engine = self.clone();
+            stops.spawn(async move {
+                if let Err(error) = engine.stop_running(&container, None, None).await {
+                    tracing::warn!(container = %container.id, %error, "a container did not stop");
+                }
+            });
+        }
+        let all = async { while stops.join_next().await.is_some() {} };
+        let patience = self.config.shutdown_timeout + Duration::from_secs(10);
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!("containers still run after {} s", patience.as_secs());
+        }
+    }
+
+    pub(crate) fn container_event(&self, container: &Container, action: &str) {
+        let attributes = container.record().attributes();
+        self.events.publish("container", action, container.id.as_str(), attributes);
+    }
+
+    /// Loads every container and brings its state up to the present.
+    async fn restore(self: &Arc<Self>) -> Result<()> {
+        let root = self.config.data_root.join("containers");
+        let entries = std::fs::read_dir(&root).map_err(|e| Error::io("list", &root, &e))?;
+        let mut loaded = Vec::new();
+        for entry in entries.flatten() {
+            let dir = entry.path();
+            match Record::load(&dir.join("gantry.json")) {
+                Ok(record) => {
+                    let container = Container::new(dir, record);
+                    self.containers.insert(container.clone());
+                    loaded.push(container);
+                }
+                // The rest of the directory is kept: its log may be all that is left of someone's work.
+                Err(error) => {
+                    tracing::error!(dir = %dir.display(), %error, "a container is not loaded")
+                }
+            }
+        }
+        let mut ports = Vec::new();
+        let mut ended = Vec::new();
+        for container in &loaded {
+            let record = container.snapshot();
+            if !matches!(record.status, Status::Running { .. }) {
+                continue;
+            }
+            ports.extend(self.networks.adopt(self, container));
+            match self.task_state(&record.id).await {
+                None => {}
+                Some(exit) => ended.push((container.clone(), exit)),
+            }
+        }
+        self.networks.assert_rules(ports)?;
+        for (container, exit) in ended {
+            self.on_exit(&container, exit).await;
+        }
+        for container in loaded {
+            self.resume(container).await;
+        }
+        Ok(())
+    }
+
+    /// `None` while it runs, otherwise how it ended.
+    async fn task_state(&self, id: &ContainerId) -> Option<Exit> {
+        let process = ProcessId::init(id.as_str());
+        match self.services.tasks.get(&process).await {
+            Ok(process) if process.status != ProcessStatus::Stopped => None,
+            Ok(process) => Some(process.exit.unwrap_or_else(lost)),
+            Err(error) if error.is_not_found() => Some(lost()),
+            Err(error) => {
+                tracing::warn!(container = %id, %error, "a container's state is unknown");
+                None
+            }
+        }
+    }
+
+    /// Goes on with a container as its record says.
+    async fn resume(self: &Arc<Self>, container: Arc<Container>) {
+        let record = container.snapshot();
+        match record.status {
+            Status::Running { .. } => {
+                let upstreams = match self.upstreams(&record) {
+                    Ok(upstreams) => upstreams,
+                    Err(error) => {
+                        tracing::warn!(container = %record.id, %error, "no upstream name servers");
+                        Vec::new()
+                    }
+                };
+                if let Err(error) = self.networks.start_dns(&container, &record, upstreams).await {
+                    tracing::warn!(container = %record.id, %error, "names do not resolve");
+                }
+                self.start_health(&container);
+                self.watch_exit(container);
+            }
+            Status::Restarting { .. } => self.restart_soon(container),
+            Status::Exited { .. } => {
+                let policy = record.host_config.restart_policy.name.as_str();
+                // docker: `always` starts with the daemon even after a stop by hand, `unless-stopped`
+                // does not.
+                let wanted =
+                    policy == "always" || (policy == "unless-stopped" && !record.manually_stopped);
+                if wanted {
+                    self.restart_soon(container);
+                } else if record.host_config.auto_remove {
+                    let _lifecycle = container.lifecycle.lock().await;
+                    if let Err(error) = self.remove_locked(&container, true).await {
+                        tracing::warn!(container = %record.id, %error, "a container could not be removed");
+                    }
+                }
+            }
+            Status::Created | Status::Dead { .. } => {}
+        }
+    }
+
+    fn restart_soon(self: &Arc<Self>, container: Arc<Container>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let _lifecycle = container.lifecycle.lock().await;
+            if container.record().status.pid().is_some() {
+                return;
+            }
+            if let Err(error) = engine.start_locked(&container).await {
+                tracing::warn!(container = %container.id, %error, "a container did not start again");
+            }
+        });
+    }
+
+    /// Listens to what the store tells of tasks.
+    async fn follow_store(self: &Arc<Self>) -> Result<()> {
+        let mut stream = self.services.events.subscribe(&[], false).await?;
+        let engine = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                while let Some(envelope) = stream.recv().await {
+                    let Some(engine) = engine.upgrade() else { return };
+                    engine.on_store_event(&envelope.event);
+                }
+                // Cut off for being slow: listen anew.
+                let Some(engine) = engine.upgrade() else { return };
+                match engine.services.events.subscribe(&[], false).await {
+                    Ok(again) => stream = again,
+                    Err(error) => {
+                        tracing::warn!(%error, "the store's events are not heard any more");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Nobody knows how it ended: the host went down, or its shim was killed.
+fn lost() -> Exit {
+    Exit { status: 255, exited_at: Timestamp::now() }
+}
+
+/// Kept on disk, so that a daemon is the same after every start.
+fn engine_id(config: &Config) -> Result<String> {
+    let path = config.data_root.join("engine-id");
+    let kept = read_limited(&path, 128).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(id) = kept.filter(|id| !id.trim().is_empty()) {
+        return Ok(id.trim().into());
+    }
+    let hex = random_id();
+    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default().to_string();
+    let id = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
+    write_file(&path, id.as_bytes(), 0o600, Durability::Synced)?;
+    Ok(id)
+}

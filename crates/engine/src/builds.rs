@@ -1,0 +1,501 @@
+//! Builds: the engine as the builder's host. A RUN is a container that only the builder knows.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use api_types::{
+    AuthConfig, BuildCachePruneReport, BuildOptions, Config, Filters, HostConfig, JsonMessage, Map,
+    Resources, Ulimit,
+};
+use async_trait::async_trait;
+use build::{
+    Base, BaseRequest, BuildEvent, BuildRequest, CancellationToken, Context, Host, Output,
+    PruneRequest, RunStep, StdStream, StepMountSource,
+};
+use store_api::{ByteStream, CreateTask, ProcessId, Progress, PullRequest, Stdio};
+use tokio::sync::mpsc;
+use types::{ContainerId, ErrorKind, ImageRef, Platform};
+
+use crate::{
+    Engine, Error, Result,
+    container::{
+        Container,
+        record::{ImageUse, MountKind, MountUse, NewRecord, Record},
+        wanted_outputs,
+    },
+    image::{Teller, failed, failure},
+    pipe::StreamReader,
+    util::{blocking, make_dir, random_id},
+};
+
+const QUEUE: usize = 64;
+/// Bytes of a build context: what a spool directory may be asked to take.
+const CONTEXT_BYTES: u64 = 64 << 30;
+/// How long a killed step may take to end.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// What the builder sees of the engine. Weak, since the engine owns the builder.
+pub(crate) struct BuildHost {
+    pub(crate) engine: Weak<Engine>,
+}
+
+impl BuildHost {
+    fn engine(&self) -> store_api::Result<Arc<Engine>> {
+        self.engine.upgrade().ok_or_else(|| {
+            store_api::Error::new(ErrorKind::Unavailable, "the engine is shutting down")
+        })
+    }
+}
+
+fn to_store(error: Error) -> store_api::Error {
+    store_api::Error::new(error.kind, error.message)
+}
+
+#[async_trait]
+impl Host for BuildHost {
+    async fn resolve_base(
+        &self,
+        request: BaseRequest,
+        progress: mpsc::Sender<Progress>,
+        cancel: CancellationToken,
+    ) -> store_api::Result<Base> {
+        let engine = self.engine()?;
+        let reference = request.name.parse::<ImageRef>().ok().map(ImageRef::with_default_tag);
+        if !request.pull || reference.is_none() {
+            match engine.find_image(&request.name).await {
+                Ok(known) => {
+                    let here = engine
+                        .services
+                        .extras
+                        .resolve_image(&known.target, Some(&request.platform));
+                    if here.await.is_ok() || reference.is_none() {
+                        return Ok(Base { reference, target: known.target });
+                    }
+                }
+                Err(error) if error.is_not_found() && reference.is_some() => {}
+                Err(error) => return Err(to_store(error)),
+            }
+        }
+        let reference = reference.ok_or_else(|| to_store(Error::no_such_image(&request.name)))?;
+        let pull = engine.services.transfer.pull(
+            PullRequest {
+                reference: reference.clone(),
+                platform: Some(request.platform),
+                all_platforms: false,
+                access: engine.registry_access(None),
+                unpack: true,
+            },
+            progress,
+        );
+        tokio::select! {
+            pulled = pull => Ok(Base { reference: Some(reference), target: pulled?.target }),
+            () = cancel.cancelled() => Err(cancelled()),
+        }
+    }
+
+    async fn run_step(
+        &self,
+        step: RunStep,
+        output: mpsc::Sender<Output>,
+        cancel: CancellationToken,
+    ) -> store_api::Result<i32> {
+        let engine = self.engine()?;
+        engine.run_build_step(step, output, cancel).await.map_err(to_store)
+    }
+}
+
+fn cancelled() -> store_api::Error {
+    store_api::Error::new(ErrorKind::Cancelled, "the build was cancelled")
+}
+
+impl Engine {
+    async fn run_build_step(
+        self: &Arc<Self>,
+        step: RunStep,
+        output: mpsc::Sender<Output>,
+        cancel: CancellationToken,
+    ) -> Result<i32> {
+        let dir = self.config.exec_root.join("build").join(&step.id);
+        make_dir(&dir)?;
+        let record = self.step_record(&step)?;
+        let container = Container::new(dir.clone(), record);
+        let result = self.run_step_container(&container, &step, output, cancel).await;
+        self.networks.tear_down(self, &container).await;
+        match self.services.containers.delete(&step.id).await {
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(step = %step.id, %error, "a step's record was left behind");
+            }
+            _ => {}
+        }
+        if let Err(error) = std::fs::remove_dir_all(&dir) {
+            tracing::warn!(dir = %dir.display(), %error, "a step's directory was left behind");
+        }
+        result
+    }
+
+    fn step_record(&self, step: &RunStep) -> Result<Record> {
+        let id: ContainerId = step.id.parse()?;
+        let options = &step.options;
+        let limits = &options.limits;
+        let shares = limits.cpu_shares.and_then(|n| i64::try_from(n).ok()).unwrap_or(0);
+        let period = limits.cpu_period.and_then(|n| i64::try_from(n).ok()).unwrap_or(0);
+        let ulimits = options.ulimits.iter().map(|u| Ulimit {
+            name: u.name.clone(),
+            hard: u.hard,
+            soft: u.soft,
+        });
+        let mut host = HostConfig {
+            network_mode: step.network_mode.clone(),
+            privileged: step.insecure,
+            extra_hosts: options.extra_hosts.clone(),
+            shm_size: options
+                .shm_bytes
+                .and_then(|n| i64::try_from(n).ok())
+                .unwrap_or(self.config.default_shm_bytes),
+            ipc_mode: "private".into(),
+            cgroupns_mode: if self.facts.cgroup_v2 { "private".into() } else { "host".into() },
+            resources: Resources {
+                memory: limits.memory_bytes.unwrap_or(0),
+                memory_swap: limits.memory_swap_bytes.unwrap_or(0),
+                cpu_shares: shares,
+                cpu_quota: limits.cpu_quota.unwrap_or(0),
+                cpu_period: period,
+                cpuset_cpus: limits.cpuset_cpus.clone(),
+                cpuset_mems: limits.cpuset_mems.clone(),
+                cgroup_parent: options.cgroup_parent.clone(),
+                ulimits: ulimits.collect(),
+                ..Resources::default()
+            },
+            ..HostConfig::default()
+        };
+        let config = Config {
+            hostname: step.hostname.clone(),
+            user: step.user.clone(),
+            env: step.env.clone(),
+            cmd: Some(api_types::StrSlice(step.args.clone())),
+            working_dir: step.cwd.clone(),
+            ..Config::default()
+        };
+        let networks = self.wanted_networks(&config, &mut host, Map::new())?;
+        let nothing = types::Digest::sha256("");
+        let unused = store_api::Descriptor::new("", nothing.clone(), 0);
+        Ok(Record::new(NewRecord {
+            name: format!("build-{}", id.short()),
+            id,
+            image: ImageUse { id: nothing, target: unused.clone(), manifest: unused, parent: None },
+            config,
+            host_config: host,
+            mounts: step.mounts.iter().map(step_mount).collect(),
+            networks,
+        }))
+    }
+
+    async fn run_step_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        step: &RunStep,
+        output: mpsc::Sender<Output>,
+        cancel: CancellationToken,
+    ) -> Result<i32> {
+        self.networks.set_up(self, container).await?;
+        let record = container.snapshot();
+        let upstreams = self.write_files(container, &record)?;
+        self.networks.start_dns(container, &record, upstreams).await?;
+        let user = self.user_on(&step.snapshot_key, &record).await?;
+        let spec = self.container_spec(container, &record, user)?;
+        self.put_store_record(&record, &spec, (&step.snapshot_key, true)).await?;
+        let init = ProcessId::init(step.id.as_str());
+        let stdio = Stdio {
+            stdout: "gantry://none".into(),
+            stderr: "gantry://none".into(),
+            ..Stdio::default()
+        };
+        let create = CreateTask { container_id: step.id.clone(), stdio, ..CreateTask::default() };
+        self.services.tasks.create(create).await.map_err(crate::container::create_failed)?;
+        let ran = self.run_step_task(container, &init, output, cancel).await;
+        if ran.is_err() {
+            self.kill_step(&init).await;
+        }
+        match self.services.tasks.delete(&init).await {
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(step = %step.id, %error, "a step's task was left behind");
+            }
+            _ => {}
+        }
+        ran
+    }
+
+    async fn run_step_task(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        init: &ProcessId,
+        output: mpsc::Sender<Output>,
+        cancel: CancellationToken,
+    ) -> Result<i32> {
+        let (mut session, backend) = crate::container::session(false);
+        let wanted = wanted_outputs();
+        let connection = self.connect(init, &wanted).await?;
+        self.services.tasks.start(init).await.map_err(crate::container::create_failed)?;
+        self.pump(container.clone(), connection, backend, wanted);
+        let forward = async {
+            while let Some(item) = session.output.recv().await {
+                let (stream, bytes) = match item {
+                    crate::container::Output::Stdout(bytes) => (StdStream::Stdout, bytes),
+                    crate::container::Output::Stderr(bytes) => (StdStream::Stderr, bytes),
+                    crate::container::Output::Failure(text) => (StdStream::Stderr, text.into()),
+                };
+                // The step runs on when nobody reads: its result is still wanted.
+                drop(output.send(Output { stream, bytes }).await);
+            }
+        };
+        tokio::select! {
+            (exit, ()) = async { tokio::join!(self.services.tasks.wait(init), forward) } => {
+                Ok(i32::try_from(exit?.status).unwrap_or(255))
+            }
+            () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the build was cancelled")),
+        }
+    }
+
+    async fn kill_step(&self, init: &ProcessId) {
+        if let Err(error) = self.services.tasks.kill(init, crate::container::SIGKILL, true).await {
+            tracing::debug!(%error, "a step had nothing to kill");
+        }
+        if tokio::time::timeout(KILL_WAIT, self.services.tasks.wait(init)).await.is_err() {
+            tracing::warn!(step = %init.container_id, "a step does not die");
+        }
+    }
+
+    /// Builds an image from a context that is a tar stream.
+    pub async fn build(
+        self: &Arc<Self>,
+        options: BuildOptions,
+        body: ByteStream,
+        _auth: BTreeMap<String, AuthConfig>,
+    ) -> Result<mpsc::Receiver<JsonMessage>> {
+        let request = build_request(&options)?;
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let result = engine.build_telling(request, body, options.quiet, &sender).await;
+            if let Err((error, code)) = result {
+                let mut message = failed(&error.message);
+                if let (Some(detail), Some(code)) = (&mut message.error_detail, code) {
+                    detail.code = i64::from(code);
+                }
+                drop(sender.send(message).await);
+            }
+        });
+        Ok(messages)
+    }
+
+    async fn build_telling(
+        self: &Arc<Self>,
+        mut request: BuildRequest,
+        body: ByteStream,
+        quiet: bool,
+        sender: &mpsc::Sender<JsonMessage>,
+    ) -> Result<(), (Error, Option<i32>)> {
+        let plain = |error: Error| (error, None);
+        let spool = self.spool_context(body).await.map_err(plain)?;
+        request.context = Context::Tar(spool.0.clone());
+        let builder = self.builder().map_err(plain)?;
+        let cancel = CancellationToken::new();
+        let (events, mut received) = mpsc::channel(QUEUE);
+        let built = builder.build(request, events, cancel.clone());
+        let tell = async {
+            let mut teller = Teller::new(false);
+            while let Some(event) = received.recv().await {
+                for message in messages_of(event, &mut teller, quiet) {
+                    if sender.send(message).await.is_err() {
+                        // Nobody reads any more: docker ends the build then.
+                        cancel.cancel();
+                    }
+                }
+            }
+        };
+        let gone = async {
+            sender.closed().await;
+            cancel.cancel();
+            std::future::pending::<()>().await;
+        };
+        let (built, ()) = tokio::select! {
+            both = async { tokio::join!(built, tell) } => both,
+            () = gone => unreachable!("it never ends"),
+        };
+        drop(spool);
+        let built = built.map_err(|error| {
+            let code = error.exit_code();
+            (Error::new(error.kind(), failure(&error)), code)
+        })?;
+        if quiet {
+            let text = format!("{}\n", built.target.digest);
+            drop(sender.send(JsonMessage { stream: text, ..JsonMessage::default() }).await);
+        }
+        self.image_event("build", &built.target.digest.to_string(), "");
+        Ok(())
+    }
+
+    /// Writes the context to a file of its own, which goes with the guard.
+    async fn spool_context(&self, body: ByteStream) -> Result<Spool> {
+        let dir = self.config.data_root.join("tmp");
+        make_dir(&dir)?;
+        let path = dir.join(format!("context-{}", random_id()));
+        let spool = Spool(path.clone());
+        blocking(move || {
+            let mut file =
+                std::fs::File::create_new(&path).map_err(|e| Error::io("create", &path, &e))?;
+            let mut reader = std::io::Read::take(StreamReader::new(body), CONTEXT_BYTES);
+            std::io::copy(&mut reader, &mut file)
+                .map_err(|e| Error::io("receive the build context into", &path, &e))?;
+            if reader.limit() == 0 {
+                return Err(Error::invalid(format!(
+                    "the build context has over {CONTEXT_BYTES} bytes"
+                )));
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(spool)
+    }
+
+    pub async fn build_prune(
+        &self,
+        all: bool,
+        keep_bytes: u64,
+        filters: &Filters,
+    ) -> Result<BuildCachePruneReport> {
+        filters.validate(&["until", "unused-for"])?;
+        let until = filters.get("until").chain(filters.get("unused-for")).next();
+        let unused_for = match until {
+            Some(text) => Some(crate::util::parse_go_duration(text).ok_or_else(|| {
+                Error::invalid(format!("invalid value for the filter until: {text:?}"))
+            })?),
+            None => None,
+        };
+        let pruned = self
+            .builder()?
+            .prune(PruneRequest { all, keep_bytes, unused_for })
+            .await
+            .map_err(|e| Error::new(e.kind(), failure(&e)))?;
+        let attributes = Map::from([("reclaimed".into(), pruned.bytes.to_string())]);
+        self.events.publish("builder", "prune", "", attributes);
+        Ok(BuildCachePruneReport { caches_deleted: pruned.ids, space_reclaimed: pruned.bytes })
+    }
+}
+
+/// A temporary file.
+struct Spool(PathBuf);
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %self.0.display(), %error, "a build context was left behind");
+        }
+    }
+}
+
+fn step_mount(mount: &build::StepMount) -> MountUse {
+    let (kind, source, options) = match &mount.source {
+        StepMountSource::Bind(path) => (MountKind::Bind, path.clone(), vec!["rbind".to_string()]),
+        StepMountSource::Tmpfs { size_bytes } => {
+            let size = size_bytes.map(|bytes| format!("size={bytes}"));
+            (MountKind::Tmpfs, PathBuf::new(), size.into_iter().collect())
+        }
+    };
+    MountUse {
+        kind,
+        name: String::new(),
+        source,
+        target: mount.target.clone(),
+        read_only: mount.read_only,
+        propagation: "rprivate".into(),
+        mode: String::new(),
+        options,
+        anonymous: false,
+        no_copy: true,
+        subpath: String::new(),
+        from_mounts: true,
+        read_only_non_recursive: false,
+    }
+}
+
+fn build_request(options: &BuildOptions) -> Result<BuildRequest> {
+    let refuse = |set: bool, name: &str| {
+        if set {
+            Err(Error::not_implemented(format!("build parameter \"{name}\"")))
+        } else {
+            Ok(())
+        }
+    };
+    refuse(options.version == "2", "version=2")?;
+    refuse(!options.remote.is_empty(), "remote")?;
+    refuse(!options.outputs.is_empty(), "outputs")?;
+    refuse(!options.security_opt.is_empty(), "securityopt")?;
+    refuse(!matches!(options.isolation.as_str(), "" | "default"), "isolation")?;
+    let mut tags = Vec::new();
+    for tag in &options.tags {
+        tags.push(tag.parse::<ImageRef>()?.with_default_tag());
+    }
+    let platform = match options.platform.as_str() {
+        "" => None,
+        text => Some(text.parse::<Platform>().map_err(|e| Error::invalid(e.to_string()))?),
+    };
+    let given = |n: i64| (n != 0).then_some(n);
+    let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n != 0);
+    Ok(BuildRequest {
+        context: Context::None,
+        dockerfile: options.dockerfile.clone(),
+        tags,
+        build_args: options.build_args.clone(),
+        labels: options.labels.clone(),
+        target: (!options.target.is_empty()).then(|| options.target.clone()),
+        no_cache: options.no_cache,
+        pull: options.pull,
+        platform,
+        squash: options.squash,
+        cache_from: options.cache_from.clone(),
+        run: build::RunOptions {
+            network_mode: match options.network_mode.as_str() {
+                "default" => String::new(),
+                mode => mode.into(),
+            },
+            extra_hosts: options.extra_hosts.clone(),
+            shm_bytes: positive(options.shm_size),
+            ulimits: options
+                .ulimits
+                .iter()
+                .map(|u| build::Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
+                .collect(),
+            cgroup_parent: options.cgroup_parent.clone(),
+            limits: build::Limits {
+                memory_bytes: given(options.memory),
+                memory_swap_bytes: given(options.memory_swap),
+                cpu_shares: positive(options.cpu_shares),
+                cpu_quota: given(options.cpu_quota),
+                cpu_period: positive(options.cpu_period),
+                cpuset_cpus: options.cpuset_cpus.clone(),
+                cpuset_mems: options.cpuset_mems.clone(),
+            },
+        },
+        allow_insecure: false,
+        allow_host_network: options.network_mode == "host",
+    })
+}
+
+fn messages_of(event: BuildEvent, teller: &mut Teller, quiet: bool) -> Vec<JsonMessage> {
+    match event {
+        BuildEvent::Stream(_) | BuildEvent::Progress(_) if quiet => Vec::new(),
+        BuildEvent::Stream(stream) => vec![JsonMessage { stream, ..JsonMessage::default() }],
+        BuildEvent::Progress(step) => teller.tell(&step),
+        BuildEvent::Aux { id } => {
+            let aux = serde_json::json!({ "ID": id.to_string() });
+            vec![JsonMessage { aux: Some(aux), ..JsonMessage::default() }]
+        }
+    }
+}

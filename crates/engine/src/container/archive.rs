@@ -1,0 +1,417 @@
+//! Files of a container: copy out, copy in, export, changes, commit. Every path is resolved inside the
+//! container's root by descriptor, whether it runs or not.
+
+use std::{
+    io::{BufReader, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use api_types::{Change, PathStat};
+use archive::{ExtractOptions, Owner, PackOptions, Source};
+use rustix::fs::{AtFlags, FileType, OFlags};
+use store_api::{ByteStream, Mount, Timestamp};
+use sys::private_mount::BindSpec;
+
+use super::{
+    record::{MountKind, Record},
+    users,
+};
+use crate::{
+    Engine, Error, Result,
+    error::chain,
+    pipe::{StreamReader, produce},
+    rootfs,
+    util::{blocking, rfc3339},
+};
+
+/// A path in a container and what is there.
+pub struct PathTar {
+    pub stat: PathStat,
+    pub tar: ByteStream,
+}
+
+/// Query of `PUT /containers/{id}/archive`.
+#[derive(Clone, Debug, Default)]
+pub struct ArchivePut {
+    pub path: String,
+    /// Refuse to replace a directory by something else, or the other way round.
+    pub no_overwrite_dir_non_dir: bool,
+    /// What is copied belongs to the container's user.
+    pub copy_uid_gid: bool,
+}
+
+impl Engine {
+    /// The root of a container, running or not, with its volumes.
+    async fn container_root(self: &Arc<Self>, record: &Record) -> Result<OwnedFd> {
+        if let Some(pid) = record.status.pid() {
+            return blocking(move || rootfs::open_of_process(pid)).await;
+        }
+        let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
+        let binds = record
+            .mounts
+            .iter()
+            .filter(|mount| mount.kind != MountKind::Tmpfs)
+            .map(|mount| BindSpec {
+                source: mount.source.clone(),
+                target: PathBuf::from(&mount.target),
+            })
+            .collect();
+        let scratch = self.config.exec_root.join("mounts");
+        blocking(move || rootfs::open(&mounts, binds, &scratch)).await
+    }
+
+    pub async fn archive_stat(self: &Arc<Self>, name: &str, path: &str) -> Result<PathStat> {
+        let container = self.containers.find(name)?;
+        let record = container.snapshot();
+        let root = self.container_root(&record).await?;
+        let path = checked(path)?;
+        let stat = blocking(move || stat_in(&root, &path, &record.name)).await?;
+        Ok(stat)
+    }
+
+    pub async fn archive_get(self: &Arc<Self>, name: &str, path: &str) -> Result<PathTar> {
+        let container = self.containers.find(name)?;
+        let record = container.snapshot();
+        let root = self.container_root(&record).await?;
+        let path = checked(path)?;
+        let (stat, root, path) =
+            blocking(move || Ok((stat_in(&root, &path, &record.name)?, root, path))).await?;
+        let name = PathBuf::from(base_name(&path));
+        let source = if stat.is_dir() {
+            // The directory itself, under its last name; `/.` at the end means what is in it.
+            Source {
+                path: relative(&path),
+                name: if name == Path::new(".") { PathBuf::new() } else { name },
+            }
+        } else {
+            Source { path: relative(&path), name }
+        };
+        let tar = produce(move |writer| {
+            let mut options =
+                PackOptions { sources: vec![source], include_root: true, ..PackOptions::default() };
+            let (mut writer, _) = archive::pack(root.as_fd(), &mut options, writer)
+                .map_err(|e| Error::internal(chain(&e)))?;
+            writer.flush().map_err(|e| Error::internal(e.to_string()))
+        });
+        self.container_event(&container, "archive-path");
+        Ok(PathTar { stat, tar })
+    }
+
+    pub async fn archive_put(
+        self: &Arc<Self>,
+        name: &str,
+        put: ArchivePut,
+        body: ByteStream,
+    ) -> Result<()> {
+        let container = self.containers.find(name)?;
+        let record = container.snapshot();
+        let root = self.container_root(&record).await?;
+        let path = checked(&put.path)?;
+        blocking(move || extract_into(&root, &record, &path, &put, StreamReader::new(body)))
+            .await?;
+        self.container_event(&container, "extract-to-dir");
+        Ok(())
+    }
+
+    pub async fn container_export(self: &Arc<Self>, name: &str) -> Result<ByteStream> {
+        let container = self.containers.find(name)?;
+        let record = container.snapshot();
+        // Without its volumes, as docker does.
+        let root = match record.status.pid() {
+            Some(pid) => blocking(move || rootfs::open_of_process(pid)).await?,
+            None => {
+                let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
+                let scratch = self.config.exec_root.join("mounts");
+                blocking(move || rootfs::open(&mounts, Vec::new(), &scratch)).await?
+            }
+        };
+        let stream = produce(move |writer| {
+            let mut options = PackOptions { one_file_system: true, ..PackOptions::default() };
+            let (mut writer, _) = archive::pack(root.as_fd(), &mut options, writer)
+                .map_err(|e| Error::internal(chain(&e)))?;
+            writer.flush().map_err(|e| Error::internal(e.to_string()))
+        });
+        self.container_event(&container, "export");
+        Ok(stream)
+    }
+
+    pub async fn container_changes(self: &Arc<Self>, name: &str) -> Result<Vec<Change>> {
+        let container = self.containers.find(name)?;
+        let mounts = self.services.snapshots.mounts(container.id.as_str()).await?;
+        let mounted: Vec<String> = own_mount_points(&container.snapshot());
+        let changes = blocking(move || {
+            let layers = Layers::of(&mounts)?;
+            let lowers: Vec<_> = layers.lowers.iter().map(AsFd::as_fd).collect();
+            archive::changes_overlay(layers.upper.as_fd(), &lowers)
+                .map_err(|e| Error::internal(chain(&e)))
+        })
+        .await?;
+        let shape = |change: archive::Change| Change {
+            path: change.path.to_string_lossy().into_owned(),
+            kind: match change.kind {
+                archive::ChangeKind::Modify => 0,
+                archive::ChangeKind::Add => 1,
+                archive::ChangeKind::Delete => 2,
+            },
+        };
+        let mut list: Vec<Change> = changes.into_iter().map(shape).collect();
+        // Places that exist only to be mounted over are not the container's doing.
+        list.retain(|change| !(change.kind == 1 && mounted.contains(&change.path)));
+        Ok(list)
+    }
+
+    /// Fills empty volumes with what the image has at their targets, on the first start.
+    pub(super) fn fill_volumes(&self, root: &OwnedFd, record: &Record) -> Result<()> {
+        for mount in &record.mounts {
+            if mount.kind != MountKind::Volume || mount.no_copy || !mount.subpath.is_empty() {
+                continue;
+            }
+            let empty = std::fs::read_dir(&mount.source)
+                .map_err(|e| Error::io("list", &mount.source, &e))?
+                .next()
+                .is_none();
+            if !empty {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let Ok(source) = rootfs::open_in(root, &mount.target, flags) else { continue };
+            copy_tree(&source, &mount.source)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies a tree with everything that it has, and the metadata of its root.
+fn copy_tree(source: &OwnedFd, target: &Path) -> Result<()> {
+    let target_fd = rustix::fs::open(
+        target,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|e| Error::io("open", target, &e.into()))?;
+    let (reader, writer) =
+        std::io::pipe().map_err(|e| Error::internal(format!("make a pipe: {e}")))?;
+    std::thread::scope(|scope| {
+        let packing = scope.spawn(move || {
+            let mut options =
+                PackOptions { include_root: true, subsecond: true, ..PackOptions::default() };
+            archive::pack(source.as_fd(), &mut options, writer).map(drop)
+        });
+        let mut options = ExtractOptions { root_metadata: true, ..ExtractOptions::default() };
+        let extracted = archive::extract(BufReader::new(reader), target_fd.as_fd(), &mut options);
+        let packed = packing
+            .join()
+            .map_err(|_| Error::internal("the thread that reads a volume's content panicked"))?;
+        extracted.map_err(|e| Error::internal(chain(&e)))?;
+        packed.map_err(|e| Error::internal(chain(&e)))
+    })
+}
+
+/// Directories of an overlay mount, or of a bind for an image without layers.
+pub(crate) struct Layers {
+    pub(crate) upper: OwnedFd,
+    pub(crate) lowers: Vec<OwnedFd>,
+}
+
+impl Layers {
+    pub(crate) fn of(mounts: &[Mount]) -> Result<Self> {
+        let open = |path: &str| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+                .map_err(|e| Error::io("open layer", Path::new(path), &e.into()))
+        };
+        let [mount] = mounts else {
+            return Err(Error::internal("a snapshot of several mounts has no layers to compare"));
+        };
+        if mount.kind != "overlay" {
+            return Ok(Self { upper: open(&mount.source)?, lowers: Vec::new() });
+        }
+        let option = |key: &str| {
+            mount.options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
+        };
+        let upper = option("upperdir")
+            .ok_or_else(|| Error::internal("a read-only snapshot has no layer of its own"))?;
+        let lowers = option("lowerdir").unwrap_or_default().split(':');
+        Ok(Self {
+            upper: open(upper)?,
+            lowers: lowers.filter(|path| !path.is_empty()).map(open).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn own_mount_points(record: &Record) -> Vec<String> {
+    let fixed = [
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/dev",
+        "/proc",
+        "/sys",
+        "/dev/console",
+    ];
+    let mut list: Vec<String> = fixed.map(Into::into).to_vec();
+    list.extend(record.mounts.iter().map(|mount| mount.target.clone()));
+    list
+}
+
+fn checked(path: &str) -> Result<String> {
+    if path.is_empty() {
+        return Err(Error::invalid("bad parameter: path cannot be empty"));
+    }
+    if path.contains('\0') {
+        return Err(Error::invalid("bad parameter: path holds a zero byte"));
+    }
+    Ok(path.to_string())
+}
+
+fn relative(path: &str) -> PathBuf {
+    let trimmed = path.trim_matches('/');
+    let trimmed = trimmed.strip_suffix("/.").unwrap_or(trimmed);
+    if trimmed == "." { PathBuf::new() } else { trimmed.into() }
+}
+
+/// The last name of a path as docker sees it: `.` for the root and for a path that ends in `/.`.
+fn base_name(path: &str) -> String {
+    if path.ends_with("/.") || path == "." {
+        return ".".into();
+    }
+    match path.trim_end_matches('/').rsplit('/').next() {
+        None | Some("") => ".".into(),
+        Some(name) => name.into(),
+    }
+}
+
+fn not_found(path: &str, container: &str) -> Error {
+    Error::not_found(format!("Could not find the file {path} in container {container}"))
+}
+
+/// The last component is not followed, unless the path ends in `/` or `/.`.
+fn stat_in(root: &OwnedFd, path: &str, container: &str) -> Result<PathStat> {
+    let follow = path.ends_with('/') || path.ends_with("/.");
+    let mut flags = OFlags::PATH;
+    if !follow {
+        flags |= OFlags::NOFOLLOW;
+    }
+    let text = relative(path);
+    let text = text.to_string_lossy();
+    let fd = rootfs::open_in(root, &text, flags).map_err(|error| match error {
+        rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => {
+            not_found(path, container)
+        }
+        other => Error::internal(format!("open {path} in container {container}: {other}")),
+    })?;
+    let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)
+        .map_err(|e| Error::internal(format!("look at {path} in container {container}: {e}")))?;
+    if follow && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(not_found(path, container));
+    }
+    let mut link_target = String::new();
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        link_target = link_target_in(root, &text).unwrap_or_default();
+    }
+    let name = base_name(path);
+    Ok(PathStat {
+        name: if name == "." && text.is_empty() { "/".into() } else { name },
+        size: stat.st_size,
+        mode: PathStat::mode_from_unix(stat.st_mode),
+        mtime: rfc3339(Some(Timestamp {
+            seconds: stat.st_mtime,
+            nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        })),
+        link_target,
+    })
+}
+
+/// Where a link leads inside the container, as an absolute path.
+fn link_target_in(root: &OwnedFd, path: &str) -> Option<String> {
+    let link = rootfs::open_in(root, path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+    let target = rustix::fs::readlinkat(&link, "", Vec::new()).ok()?;
+    let target = target.to_string_lossy().into_owned();
+    let joined = if target.starts_with('/') {
+        target
+    } else {
+        let parent = Path::new(path).parent().unwrap_or(Path::new(""));
+        format!("/{}", parent.join(target).display())
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in joined.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    Some(format!("/{}", parts.join("/")))
+}
+
+fn extract_into(
+    root: &OwnedFd,
+    record: &Record,
+    path: &str,
+    put: &ArchivePut,
+    body: StreamReader,
+) -> Result<()> {
+    let target = rootfs::open_in(root, path, OFlags::PATH).map_err(|error| match error {
+        rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => {
+            not_found(path, &record.name)
+        }
+        other => Error::internal(format!("open {path} in container {}: {other}", record.name)),
+    })?;
+    let stat = rustix::fs::statat(&target, "", AtFlags::EMPTY_PATH)
+        .map_err(|e| Error::internal(format!("look at {path}: {e}")))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(Error::invalid("extraction point is not a directory"));
+    }
+    refuse_read_only(record, path)?;
+    let owner = if put.copy_uid_gid && !record.config.user.is_empty() {
+        let user = users::resolve(root, &record.config.user, &[])?;
+        Owner::Fixed { uid: user.uid, gid: user.gid }
+    } else {
+        Owner::Keep
+    };
+    let reader = archive::decompress(BufReader::new(body))
+        .map_err(|e| Error::invalid(format!("read the archive: {e}")))?;
+    let mut options = ExtractOptions {
+        dest: relative(path),
+        owner,
+        no_overwrite_dir_non_dir: put.no_overwrite_dir_non_dir,
+        ..ExtractOptions::default()
+    };
+    archive::extract(reader, root.as_fd(), &mut options)
+        .map(drop)
+        .map_err(|e| Error::invalid(chain(&e)))
+}
+
+/// moby `checkIfPathIsInAVolume` and the read-only root.
+fn refuse_read_only(record: &Record, path: &str) -> Result<()> {
+    let absolute = format!("/{}", relative(path).display());
+    let inside = |mount: &&super::record::MountUse| {
+        absolute == mount.target || absolute.starts_with(&format!("{}/", mount.target))
+    };
+    let forbidden = |text: &str| Err(Error::new(types::ErrorKind::PermissionDenied, text));
+    match record.mounts.iter().filter(inside).max_by_key(|mount| mount.target.len()) {
+        Some(mount) if mount.read_only => forbidden("mounted volume is marked read-only"),
+        None if record.host_config.readonly_rootfs => {
+            forbidden("container rootfs is marked read-only")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_tars() {
+        for (path, name) in
+            [("/", "."), ("/etc", "etc"), ("/etc/", "etc"), ("/etc/.", "."), ("etc/hosts", "hosts")]
+        {
+            assert_eq!(base_name(path), name, "{path}");
+        }
+        assert_eq!(relative("/etc/."), PathBuf::from("etc"));
+        assert_eq!(relative("/"), PathBuf::new());
+    }
+}

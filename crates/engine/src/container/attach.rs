@@ -1,0 +1,371 @@
+//! Attaching to a container's streams: a client of the shim's attach socket.
+//!
+//! The shim speaks frames of eight bytes `[kind, 0, 0, 0, length]` and a payload, as docker's own
+//! multiplexed stream does: 0 input, 1 output, 2 errors, 3 failure, 4 end of input, 5 resize, 6 exit,
+//! 7 hello.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use store_api::ProcessId;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+};
+
+use super::{
+    Container,
+    logs::{LogOptions, LogStream},
+    record::{Record, Status},
+};
+use crate::{Engine, Error, Result, detach::DetachKeys};
+
+/// Bytes of a frame's payload, the shim's own limit.
+const FRAME_BYTES: usize = 64 << 10;
+/// Frames in flight between shim and client: a slow client holds back the container, not the engine.
+const QUEUE: usize = 16;
+/// How long the shim may take to answer a hello.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const FAILURE: u8 = 3;
+const STDIN_END: u8 = 4;
+const EXIT: u8 = 6;
+const HELLO: u8 = 7;
+
+/// Query of `POST /containers/{id}/attach`.
+#[derive(Clone, Debug, Default)]
+pub struct AttachOptions {
+    pub logs: bool,
+    pub stream: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    /// Empty: docker's ctrl-p ctrl-q.
+    pub detach_keys: String,
+}
+
+/// What comes out of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// The engine's own words; clients show them as an error.
+    Failure(String),
+}
+
+/// What goes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Data(Bytes),
+    End,
+}
+
+/// An attached client's two directions. The output ends when the process has ended and everything was
+/// delivered, or when the client detached.
+pub struct AttachSession {
+    pub terminal: bool,
+    pub output: mpsc::Receiver<Output>,
+    pub input: mpsc::Sender<Input>,
+}
+
+/// The engine's ends of a session.
+pub(crate) struct Backend {
+    pub(crate) output: mpsc::Sender<Output>,
+    pub(crate) input: mpsc::Receiver<Input>,
+}
+
+/// An attach that waits for the container's first start.
+pub(crate) struct Pending {
+    backend: Backend,
+    wanted: Wanted,
+}
+
+/// Which streams, and how a client leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    pub(crate) detach: Option<DetachKeys>,
+}
+
+/// Both outputs, no input.
+pub(crate) fn wanted_outputs() -> Wanted {
+    Wanted { stdin: false, stdout: true, stderr: true, detach: None }
+}
+
+pub(crate) fn session(terminal: bool) -> (AttachSession, Backend) {
+    let (output, output_end) = mpsc::channel(QUEUE);
+    let (input, input_end) = mpsc::channel(QUEUE);
+    (AttachSession { terminal, output: output_end, input }, Backend { output, input: input_end })
+}
+
+impl Engine {
+    /// Attaches to a container, running or about to be started.
+    pub async fn container_attach(
+        self: &Arc<Self>,
+        name: &str,
+        options: AttachOptions,
+    ) -> Result<AttachSession> {
+        let container = self.containers.find(name)?;
+        let record = container.snapshot();
+        let keys = DetachKeys::parse(&options.detach_keys)?;
+        if matches!(record.status, Status::Running { paused: true, .. }) {
+            return Err(Error::conflict(format!(
+                "Container {} is paused, unpause the container before attach",
+                record.id
+            )));
+        }
+        if matches!(record.status, Status::Restarting { .. }) {
+            return Err(Error::conflict(format!(
+                "Container {} is restarting, wait until the container is running",
+                record.id
+            )));
+        }
+        let (session, backend) = session(record.config.tty);
+        let wanted = Wanted {
+            stdin: options.stdin && record.config.open_stdin,
+            stdout: options.stdout,
+            stderr: options.stderr,
+            detach: (record.config.tty || options.stdin).then_some(keys),
+        };
+        if options.logs {
+            // What the log has comes first; whatever is written meanwhile is in it too.
+            let (engine, container) = (self.clone(), container.clone());
+            tokio::spawn(async move {
+                let output = backend.output.clone();
+                let result = engine.replay_then_attach(&container, backend, wanted, options.stream);
+                if let Err(error) = result.await {
+                    // A client that left needs no telling.
+                    drop(output.send(Output::Failure(error.message)).await);
+                }
+            });
+        } else if options.stream {
+            self.attach_stream(&container, backend, wanted).await?;
+        }
+        self.container_event(&container, "attach");
+        Ok(session)
+    }
+
+    async fn attach_stream(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        backend: Backend,
+        wanted: Wanted,
+    ) -> Result<()> {
+        // A start that is under way has its task before its process runs: wait for it to be over.
+        let lifecycle = container.lifecycle.lock().await;
+        let running = container.record().status.pid().is_some();
+        if !running {
+            let mut pending =
+                container.pending_attach.lock().unwrap_or_else(PoisonError::into_inner);
+            // Clients that left before a start need no place.
+            pending.retain(|pending| !pending.backend.output.is_closed());
+            pending.push(Pending { backend, wanted });
+            return Ok(());
+        }
+        drop(lifecycle);
+        let process = ProcessId::init(container.id.as_str());
+        let connection = self.connect(&process, &wanted).await?;
+        self.pump(container.clone(), connection, backend, wanted);
+        Ok(())
+    }
+
+    async fn replay_then_attach(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        backend: Backend,
+        wanted: Wanted,
+        stream: bool,
+    ) -> Result<()> {
+        let options =
+            LogOptions { stdout: wanted.stdout, stderr: wanted.stderr, ..LogOptions::default() };
+        let mut log = LogStream::open(container.clone(), options)?;
+        while let Some(line) = log.next().await {
+            let line = line?;
+            let bytes = Bytes::from(line.text);
+            let frame = if line.stderr { Output::Stderr(bytes) } else { Output::Stdout(bytes) };
+            if backend.output.send(frame).await.is_err() {
+                return Ok(());
+            }
+        }
+        if stream { self.attach_stream(container, backend, wanted).await } else { Ok(()) }
+    }
+
+    /// Connects those who attached before the start, now that the task exists and nothing runs yet.
+    pub(super) async fn connect_pending(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        record: &Record,
+    ) {
+        let pending = std::mem::take(
+            &mut *container.pending_attach.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        for Pending { backend, wanted } in pending {
+            if backend.output.is_closed() {
+                continue;
+            }
+            let process = ProcessId::init(record.id.as_str());
+            match self.connect(&process, &wanted).await {
+                Ok(connection) => self.pump(container.clone(), connection, backend, wanted),
+                Err(error) => {
+                    // The client is told; if it left there is nobody to tell.
+                    drop(backend.output.send(Output::Failure(error.message)).await);
+                }
+            }
+        }
+    }
+
+    /// Opens the shim's attach socket and says hello.
+    pub(crate) async fn connect(&self, process: &ProcessId, wanted: &Wanted) -> Result<UnixStream> {
+        let point = self.services.extras.attach_point(process).await?;
+        let socket = &point.socket;
+        let talk = async {
+            let mut stream = UnixStream::connect(socket).await?;
+            let hello = serde_json::json!({
+                "version": 1,
+                "container_id": process.container_id,
+                "exec_id": process.exec_id.as_deref().unwrap_or_default(),
+                "stdin": wanted.stdin, "stdout": wanted.stdout, "stderr": wanted.stderr,
+            });
+            stream.write_all(&frame(HELLO, hello.to_string().as_bytes())).await?;
+            let (kind, payload) = read_frame(&mut stream).await?;
+            Ok::<_, std::io::Error>((stream, kind, payload))
+        };
+        let (stream, kind, payload) = tokio::time::timeout(HELLO_WAIT, talk)
+            .await
+            .map_err(|_| {
+                Error::internal(format!("{}: the shim does not answer", socket.display()))
+            })?
+            .map_err(|e| Error::io("attach to", socket, &e))?;
+        match kind {
+            HELLO => Ok(stream),
+            FAILURE => Err(Error::internal(String::from_utf8_lossy(&payload).into_owned())),
+            other => Err(Error::internal(format!(
+                "{}: the shim answered hello with a frame of kind {other}",
+                socket.display()
+            ))),
+        }
+    }
+
+    /// Moves bytes until the process ends or the client goes.
+    pub(crate) fn pump(
+        self: &Arc<Self>,
+        container: Arc<Container>,
+        stream: UnixStream,
+        backend: Backend,
+        wanted: Wanted,
+    ) {
+        let (reader, writer) = stream.into_split();
+        let engine = self.clone();
+        let Backend { output, input } = backend;
+        tokio::spawn(async move {
+            let outward = tokio::spawn(forward_output(reader, output.clone()));
+            let detached = tokio::select! {
+                detached = forward_input(input, writer, wanted.detach) => detached,
+                () = output.closed() => false,
+            };
+            if detached {
+                outward.abort();
+                engine.container_event(&container, "detach");
+            } else if output.is_closed() {
+                outward.abort();
+            }
+        });
+    }
+}
+
+impl Container {
+    /// Tells those who wait for a start that it failed: their streams end.
+    pub(super) fn fail_pending(&self, message: &str) {
+        let pending = std::mem::take(
+            &mut *self.pending_attach.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        tracing::debug!(clients = pending.len(), message, "attached clients let go");
+    }
+}
+
+async fn forward_output(mut reader: OwnedReadHalf, output: mpsc::Sender<Output>) {
+    loop {
+        let frame = match read_frame(&mut reader).await {
+            Ok((STDOUT, payload)) => Output::Stdout(payload),
+            Ok((STDERR, payload)) => Output::Stderr(payload),
+            Ok((FAILURE, payload)) => {
+                Output::Failure(String::from_utf8_lossy(&payload).into_owned())
+            }
+            Ok((EXIT, _)) | Err(_) => return,
+            Ok(_) => continue,
+        };
+        if output.send(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers whether the client typed its detach keys.
+async fn forward_input(
+    mut input: mpsc::Receiver<Input>,
+    mut writer: OwnedWriteHalf,
+    detach: Option<DetachKeys>,
+) -> bool {
+    let mut matcher = detach.map(DetachKeys::matcher);
+    while let Some(item) = input.recv().await {
+        let sent = match item {
+            Input::End => writer.write_all(&frame(STDIN_END, &[])).await,
+            Input::Data(bytes) => {
+                let (bytes, detached) = match &mut matcher {
+                    Some(matcher) => matcher.feed(&bytes),
+                    None => (bytes.to_vec(), false),
+                };
+                let mut sent = Ok(());
+                for chunk in bytes.chunks(FRAME_BYTES) {
+                    sent = writer.write_all(&frame(STDIN, chunk)).await;
+                    if sent.is_err() {
+                        break;
+                    }
+                }
+                if detached {
+                    return true;
+                }
+                sent
+            }
+        };
+        if sent.is_err() {
+            break;
+        }
+    }
+    // The connection stays until the output is over.
+    std::future::pending().await
+}
+
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("payloads are cut at FRAME_BYTES");
+    let mut bytes = Vec::with_capacity(8 + payload.len());
+    bytes.extend_from_slice(&[kind, 0, 0, 0]);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+async fn read_frame(reader: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<(u8, Bytes)> {
+    let mut header = [0; 8];
+    reader.read_exact(&mut header).await?;
+    let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > FRAME_BYTES {
+        return Err(std::io::Error::other(format!("a frame of {length} bytes from the shim")));
+    }
+    let mut payload = BytesMut::zeroed(length);
+    reader.read_exact(&mut payload).await?;
+    Ok((header[0], payload.freeze()))
+}

@@ -1,0 +1,422 @@
+//! Commands started in a running container.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use api_types::{ExecCreate, ExecInspect, ExecProcessConfig, ExecStart};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use store_api::{Any, Event, ExecTask, Exit, ProcessId, Stdio};
+use tokio::sync::watch;
+
+use super::{
+    AttachSession, Container,
+    attach::{Wanted, session},
+    merge,
+    record::{Record, Status},
+    spec, users,
+};
+use crate::{
+    Engine, Error, Result,
+    detach::DetachKeys,
+    rootfs,
+    util::{blocking, random_id},
+};
+
+/// How containerd marks the specification of a process in JSON.
+const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+/// Execs that a container keeps; the oldest that ended are forgotten first.
+const EXECS: usize = 1024;
+
+/// An exec's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Created,
+    Running { pid: u32 },
+    Ended { code: i64 },
+}
+
+pub(crate) struct Exec {
+    id: String,
+    container_id: String,
+    request: ExecCreate,
+    stage: Mutex<Stage>,
+    ended: watch::Sender<bool>,
+}
+
+impl Exec {
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn process(&self) -> ProcessId {
+        ProcessId::exec(self.container_id.as_str(), self.id.as_str())
+    }
+
+    pub(crate) fn id_if_live(&self) -> Option<String> {
+        (!matches!(*self.stage(), Stage::Ended { .. })).then(|| self.id.clone())
+    }
+}
+
+impl Engine {
+    pub fn exec_create(self: &Arc<Self>, name: &str, request: ExecCreate) -> Result<String> {
+        let container = self.containers.find(name)?;
+        running(&container.snapshot())?;
+        if request.cmd.0.is_empty() {
+            return Err(Error::invalid("No exec command specified"));
+        }
+        DetachKeys::parse(&request.detach_keys)?;
+        for entry in &request.env {
+            if entry.is_empty() || entry.starts_with('=') {
+                return Err(Error::invalid(format!("invalid environment variable: {entry}")));
+            }
+        }
+        let id = random_id();
+        let action = format!("exec_create: {}", request.cmd.0.join(" "));
+        let exec = Arc::new(Exec {
+            id: id.clone(),
+            container_id: container.id.to_string(),
+            request,
+            stage: Mutex::new(Stage::Created),
+            ended: watch::channel(false).0,
+        });
+        {
+            let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            if execs.len() >= EXECS {
+                execs.retain(|_, exec| exec.id_if_live().is_some());
+            }
+            if execs.len() >= EXECS {
+                return Err(Error::conflict(format!(
+                    "container {} has {EXECS} execs, no more are kept",
+                    container.id
+                )));
+            }
+            execs.insert(id.clone(), exec);
+        }
+        self.exec_event(&container, &action, &id, None);
+        Ok(id)
+    }
+
+    fn find_exec(&self, id: &str) -> Result<(Arc<Container>, Arc<Exec>)> {
+        for container in self.containers.all() {
+            let execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(exec) = execs.get(id).cloned() {
+                drop(execs);
+                return Ok((container, exec));
+            }
+        }
+        Err(Error::not_found(format!("No such exec instance: {id}")))
+    }
+
+    /// Starts an exec. Attached unless `Detach`: the session's output ends with the process.
+    pub async fn exec_start(
+        self: &Arc<Self>,
+        id: &str,
+        start: ExecStart,
+    ) -> Result<Option<AttachSession>> {
+        let (container, exec) = self.find_exec(id)?;
+        let record = container.snapshot();
+        running(&record)?;
+        if *exec.stage() != Stage::Created {
+            return Err(Error::conflict(format!("exec command {id} is already running")));
+        }
+        let request = &exec.request;
+        let process = self.exec_process(&record, request, start.console_size).await?;
+        let attached = !start.detach;
+        let none = || "gantry://none".to_string();
+        let stdio = Stdio {
+            stdin: if attached && request.attach_stdin {
+                "gantry://attach?once=true".into()
+            } else {
+                String::new()
+            },
+            stdout: none(),
+            stderr: if request.tty { String::new() } else { none() },
+            terminal: request.tty,
+        };
+        let task = ExecTask {
+            container_id: exec.container_id.clone(),
+            exec_id: exec.id.clone(),
+            process: Any { type_url: PROCESS_URL.into(), value: Bytes::from(process.to_string()) },
+            stdio,
+        };
+        self.services.tasks.exec(task).await.map_err(exec_failed)?;
+        let (session, backend) = session(request.tty);
+        let wanted = Wanted {
+            stdin: attached && request.attach_stdin,
+            stdout: attached && request.attach_stdout,
+            stderr: attached && request.attach_stderr,
+            detach: Some(DetachKeys::parse(&request.detach_keys)?),
+        };
+        let connection = match attached {
+            true => Some(self.connect(&exec.process(), &wanted).await?),
+            false => None,
+        };
+        let pid = match self.services.tasks.start(&exec.process()).await {
+            Ok(pid) => pid,
+            Err(error) => {
+                let error = exec_failed(error);
+                *exec.stage() = Stage::Ended { code: exit_code(&error.message) };
+                exec.ended.send_replace(true);
+                return Err(error);
+            }
+        };
+        *exec.stage() = Stage::Running { pid };
+        self.exec_event(&container, &format!("exec_start: {}", request.cmd.0.join(" ")), id, None);
+        if let Some(connection) = connection {
+            self.pump(container.clone(), connection, backend, wanted);
+        }
+        self.watch_exec(container, exec);
+        Ok(attached.then_some(session))
+    }
+
+    fn watch_exec(self: &Arc<Self>, container: Arc<Container>, exec: Arc<Exec>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let exit = engine.services.tasks.wait(&exec.process()).await;
+            let code = exit.map_or(255, |Exit { status, .. }| i64::from(status));
+            *exec.stage() = Stage::Ended { code };
+            exec.ended.send_replace(true);
+            if let Err(error) = engine.services.tasks.delete(&exec.process()).await
+                && !error.is_not_found()
+            {
+                tracing::debug!(exec = %exec.id, %error, "an exec was not deleted");
+            }
+            engine.exec_event(&container, "exec_die", &exec.id, Some(code));
+        });
+    }
+
+    fn exec_event(&self, container: &Container, action: &str, id: &str, code: Option<i64>) {
+        let mut attributes = container.record().attributes();
+        attributes.insert("execID".into(), id.into());
+        if let Some(code) = code {
+            attributes.insert("exitCode".into(), code.to_string());
+        }
+        self.events.publish("container", action, container.id.as_str(), attributes);
+    }
+
+    /// The process object of the runtime specification.
+    async fn exec_process(
+        self: &Arc<Self>,
+        record: &Record,
+        request: &ExecCreate,
+        size: Option<[u32; 2]>,
+    ) -> Result<Value> {
+        let pid = record.status.pid().ok_or_else(|| not_running(record))?;
+        let user_text =
+            if request.user.is_empty() { record.config.user.clone() } else { request.user.clone() };
+        let groups = record.host_config.group_add.clone();
+        let user = blocking(move || {
+            let root = rootfs::open_of_process(pid)?;
+            users::resolve(&root, &user_text, &groups)
+        })
+        .await?;
+        let capabilities = if request.privileged {
+            spec::all_capabilities()
+        } else {
+            spec::capabilities(&record.host_config)?
+        };
+        let mut env = merge::process_env(&record.config, &record.hostname());
+        if request.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+            env.push("TERM=xterm".into());
+        }
+        let mut env = merge::merge_env_over(env, &request.env);
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            let home = if user.home.is_empty() { "/" } else { user.home.as_str() };
+            env.push(format!("HOME={home}"));
+        }
+        let cwd = [&request.working_dir, &record.config.working_dir]
+            .into_iter()
+            .find(|dir| !dir.is_empty())
+            .map_or("/", String::as_str);
+        if !cwd.starts_with('/') {
+            return Err(Error::invalid(format!(
+                "the working directory '{cwd}' is invalid, it needs to be an absolute path"
+            )));
+        }
+        let no_new_privileges = record.host_config.security_opt.iter().any(|option| {
+            matches!(
+                option.as_str(),
+                "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true"
+            )
+        });
+        let mut process = json!({
+            "terminal": request.tty,
+            "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+            "args": request.cmd.0,
+            "env": env,
+            "cwd": cwd,
+            "capabilities": spec::capability_sets(&capabilities, user.uid),
+            "noNewPrivileges": no_new_privileges && !request.privileged,
+            "oomScoreAdj": record.host_config.oom_score_adj,
+        });
+        if let Some([height, width]) = size.or(request.console_size).filter(|size| *size != [0, 0])
+            && request.tty
+        {
+            process["consoleSize"] = json!({ "height": height, "width": width });
+        }
+        Ok(process)
+    }
+
+    pub async fn exec_resize(&self, id: &str, width: u16, height: u16) -> Result<()> {
+        let (_, exec) = self.find_exec(id)?;
+        if !matches!(*exec.stage(), Stage::Running { .. }) {
+            return Err(Error::conflict(format!("exec {id} is not running")));
+        }
+        Ok(self.services.tasks.resize(&exec.process(), width, height).await?)
+    }
+
+    pub fn exec_inspect(&self, id: &str) -> Result<ExecInspect> {
+        let (_, exec) = self.find_exec(id)?;
+        let stage = exec.stage().clone();
+        let request = &exec.request;
+        let mut words = request.cmd.0.iter().cloned();
+        let (pid, code) = match stage {
+            Stage::Created => (0, None),
+            Stage::Running { pid } => (i64::from(pid), None),
+            Stage::Ended { code } => (0, Some(code)),
+        };
+        Ok(ExecInspect {
+            id: exec.id.clone(),
+            running: matches!(stage, Stage::Running { .. }),
+            exit_code: code,
+            process_config: ExecProcessConfig {
+                tty: request.tty,
+                entrypoint: words.next().unwrap_or_default(),
+                arguments: words.collect(),
+                privileged: Some(request.privileged),
+                user: request.user.clone(),
+            },
+            open_stdin: request.attach_stdin,
+            open_stderr: request.attach_stderr,
+            open_stdout: request.attach_stdout,
+            can_remove: matches!(stage, Stage::Ended { .. }),
+            container_id: exec.container_id.clone(),
+            detach_keys: String::new(),
+            pid,
+        })
+    }
+
+    /// Execs end with their container.
+    pub(crate) fn forget_execs(&self, container: &Container) {
+        let execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        for exec in execs.values() {
+            let mut stage = exec.stage();
+            if matches!(*stage, Stage::Running { .. }) {
+                *stage = Stage::Ended { code: 137 };
+                exec.ended.send_replace(true);
+            }
+        }
+    }
+
+    /// The store's word about a process: out of memory.
+    pub(crate) fn on_store_event(&self, event: &Event) {
+        let Event::TaskOom { container_id } = event else { return };
+        let Ok(container) = self.containers.find(container_id) else { return };
+        container.oom_killed.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.container_event(&container, "oom");
+    }
+
+    /// Runs a command to its end and answers its output, cut at `limit_bytes`, and its exit code; one that
+    /// takes longer than `timeout` is killed and answers `None`. Health checks are made of this.
+    pub(crate) async fn exec_collect(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        request: ExecCreate,
+        limit_bytes: usize,
+        timeout: Duration,
+    ) -> Result<(Vec<u8>, Option<i64>)> {
+        let id = self.exec_create(container.id.as_str(), request)?;
+        let (_, exec) = self.find_exec(&id)?;
+        let mut collected = Vec::new();
+        let run = self.run_collecting(&exec, limit_bytes, &mut collected);
+        let finished = tokio::time::timeout(timeout, run).await.is_ok();
+        if !finished
+            && let Err(error) =
+                self.services.tasks.kill(&exec.process(), super::signal::SIGKILL, true).await
+        {
+            tracing::debug!(exec = %exec.id, %error, "a command that took too long was not killed");
+        }
+        let code = match *exec.stage() {
+            Stage::Ended { code } if finished => Some(code),
+            _ => None,
+        };
+        container.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        Ok((collected, code))
+    }
+
+    async fn run_collecting(
+        self: &Arc<Self>,
+        exec: &Exec,
+        limit_bytes: usize,
+        collected: &mut Vec<u8>,
+    ) {
+        match self.exec_start(&exec.id, ExecStart::default()).await {
+            Ok(Some(mut session)) => {
+                while let Some(output) = session.output.recv().await {
+                    let (super::Output::Stdout(bytes) | super::Output::Stderr(bytes)) = output
+                    else {
+                        continue;
+                    };
+                    let room = limit_bytes.saturating_sub(collected.len()).min(bytes.len());
+                    collected.extend_from_slice(&bytes[..room]);
+                }
+                let mut ended = exec.ended.subscribe();
+                // The sender lives in `exec`, which is held here: it cannot be gone.
+                drop(ended.wait_for(|ended| *ended).await);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                collected.extend_from_slice(error.message.as_bytes());
+                let mut stage = exec.stage();
+                if !matches!(*stage, Stage::Ended { .. }) {
+                    *stage = Stage::Ended { code: exit_code(&error.message) };
+                }
+            }
+        }
+    }
+}
+
+fn running(record: &Record) -> Result<()> {
+    match record.status {
+        Status::Running { paused: true, .. } => Err(Error::conflict(format!(
+            "Container {} is paused, unpause the container before exec",
+            record.id
+        ))),
+        Status::Running { .. } => Ok(()),
+        Status::Restarting { .. } => Err(Error::conflict(format!(
+            "Container {} is restarting, wait until the container is running",
+            record.id
+        ))),
+        _ => Err(not_running(record)),
+    }
+}
+
+fn not_running(record: &Record) -> Error {
+    Error::conflict(format!("container {} is not running", record.id))
+}
+
+/// dockerd's words around a runtime's failure.
+fn exec_failed(error: store_api::Error) -> Error {
+    let inner = error.message;
+    if inner.contains("OCI runtime exec failed") {
+        return Error::new(types::ErrorKind::InvalidArgument, inner);
+    }
+    Error::new(
+        types::ErrorKind::InvalidArgument,
+        format!("OCI runtime exec failed: exec failed: {inner}: unknown"),
+    )
+}
+
+/// moby `daemon/exec.go`: 126 and 127 from the runtime's words.
+fn exit_code(message: &str) -> i64 {
+    if message.contains("executable file not found") || message.contains("no such file") {
+        127
+    } else if message.contains("permission denied") || message.contains("not a directory") {
+        126
+    } else {
+        128
+    }
+}

@@ -1,0 +1,380 @@
+//! Reading a container's log: docker's json-file format, which the shim writes. Rotated files are read
+//! first, oldest to newest; following wakes on inotify and survives rotation.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufReader, Read},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use api_types::Map;
+use rustix::fs::inotify;
+use serde::Deserialize;
+use store_api::Timestamp;
+use tokio::{io::unix::AsyncFd, sync::watch};
+
+use super::{Container, Progress};
+use crate::{
+    Engine, Error, Result,
+    util::{parse_time, unix_nanos},
+};
+
+/// Bytes of one entry: docker splits lines at 16 KiB; escaped, with attributes, this is ample.
+const ENTRY_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 64 << 10;
+/// Rotated files that are looked for (docker's `max-file` has no limit; nobody has more).
+const ROTATED: u32 = 1000;
+
+/// Query of `GET /containers/{id}/logs`.
+#[derive(Clone, Debug, Default)]
+pub struct LogOptions {
+    pub stdout: bool,
+    pub stderr: bool,
+    pub follow: bool,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    /// `None`: all lines.
+    pub tail: Option<u64>,
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct LogLine {
+    /// With its line end, unless the line goes on in the next entry.
+    #[serde(rename = "log", default)]
+    pub text: String,
+    #[serde(rename = "stream", default, deserialize_with = "is_stderr")]
+    pub stderr: bool,
+    /// RFC 3339 with nanoseconds.
+    #[serde(default)]
+    pub time: String,
+    #[serde(default)]
+    pub attrs: Map<String>,
+}
+
+fn is_stderr<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(std::borrow::Cow::<str>::deserialize(deserializer)? == "stderr")
+}
+
+/// Entries of a log, one after the other.
+pub struct LogStream {
+    options: LogOptions,
+    path: PathBuf,
+    older: VecDeque<PathBuf>,
+    reader: Option<Box<dyn Read + Send>>,
+    /// Inode of the file being read, when it is the newest.
+    current: Option<u64>,
+    buffer: Vec<u8>,
+    /// Start of what is not yet answered in `buffer`.
+    start: usize,
+    skip: u64,
+    watch: Option<AsyncFd<OwnedFd>>,
+    progress: watch::Receiver<Progress>,
+    _container: Arc<Container>,
+}
+
+impl Engine {
+    /// Opens a container's log.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless a stream is chosen; `NotImplemented` for a driver that cannot be read.
+    pub fn container_logs(&self, name: &str, options: LogOptions) -> Result<(LogStream, bool)> {
+        let container = self.containers.find(name)?;
+        if !options.stdout && !options.stderr {
+            return Err(Error::invalid("Bad parameters: you must choose at least one stream"));
+        }
+        let terminal = {
+            let record = container.record();
+            if record.host_config.log_config.r#type == "none" {
+                return Err(Error::not_implemented(
+                    "configured logging driver does not support reading: reading a log of driver \"none\"",
+                ));
+            }
+            record.config.tty
+        };
+        Ok((LogStream::open(container, options)?, terminal))
+    }
+}
+
+impl LogStream {
+    pub(crate) fn open(container: Arc<Container>, options: LogOptions) -> Result<Self> {
+        let path = container.log_file();
+        let mut files: VecDeque<PathBuf> = rotated(&path).into();
+        if path.exists() {
+            files.push_back(path.clone());
+        }
+        let skip = match options.tail {
+            None => 0,
+            Some(tail) => {
+                lines_before_tail(&mut files, tail).map_err(|e| Error::io("read", &path, &e))?
+            }
+        };
+        let watch = if options.follow { Some(watch_file(&container.dir)?) } else { None };
+        Ok(Self {
+            options,
+            path,
+            older: files,
+            reader: None,
+            current: None,
+            buffer: Vec::new(),
+            start: 0,
+            skip,
+            watch,
+            progress: container.progress.subscribe(),
+            _container: container,
+        })
+    }
+
+    /// The next entry that the options ask for; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<LogLine>> {
+        loop {
+            match self.entry().await {
+                Ok(Some(line)) => {
+                    if self.skip > 0 {
+                        self.skip -= 1;
+                        continue;
+                    }
+                    match self.wanted(&line) {
+                        Wanted::Yes => return Some(Ok(line)),
+                        Wanted::No => {}
+                        Wanted::Over => return None,
+                    }
+                }
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    fn wanted(&self, line: &LogLine) -> Wanted {
+        let options = &self.options;
+        if (line.stderr && !options.stderr) || (!line.stderr && !options.stdout) {
+            return Wanted::No;
+        }
+        if options.since.is_none() && options.until.is_none() {
+            return Wanted::Yes;
+        }
+        let Ok(time) = parse_time(&line.time) else { return Wanted::Yes };
+        let nanos = unix_nanos(time);
+        if options.until.is_some_and(|until| nanos > unix_nanos(until)) {
+            return Wanted::Over;
+        }
+        if options.since.is_some_and(|since| nanos < unix_nanos(since)) {
+            return Wanted::No;
+        }
+        Wanted::Yes
+    }
+
+    async fn entry(&mut self) -> Result<Option<LogLine>> {
+        loop {
+            if let Some(length) = self.buffer[self.start..].iter().position(|b| *b == b'\n') {
+                let line = &self.buffer[self.start..self.start + length];
+                self.start += length + 1;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                // A torn entry (the host went down while it was written) is passed over.
+                match serde_json::from_slice(line) {
+                    Ok(line) => return Ok(Some(line)),
+                    Err(error) => {
+                        tracing::debug!(log = %self.path.display(), %error, "an entry is damaged");
+                        continue;
+                    }
+                }
+            }
+            if self.buffer.len() - self.start > ENTRY_BYTES {
+                return Err(Error::internal(format!(
+                    "{}: an entry is longer than {ENTRY_BYTES} bytes",
+                    self.path.display()
+                )));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads more. Answers whether there was more, after waiting for it where the log is followed.
+    async fn fill(&mut self) -> Result<bool> {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        loop {
+            // Asked before reading: what is written before the end is in the file by then.
+            let ended = !self.progress.borrow().running;
+            if self.read_some().map_err(|e| Error::io("read", &self.path, &e))? {
+                return Ok(true);
+            }
+            if self.next_file()? {
+                continue;
+            }
+            let Some(watch) = &self.watch else { return Ok(false) };
+            let never_ran = ended && self.progress.borrow().exits == 0 && self.current.is_none();
+            if ended && !never_ran {
+                return Ok(false);
+            }
+            if never_ran && self.progress.borrow().removed {
+                return Ok(false);
+            }
+            tokio::select! {
+                ready = watch.readable() => {
+                    let mut ready = ready.map_err(|e| Error::io("watch", &self.path, &e))?;
+                    drain_events(watch.get_ref());
+                    ready.clear_ready();
+                }
+                changed = self.progress.changed() => {
+                    if changed.is_err() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_some(&mut self) -> io::Result<bool> {
+        let Some(reader) = &mut self.reader else { return Ok(false) };
+        let length = self.buffer.len();
+        self.buffer.resize(length + CHUNK_BYTES, 0);
+        let read = reader.read(&mut self.buffer[length..]);
+        self.buffer.truncate(length + *read.as_ref().unwrap_or(&0));
+        Ok(read? > 0)
+    }
+
+    /// Opens the next file: an older one that is left, or the newest after a rotation.
+    fn next_file(&mut self) -> Result<bool> {
+        let open = |path: &Path| open_log(path).map_err(|e| Error::io("open", path, &e));
+        if let Some(path) = self.older.pop_front() {
+            let newest = path == self.path;
+            match open(&path) {
+                Ok((reader, inode)) => {
+                    self.reader = Some(reader);
+                    self.current = newest.then_some(inode);
+                    return Ok(true);
+                }
+                // Rotated away between listing and opening.
+                Err(_) if !path.exists() => return Ok(!self.older.is_empty()),
+                Err(error) => return Err(error),
+            }
+        }
+        let Ok(meta) = std::fs::metadata(&self.path) else { return Ok(false) };
+        if self.current == Some(meta.ino()) {
+            return Ok(false);
+        }
+        let (reader, inode) = open(&self.path)?;
+        self.reader = Some(reader);
+        self.current = Some(inode);
+        Ok(true)
+    }
+}
+
+enum Wanted {
+    Yes,
+    No,
+    Over,
+}
+
+fn open_log(path: &Path) -> io::Result<(Box<dyn Read + Send>, u64)> {
+    let file = File::open(path)?;
+    let inode = file.metadata()?.ino();
+    if path.extension().is_some_and(|extension| extension == "gz") {
+        return Ok((Box::new(archive::decompress(BufReader::new(file))?), inode));
+    }
+    Ok((Box::new(file), inode))
+}
+
+/// `X.3.gz`, `X.2.gz`, `X.1`, oldest first.
+fn rotated(path: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for number in 1..ROTATED {
+        let plain = PathBuf::from(format!("{}.{number}", path.display()));
+        let packed = PathBuf::from(format!("{}.{number}.gz", path.display()));
+        if plain.exists() {
+            files.push(plain);
+        } else if packed.exists() {
+            files.push(packed);
+        } else {
+            break;
+        }
+    }
+    files.reverse();
+    files
+}
+
+/// Drops files that lie wholly before the last `tail` entries; answers how many entries of the first one
+/// left have to be passed over.
+fn lines_before_tail(files: &mut VecDeque<PathBuf>, tail: u64) -> io::Result<u64> {
+    let mut lines = 0u64;
+    for (index, path) in files.iter().enumerate().rev() {
+        let (mut reader, _) = open_log(path)?;
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = reader.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            lines += chunk[..read].iter().filter(|b| **b == b'\n').count() as u64;
+        }
+        if lines >= tail {
+            files.drain(..index);
+            return Ok(lines - tail);
+        }
+    }
+    Ok(0)
+}
+
+fn watch_file(dir: &Path) -> Result<AsyncFd<OwnedFd>> {
+    let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
+    let open = || -> io::Result<AsyncFd<OwnedFd>> {
+        let fd = inotify::init(flags)?;
+        let wanted = inotify::WatchFlags::MODIFY
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&fd, dir, wanted)?;
+        // Its replacement is unsafe code, which is not this crate's; the descriptor is owned by what is
+        // answered and closed with it.
+        #[allow(deprecated)]
+        AsyncFd::new(fd)
+    };
+    open().map_err(|e| Error::io("watch", dir, &e))
+}
+
+fn drain_events(fd: &OwnedFd) {
+    let mut buffer = [0u8; 4096];
+    while let Ok(1..) = rustix::io::read(fd, &mut buffer) {}
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn tail_counts_across_files() {
+        let dir = std::env::temp_dir().join(crate::util::random_id());
+        std::fs::create_dir(&dir).unwrap();
+        let (old, new) = (dir.join("l.1"), dir.join("l"));
+        std::fs::write(&old, "1\n2\n3\n").unwrap();
+        std::fs::write(&new, "4\n5\n").unwrap();
+        let files = || VecDeque::from([old.clone(), new.clone()]);
+        let mut all = files();
+        assert_eq!(lines_before_tail(&mut all, 3).unwrap(), 2);
+        assert_eq!(all.len(), 2);
+        let mut last = files();
+        assert_eq!(lines_before_tail(&mut last, 1).unwrap(), 1);
+        assert_eq!(last.len(), 1);
+        assert_eq!(lines_before_tail(&mut files(), 99).unwrap(), 0);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn entries_parse() {
+        let line: LogLine = serde_json::from_str(
+            r#"{"log":"a\n","stream":"stderr","time":"2023-11-14T22:13:20.5Z"}"#,
+        )
+        .unwrap();
+        assert!(line.stderr);
+        assert_eq!(line.text, "a\n");
+    }
+}

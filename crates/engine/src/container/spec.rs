@@ -1,0 +1,813 @@
+//! The OCI runtime specification of a container: docker's defaults, and over them what was asked
+//! (moby `oci/defaults.go`, `daemon/oci_linux.go`).
+
+use std::path::{Path, PathBuf};
+
+use api_types::{HostConfig, Resources};
+use serde_json::{Map, Value, json};
+
+use super::{
+    merge,
+    record::{MountKind, MountUse, Record},
+    seccomp,
+    users::User,
+};
+use crate::{Error, Result};
+
+/// moby `oci/caps.DefaultCapabilities`.
+const DEFAULT_CAPS: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+/// Every capability of capabilities(7), in the order of their numbers.
+const ALL_CAPS: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// moby `oci.DefaultSpec` `MaskedPaths`, with those of 2024 and later.
+const MASKED: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READ_ONLY: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What the specification needs beside the record.
+pub(crate) struct SpecInput<'a> {
+    pub(crate) record: &'a Record,
+    pub(crate) user: User,
+    /// Directory with hosts, hostname and resolv.conf.
+    pub(crate) files: &'a Path,
+    /// `None`: the host's network.
+    pub(crate) network_namespace: Option<PathBuf>,
+    /// Of the container whose namespaces are shared.
+    pub(crate) ipc_pid: Option<u32>,
+    pub(crate) pid_pid: Option<u32>,
+    pub(crate) cgroup_path: String,
+    pub(crate) cgroup_v2: bool,
+    pub(crate) cgroupns_private: bool,
+    pub(crate) default_shm_bytes: i64,
+    pub(crate) default_ulimits: &'a [(String, i64, i64)],
+    pub(crate) no_new_privileges: bool,
+    /// The static init that becomes pid 1 with `--init`.
+    pub(crate) init: Option<PathBuf>,
+}
+
+/// What `--security-opt` says.
+struct Security {
+    no_new_privileges: bool,
+    seccomp: SeccompChoice,
+    masked: bool,
+    writable_cgroups: bool,
+}
+
+enum SeccompChoice {
+    Default,
+    Unconfined,
+    Profile(Value),
+}
+
+/// Builds the specification.
+pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
+    let record = input.record;
+    let host = &record.host_config;
+    let security = security(host, input.no_new_privileges)?;
+    let capabilities = capabilities(host)?;
+    let mut linux = Map::new();
+    linux.insert("namespaces".into(), namespaces(input)?);
+    linux.insert("cgroupsPath".into(), json!(input.cgroup_path));
+    let mut resources = resources(&host.resources, input.cgroup_v2)?;
+    resources.insert("devices".into(), device_rules(host)?);
+    linux.insert("resources".into(), Value::Object(resources));
+    linux.insert("devices".into(), devices(host)?);
+    linux.insert("sysctl".into(), sysctls(input)?);
+    if !host.privileged && security.masked {
+        let list = |own: &Option<Vec<String>>, default: &[&str]| match own {
+            Some(own) => json!(own),
+            None => json!(default),
+        };
+        linux.insert("maskedPaths".into(), list(&host.masked_paths, MASKED));
+        linux.insert("readonlyPaths".into(), list(&host.readonly_paths, READ_ONLY));
+    }
+    if !host.privileged {
+        match &security.seccomp {
+            SeccompChoice::Default => {
+                linux.insert("seccomp".into(), seccomp::default_profile(&capabilities));
+            }
+            SeccompChoice::Profile(profile) => {
+                linux.insert("seccomp".into(), profile.clone());
+            }
+            SeccompChoice::Unconfined => {}
+        }
+    }
+    linux.insert("rootfsPropagation".into(), json!(root_propagation(&record.mounts)));
+    let mut spec = json!({
+        "ociVersion": "1.2.0",
+        "process": process(input, &capabilities, &security)?,
+        "root": { "path": "rootfs", "readonly": host.readonly_rootfs },
+        "hostname": hostname(record),
+        "domainname": record.config.domainname,
+        "mounts": mounts(input, &security)?,
+        "linux": linux,
+        "annotations": host.annotations,
+    });
+    if record.config.domainname.is_empty() || host.uts_mode == "host" {
+        if let Some(object) = spec.as_object_mut() {
+            object.remove("domainname");
+        }
+    }
+    Ok(spec)
+}
+
+fn hostname(record: &Record) -> Value {
+    if record.host_config.uts_mode == "host" { Value::Null } else { json!(record.hostname()) }
+}
+
+fn process(input: &SpecInput<'_>, capabilities: &[String], security: &Security) -> Result<Value> {
+    let record = input.record;
+    let config = &record.config;
+    let mut args = vec![record.path.clone()];
+    args.extend(record.args.iter().cloned());
+    if input.init.is_some() {
+        let mut with_init = vec!["/sbin/docker-init".to_string(), "--".into()];
+        with_init.append(&mut args);
+        args = with_init;
+    }
+    let mut env = merge::process_env(config, &record.hostname());
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        let home = if input.user.home.is_empty() { "/" } else { &input.user.home };
+        env.push(format!("HOME={home}"));
+    }
+    let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
+    let sets = capability_sets(capabilities, input.user.uid);
+    let mut process = json!({
+        "terminal": config.tty,
+        "user": {
+            "uid": input.user.uid, "gid": input.user.gid, "additionalGids": input.user.groups,
+        },
+        "args": args,
+        "env": env,
+        "cwd": cwd,
+        "capabilities": sets,
+        "noNewPrivileges": security.no_new_privileges,
+        "oomScoreAdj": record.host_config.oom_score_adj,
+        "rlimits": rlimits(&record.host_config, input.default_ulimits)?,
+    });
+    let size = record.host_config.console_size;
+    if config.tty && size != [0, 0] {
+        process["consoleSize"] = json!({ "height": size[0], "width": size[1] });
+    }
+    Ok(process)
+}
+
+/// Bounding, and for root permitted and effective; inheritable and ambient stay empty
+/// (CVE-2022-24769).
+pub(crate) fn capability_sets(capabilities: &[String], uid: u32) -> Value {
+    let own: &[String] = if uid == 0 { capabilities } else { &[] };
+    json!({ "bounding": capabilities, "effective": own, "permitted": own })
+}
+
+pub(crate) fn all_capabilities() -> Vec<String> {
+    ALL_CAPS.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
+/// moby `oci/caps.TweakCapabilities`.
+pub(crate) fn capabilities(host: &HostConfig) -> Result<Vec<String>> {
+    if host.privileged {
+        return Ok(all_capabilities());
+    }
+    let normal = |text: &String| -> Result<String> {
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("CAP_").unwrap_or(&upper).to_string();
+        if name == "ALL" || ALL_CAPS.contains(&name.as_str()) {
+            Ok(name)
+        } else {
+            Err(Error::invalid(format!("invalid capability: {text:?}")))
+        }
+    };
+    let add: Vec<String> = host.cap_add.iter().map(normal).collect::<Result<_>>()?;
+    let drop: Vec<String> = host.cap_drop.iter().map(normal).collect::<Result<_>>()?;
+    let has = |list: &[String], name: &str| list.iter().any(|entry| entry == name);
+    let base = if has(&add, "ALL") {
+        ALL_CAPS
+    } else if has(&drop, "ALL") {
+        &[]
+    } else {
+        DEFAULT_CAPS
+    };
+    let kept = base.iter().filter(|name| !has(&drop, name)).map(|name| (*name).to_string());
+    let mut names: Vec<String> = kept.collect();
+    for name in add {
+        if name != "ALL" && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names.into_iter().map(|name| format!("CAP_{name}")).collect())
+}
+
+fn security(host: &HostConfig, default_no_new_privileges: bool) -> Result<Security> {
+    let mut security = Security {
+        no_new_privileges: default_no_new_privileges,
+        seccomp: SeccompChoice::Default,
+        masked: true,
+        writable_cgroups: false,
+    };
+    for option in &host.security_opt {
+        let (key, value) =
+            option.split_once('=').or_else(|| option.split_once(':')).unwrap_or((option, ""));
+        match (key, value) {
+            ("no-new-privileges", "" | "true") => security.no_new_privileges = true,
+            ("no-new-privileges", "false") => security.no_new_privileges = false,
+            ("seccomp", "unconfined") => security.seccomp = SeccompChoice::Unconfined,
+            ("seccomp", "builtin" | "") => security.seccomp = SeccompChoice::Default,
+            ("seccomp", profile) => {
+                security.seccomp = SeccompChoice::Profile(user_profile(profile, host)?);
+            }
+            ("systempaths", "unconfined") => security.masked = false,
+            ("writable-cgroups", value) => security.writable_cgroups = value != "false",
+            // There is no LSM to switch off on a host without one; a named profile needs it.
+            ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("apparmor" | "label", value) => {
+                return Err(Error::not_implemented(format!("security option {key}={value}")));
+            }
+            _ => return Err(Error::invalid(format!("invalid --security-opt 2: {option:?}"))),
+        }
+    }
+    Ok(security)
+}
+
+/// A profile in docker's format: rules with conditions become the runtime specification's.
+fn user_profile(text: &str, host: &HostConfig) -> Result<Value> {
+    let mut profile: Value = serde_json::from_str(text)
+        .map_err(|e| Error::invalid(format!("decoding seccomp profile failed: {e}")))?;
+    let capabilities = capabilities(host)?;
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let holds = |condition: &Value, include: bool| -> bool {
+        let list = |key: &str| condition[key].as_array().cloned().unwrap_or_default();
+        let (caps, arches) = (list("caps"), list("arches"));
+        let has_caps =
+            |cap: &Value| capabilities.iter().any(|have| Some(have.as_str()) == cap.as_str());
+        if include {
+            caps.iter().all(has_caps)
+                && (arches.is_empty() || arches.iter().any(|a| a.as_str() == Some(arch)))
+        } else {
+            !caps.iter().any(has_caps) && !arches.iter().any(|a| a.as_str() == Some(arch))
+        }
+    };
+    if let Some(calls) = profile["syscalls"].as_array_mut() {
+        calls.retain(|call| holds(&call["includes"], true) && holds(&call["excludes"], false));
+        for call in calls {
+            if let Some(object) = call.as_object_mut() {
+                if let Some(name) = object.remove("name") {
+                    object.insert("names".into(), json!([name]));
+                }
+                for key in ["includes", "excludes", "comment"] {
+                    object.remove(key);
+                }
+            }
+        }
+    }
+    if let Some(map) = profile["archMap"].as_array().cloned() {
+        let own = if arch == "amd64" { "SCMP_ARCH_X86_64" } else { "SCMP_ARCH_AARCH64" };
+        let entry = map.iter().find(|entry| entry["architecture"] == own);
+        let mut names = vec![json!(own)];
+        names.extend(
+            entry.and_then(|e| e["subArchitectures"].as_array().cloned()).unwrap_or_default(),
+        );
+        profile["architectures"] = Value::Array(names);
+    }
+    if let Some(object) = profile.as_object_mut() {
+        object.remove("archMap");
+    }
+    Ok(profile)
+}
+
+fn namespaces(input: &SpecInput<'_>) -> Result<Value> {
+    let record = input.record;
+    let host = &record.host_config;
+    let mut list = vec![json!({ "type": "mount" })];
+    if let Some(path) = &input.network_namespace {
+        list.push(json!({ "type": "network", "path": path }));
+    }
+    if host.uts_mode != "host" {
+        list.push(json!({ "type": "uts" }));
+    }
+    match (host.ipc_mode.as_str(), input.ipc_pid) {
+        ("host", _) => {}
+        (_, Some(pid)) => {
+            list.push(json!({ "type": "ipc", "path": format!("/proc/{pid}/ns/ipc") }))
+        }
+        _ => list.push(json!({ "type": "ipc" })),
+    }
+    match (host.pid_mode.as_str(), input.pid_pid) {
+        ("host", _) => {}
+        (_, Some(pid)) => {
+            list.push(json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") }))
+        }
+        _ => list.push(json!({ "type": "pid" })),
+    }
+    if input.cgroupns_private {
+        list.push(json!({ "type": "cgroup" }));
+    }
+    Ok(Value::Array(list))
+}
+
+fn sysctls(input: &SpecInput<'_>) -> Result<Value> {
+    let host = &input.record.host_config;
+    let mut values = Map::new();
+    if input.record.has_own_network() {
+        // moby since 20.10: unprivileged ports and ping need no capability in a namespace of one's own.
+        values.insert("net.ipv4.ip_unprivileged_port_start".into(), json!("0"));
+        values.insert("net.ipv4.ping_group_range".into(), json!("0 2147483647"));
+    }
+    for (key, value) in &host.sysctls {
+        let namespaced = key.starts_with("net.")
+            || key.starts_with("fs.mqueue.")
+            || matches!(
+                key.as_str(),
+                "kernel.msgmax"
+                    | "kernel.msgmnb"
+                    | "kernel.msgmni"
+                    | "kernel.sem"
+                    | "kernel.shmall"
+                    | "kernel.shmmax"
+                    | "kernel.shmmni"
+                    | "kernel.shm_rmid_forced"
+                    | "kernel.domainname"
+                    | "kernel.hostname"
+            );
+        if !namespaced {
+            return Err(Error::invalid(format!("sysctl '{key}' is not allowed")));
+        }
+        if key.starts_with("net.") && host.network_mode == "host" {
+            return Err(Error::invalid(format!(
+                "sysctl '{key}' not allowed in host network namespace"
+            )));
+        }
+        values.insert(key.clone(), json!(value));
+    }
+    Ok(Value::Object(values))
+}
+
+/// docker's default mounts, then the container's, in the order of their depth.
+fn mounts(input: &SpecInput<'_>, security: &Security) -> Result<Value> {
+    let record = input.record;
+    let host = &record.host_config;
+    let own: Vec<&str> = record.mounts.iter().map(|mount| mount.target.as_str()).collect();
+    let mut list: Vec<Value> = Vec::new();
+    let mut add = |target: &str, kind: &str, source: &str, options: &[&str]| {
+        if !own.contains(&target) {
+            list.push(json!({
+                "destination": target, "type": kind, "source": source, "options": options,
+            }));
+        }
+    };
+    let sys = if host.privileged { "rw" } else { "ro" };
+    let cgroup = if host.privileged || security.writable_cgroups { "rw" } else { "ro" };
+    add("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]);
+    add("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]);
+    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    add("/dev/pts", "devpts", "devpts", &pts);
+    add("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]);
+    add("/sys/fs/cgroup", "cgroup", "cgroup", &[cgroup, "nosuid", "noexec", "nodev"]);
+    add("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]);
+    let shm_bytes = if host.shm_size > 0 { host.shm_size } else { input.default_shm_bytes };
+    let shm = format!("size={shm_bytes}");
+    match (host.ipc_mode.as_str(), input.ipc_pid) {
+        ("host", _) => add("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate"]),
+        ("none", _) => {}
+        (_, Some(pid)) => {
+            add("/dev/shm", "bind", &format!("/proc/{pid}/root/dev/shm"), &["rbind", "rprivate"]);
+        }
+        _ => add("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+    }
+    for name in ["resolv.conf", "hostname", "hosts"] {
+        let source = input.files.join(name);
+        if source.exists() {
+            add(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &["rbind", "rprivate"]);
+        }
+    }
+    if let Some(init) = &input.init {
+        add("/sbin/docker-init", "bind", &init.to_string_lossy(), &["bind", "ro", "rprivate"]);
+    }
+    let mut users: Vec<&MountUse> = record.mounts.iter().collect();
+    users.sort_by_key(|mount| mount.target.matches('/').count());
+    list.extend(users.into_iter().map(user_mount));
+    Ok(Value::Array(list))
+}
+
+fn user_mount(mount: &MountUse) -> Value {
+    if mount.kind == MountKind::Tmpfs {
+        let mut options: Vec<String> = ["noexec", "nosuid", "nodev"].map(Into::into).to_vec();
+        for option in &mount.options {
+            // What is said later about the same thing wins.
+            let contrary = match option.as_str() {
+                "exec" => "noexec",
+                "suid" => "nosuid",
+                "dev" => "nodev",
+                _ => "",
+            };
+            options.retain(|have| have != contrary && have != option);
+            options.push(option.clone());
+        }
+        if mount.read_only && !options.iter().any(|option| option == "ro") {
+            options.push("ro".into());
+        }
+        return json!({
+            "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options,
+        });
+    }
+    let recursive = !mount.options.iter().any(|option| option == "bind");
+    let mut options = vec![if recursive { "rbind" } else { "bind" }.to_string()];
+    if mount.read_only {
+        // docker 25 and later make the mounts below read-only too.
+        let whole = recursive && !mount.read_only_non_recursive;
+        options.push(if whole { "rro".into() } else { "ro".into() });
+        options.push("ro".into());
+    } else {
+        options.push("rw".into());
+    }
+    let propagation = if mount.propagation.is_empty() { "rprivate" } else { &mount.propagation };
+    options.push(propagation.into());
+    json!({
+        "destination": mount.target, "type": "bind", "source": mount.source, "options": options,
+    })
+}
+
+fn root_propagation(mounts: &[MountUse]) -> &'static str {
+    let any = |names: [&str; 2]| mounts.iter().any(|m| names.contains(&m.propagation.as_str()));
+    if any(["shared", "rshared"]) {
+        "shared"
+    } else if any(["slave", "rslave"]) {
+        "rslave"
+    } else {
+        "rprivate"
+    }
+}
+
+fn rlimits(host: &HostConfig, defaults: &[(String, i64, i64)]) -> Result<Value> {
+    let mut limits: Vec<(String, i64, i64)> = defaults.to_vec();
+    for ulimit in &host.resources.ulimits {
+        limits.retain(|(name, ..)| *name != ulimit.name);
+        limits.push((ulimit.name.clone(), ulimit.soft, ulimit.hard));
+    }
+    let value = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
+    let mut list = Vec::new();
+    for (name, soft, hard) in limits {
+        if value(soft) > value(hard) {
+            return Err(Error::invalid(format!(
+                "ulimit {name}: the soft limit {soft} is above the hard limit {hard}"
+            )));
+        }
+        list.push(json!({
+            "type": format!("RLIMIT_{}", name.to_ascii_uppercase()),
+            "soft": value(soft), "hard": value(hard),
+        }));
+    }
+    Ok(Value::Array(list))
+}
+
+/// `linux.resources` without devices.
+pub(crate) fn resources(limits: &Resources, cgroup_v2: bool) -> Result<Map<String, Value>> {
+    let mut out = Map::new();
+    let mut memory = Map::new();
+    if limits.memory > 0 {
+        memory.insert("limit".into(), json!(limits.memory));
+    }
+    // docker: swap as much again unless something else is said.
+    let swap = match (limits.memory, limits.memory_swap) {
+        (memory, 0) if memory > 0 => memory.saturating_mul(2),
+        (_, swap) => swap,
+    };
+    if swap != 0 {
+        memory.insert("swap".into(), json!(swap));
+    }
+    if limits.memory_reservation > 0 {
+        memory.insert("reservation".into(), json!(limits.memory_reservation));
+    }
+    if let Some(swappiness) = limits.memory_swappiness.filter(|s| *s >= 0)
+        && !cgroup_v2
+    {
+        memory.insert("swappiness".into(), json!(swappiness));
+    }
+    if limits.oom_kill_disable == Some(true) && !cgroup_v2 {
+        memory.insert("disableOOMKiller".into(), json!(true));
+    }
+    if !memory.is_empty() {
+        out.insert("memory".into(), Value::Object(memory));
+    }
+    let cpu = cpu_resources(limits);
+    if !cpu.is_empty() {
+        out.insert("cpu".into(), Value::Object(cpu));
+    }
+    if let Some(pids) = limits.pids_limit.filter(|pids| *pids != 0) {
+        out.insert("pids".into(), json!({ "limit": pids }));
+    }
+    let block = block_io(limits)?;
+    if !block.is_empty() {
+        out.insert("blockIO".into(), Value::Object(block));
+    }
+    Ok(out)
+}
+
+fn cpu_resources(limits: &Resources) -> Map<String, Value> {
+    let mut cpu = Map::new();
+    let mut set = |key: &str, value: i64| {
+        if value != 0 {
+            cpu.insert(key.into(), json!(value));
+        }
+    };
+    set("shares", limits.cpu_shares);
+    if limits.nano_cpus > 0 {
+        // 100 ms periods (moby `daemon_unix.go` `getCPUResources`).
+        set("period", 100_000);
+        set("quota", limits.nano_cpus / 10_000);
+    } else {
+        set("period", limits.cpu_period);
+        set("quota", limits.cpu_quota);
+    }
+    set("realtimePeriod", limits.cpu_realtime_period);
+    set("realtimeRuntime", limits.cpu_realtime_runtime);
+    if !limits.cpuset_cpus.is_empty() {
+        cpu.insert("cpus".into(), json!(limits.cpuset_cpus));
+    }
+    if !limits.cpuset_mems.is_empty() {
+        cpu.insert("mems".into(), json!(limits.cpuset_mems));
+    }
+    cpu
+}
+
+fn block_io(limits: &Resources) -> Result<Map<String, Value>> {
+    let mut block = Map::new();
+    if limits.blkio_weight != 0 {
+        block.insert("weight".into(), json!(limits.blkio_weight));
+    }
+    let mut weights = Vec::new();
+    for entry in &limits.blkio_weight_device {
+        let (major, minor, _) = device_number(&entry.path)?;
+        weights.push(json!({ "major": major, "minor": minor, "weight": entry.weight }));
+    }
+    if !weights.is_empty() {
+        block.insert("weightDevice".into(), Value::Array(weights));
+    }
+    for (key, list) in [
+        ("throttleReadBpsDevice", &limits.blkio_device_read_bps),
+        ("throttleWriteBpsDevice", &limits.blkio_device_write_bps),
+        ("throttleReadIOPSDevice", &limits.blkio_device_read_iops),
+        ("throttleWriteIOPSDevice", &limits.blkio_device_write_iops),
+    ] {
+        let mut rates = Vec::new();
+        for entry in list {
+            let (major, minor, _) = device_number(&entry.path)?;
+            rates.push(json!({ "major": major, "minor": minor, "rate": entry.rate }));
+        }
+        if !rates.is_empty() {
+            block.insert(key.into(), Value::Array(rates));
+        }
+    }
+    Ok(block)
+}
+
+/// Major, minor and kind (`c` or `b`) of a device on the host.
+fn device_number(path: &str) -> Result<(u32, u32, char)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let meta = std::fs::metadata(path).map_err(|e| {
+        Error::invalid(format!("error gathering device information for {path}: {e}"))
+    })?;
+    let kind = if meta.file_type().is_char_device() {
+        'c'
+    } else if meta.file_type().is_block_device() {
+        'b'
+    } else {
+        return Err(Error::invalid(format!(
+            "error gathering device information while adding custom device \"{path}\": not a device node"
+        )));
+    };
+    Ok((rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()), kind))
+}
+
+/// Every device node at a path: itself, or those of a directory.
+fn host_devices(path: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(path) else { return vec![path.to_string()] };
+    let mut list = Vec::new();
+    for entry in entries.flatten() {
+        let child = entry.path().to_string_lossy().into_owned();
+        let name = entry.file_name();
+        if ["pts", "shm", "fd", "mqueue", "console", "core"].iter().any(|skip| name == *skip) {
+            continue;
+        }
+        if entry.path().is_dir() {
+            list.extend(host_devices(&child));
+        } else if device_number(&child).is_ok() {
+            list.push(child);
+        }
+    }
+    list
+}
+
+/// (host path, path inside, permissions)
+fn wanted_devices(host: &HostConfig) -> Vec<(String, String, String)> {
+    if host.privileged {
+        let all = host_devices("/dev");
+        return all.into_iter().map(|path| (path.clone(), path, "rwm".into())).collect();
+    }
+    let mut list = Vec::new();
+    for mapping in &host.resources.devices {
+        let inside = if mapping.path_in_container.is_empty() {
+            &mapping.path_on_host
+        } else {
+            &mapping.path_in_container
+        };
+        let access = if mapping.cgroup_permissions.is_empty() {
+            "rwm"
+        } else {
+            mapping.cgroup_permissions.as_str()
+        };
+        for path in host_devices(&mapping.path_on_host) {
+            let rest = path.strip_prefix(&mapping.path_on_host).unwrap_or_default();
+            list.push((path.clone(), format!("{inside}{rest}"), access.to_string()));
+        }
+    }
+    list
+}
+
+fn devices(host: &HostConfig) -> Result<Value> {
+    use std::os::unix::fs::MetadataExt;
+    let mut list = Vec::new();
+    for (path, inside, _) in wanted_devices(host) {
+        let (major, minor, kind) = device_number(&path)?;
+        let meta =
+            std::fs::metadata(&path).map_err(|e| Error::io("look at", Path::new(&path), &e))?;
+        list.push(json!({
+            "path": inside, "type": kind.to_string(), "major": major, "minor": minor,
+            "fileMode": meta.mode() & 0o7777, "uid": meta.uid(), "gid": meta.gid(),
+        }));
+    }
+    Ok(Value::Array(list))
+}
+
+/// The device cgroup: nothing but what every container has, and what was asked for.
+fn device_rules(host: &HostConfig) -> Result<Value> {
+    if host.privileged {
+        return Ok(json!([{ "allow": true, "access": "rwm" }]));
+    }
+    let rule = |kind: &str, major: i64, minor: Option<i64>, access: &str| {
+        let mut rule = json!({ "allow": true, "type": kind, "access": access });
+        if major >= 0 {
+            rule["major"] = json!(major);
+        }
+        if let Some(minor) = minor {
+            rule["minor"] = json!(minor);
+        }
+        rule
+    };
+    let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
+    // moby `oci.DefaultSpec`: null, random, full, tty, zero, urandom, console, ptys, any mknod.
+    for (major, minor) in [(1, 5), (1, 3), (1, 9), (1, 8), (1, 7), (5, 0), (5, 1), (5, 2)] {
+        rules.push(rule("c", major, Some(minor), "rwm"));
+    }
+    rules.push(rule("c", 136, None, "rwm"));
+    rules.push(rule("c", -1, None, "m"));
+    rules.push(rule("b", -1, None, "m"));
+    for (path, _, access) in wanted_devices(host) {
+        let (major, minor, kind) = device_number(&path)?;
+        rules.push(rule(&kind.to_string(), major.into(), Some(minor.into()), &access));
+    }
+    for text in &host.resources.device_cgroup_rules {
+        rules.push(parse_device_rule(text)?);
+    }
+    Ok(Value::Array(rules))
+}
+
+/// `c 42:* rmw`
+fn parse_device_rule(text: &str) -> Result<Value> {
+    let bad = || Error::invalid(format!("invalid device cgroup rule format: '{text}'"));
+    let parts: Vec<&str> = text.split(' ').collect();
+    let [kind, numbers, access] = parts.as_slice() else { return Err(bad()) };
+    let (major, minor) = numbers.split_once(':').ok_or_else(bad)?;
+    if !["a", "b", "c"].contains(kind)
+        || access.is_empty()
+        || !access.bytes().all(|b| b"rwm".contains(&b))
+    {
+        return Err(bad());
+    }
+    let number = |text: &str| -> Result<Value> {
+        if text == "*" {
+            return Ok(Value::Null);
+        }
+        text.parse::<i64>().map(Value::from).map_err(|_| bad())
+    };
+    let mut rule = json!({ "allow": true, "type": kind, "access": access });
+    for (key, text) in [("major", major), ("minor", minor)] {
+        let value = number(text)?;
+        if !value.is_null() {
+            rule[key] = value;
+        }
+    }
+    Ok(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn host(add: &[&str], drop: &[&str]) -> HostConfig {
+        HostConfig {
+            cap_add: add.iter().map(|c| (*c).to_string()).collect(),
+            cap_drop: drop.iter().map(|c| (*c).to_string()).collect(),
+            ..HostConfig::default()
+        }
+    }
+
+    #[test]
+    fn capabilities_add_and_drop() {
+        assert_eq!(capabilities(&host(&[], &[])).unwrap().len(), 14);
+        assert_eq!(capabilities(&host(&["net_admin"], &["ALL"])).unwrap(), ["CAP_NET_ADMIN"]);
+        let all_but = capabilities(&host(&["ALL"], &["CAP_MKNOD"])).unwrap();
+        assert_eq!(all_but.len(), ALL_CAPS.len() - 1);
+        assert!(capabilities(&host(&["NOPE"], &[])).is_err());
+    }
+
+    #[test]
+    fn only_root_has_effective_capabilities() {
+        let caps = vec!["CAP_KILL".to_string()];
+        assert_eq!(capability_sets(&caps, 0)["effective"], json!(["CAP_KILL"]));
+        assert_eq!(capability_sets(&caps, 7)["effective"], json!([]));
+        assert!(capability_sets(&caps, 0).get("ambient").is_none());
+    }
+
+    #[test]
+    fn device_rules_parse() {
+        assert_eq!(
+            parse_device_rule("c 42:* rw").unwrap(),
+            json!({"allow": true, "type": "c", "access": "rw", "major": 42})
+        );
+        for text in ["", "c 1:2", "x 1:2 r", "c 1 r", "c a:b r", "c 1:2 q"] {
+            assert!(parse_device_rule(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,397 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use store_api::{Any, CreateTask, ProcessId, RuntimeInfo, Stdio, Timestamp};
+
+use super::{
+    Container,
+    record::{Ended, Record, Status},
+    spec,
+    users::{self, User},
+};
+use crate::{
+    Engine, Error, Result, config::OWN_RUNTIME, rootfs, util::blocking, volume::NewVolume,
+};
+
+/// How containerd marks a runtime specification in JSON.
+const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// How containerd marks runc's options.
+const OPTIONS_URL: &str = "containerd.runc.v1.Options";
+
+impl Engine {
+    /// Starts a container; `NotModified` if it runs already.
+    pub async fn container_start(self: &Arc<Self>, name: &str) -> Result<()> {
+        let container = self.containers.find(name)?;
+        let _lifecycle = container.lifecycle.lock().await;
+        match container.record().status {
+            Status::Running { paused: true, .. } => {
+                return Err(Error::conflict(
+                    "cannot start a paused container, try unpause instead",
+                ));
+            }
+            Status::Running { .. } => {
+                return Err(Error::not_modified("the container is already started"));
+            }
+            Status::Dead { .. } => {
+                return Err(Error::conflict(
+                    "container is marked for removal and cannot be started",
+                ));
+            }
+            _ => {}
+        }
+        container.cancel_restart.notify_waiters();
+        container.update(|record| record.manually_stopped = false)?;
+        self.start_locked(&container).await
+    }
+
+    /// Starts with the lifecycle lock held; cleans up after a failure.
+    pub(crate) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let started = self.try_start(container).await;
+        if let Err(error) = &started {
+            self.abandon_start(container, error).await;
+        }
+        started
+    }
+
+    async fn try_start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let id = container.id.as_str();
+        container.oom_killed.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.networks.set_up(self, container).await?;
+        let record = container.snapshot();
+        let upstreams = self.write_files(container, &record)?;
+        self.networks.start_dns(container, &record, upstreams).await?;
+        let user = self.prepare_root(container, &record).await?;
+        let spec = self.container_spec(container, &record, user)?;
+        let volatile = record.host_config.auto_remove;
+        self.put_store_record(&record, &spec, (id, volatile)).await?;
+        let pid = self
+            .services
+            .tasks
+            .create(CreateTask {
+                container_id: id.into(),
+                rootfs: Vec::new(),
+                stdio: stdio(container, &record)?,
+                options: self.runtime_options(&record)?,
+                ports: self.networks.shim_ports(container)?,
+            })
+            .await
+            .map_err(create_failed)?;
+        self.connect_pending(container, &record).await;
+        self.services.tasks.start(&ProcessId::init(id)).await.map_err(create_failed)?;
+        let started_at = Timestamp::now();
+        container.update(|record| {
+            record.status = Status::Running { pid, started_at, paused: false };
+            record.volumes_filled = true;
+        })?;
+        container.progress.send_modify(|progress| {
+            progress.running = true;
+            progress.error.clear();
+        });
+        self.container_event(container, "start");
+        self.watch_exit(container.clone());
+        self.start_health(container);
+        Ok(())
+    }
+
+    /// Undoes a start that failed and records why.
+    async fn abandon_start(self: &Arc<Self>, container: &Arc<Container>, error: &Error) {
+        let init = ProcessId::init(container.id.as_str());
+        if let Err(cause) = self.services.tasks.kill(&init, super::signal::SIGKILL, true).await
+            && !cause.is_not_found()
+        {
+            tracing::debug!(container = %container.id, %cause, "a failed start left nothing to kill");
+        }
+        if let Err(cause) = self.services.tasks.delete(&init).await
+            && !cause.is_not_found()
+        {
+            tracing::warn!(container = %container.id, %cause, "the task of a failed start stays");
+        }
+        self.networks.tear_down(self, container).await;
+        let code = start_exit_code(&error.message);
+        let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
+        container.update_or_log(|record| {
+            record.status = match record.status {
+                Status::Created => Status::Created,
+                _ => {
+                    Status::Exited { started_at: record.status.started_at(), ended: ended.clone() }
+                }
+            };
+            if record.status == Status::Created {
+                // docker shows "created" with the error and its exit code.
+                record.status = Status::Exited { started_at: None, ended };
+            }
+        });
+        container.fail_pending(&error.message);
+        container.progress.send_modify(|progress| {
+            progress.running = false;
+            progress.code = code;
+            progress.error.clone_from(&error.message);
+            progress.exits += 1;
+        });
+        let auto_remove = container.record().host_config.auto_remove;
+        if auto_remove && let Err(error) = self.remove_locked(container, true).await {
+            tracing::warn!(container = %container.id, %error, "a container that did not start stays");
+        }
+    }
+
+    /// Looks up the user, and fills empty volumes on the first start.
+    async fn prepare_root(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        record: &Record,
+    ) -> Result<User> {
+        let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
+        let scratch = self.config.exec_root.join("mounts");
+        let fill = !record.volumes_filled;
+        let record = record.clone();
+        let engine = self.clone();
+        let user = blocking(move || {
+            let root = rootfs::open(&mounts, Vec::new(), &scratch)?;
+            if fill {
+                engine.fill_volumes(&root, &record)?;
+            }
+            users::resolve(&root, &record.config.user, &record.host_config.group_add)
+        })
+        .await?;
+        for mount in container.snapshot().mounts.iter().filter(|m| !m.name.is_empty()) {
+            self.volumes.create(NewVolume { name: mount.name.clone(), ..NewVolume::default() })?;
+        }
+        Ok(user)
+    }
+
+    /// The user of a step that runs on a snapshot of the builder's.
+    pub(crate) async fn user_on(self: &Arc<Self>, key: &str, record: &Record) -> Result<User> {
+        let mounts = self.services.snapshots.mounts(key).await?;
+        let scratch = self.config.exec_root.join("mounts");
+        let text = record.config.user.clone();
+        blocking(move || {
+            let root = rootfs::open(&mounts, Vec::new(), &scratch)?;
+            users::resolve(&root, &text, &[])
+        })
+        .await
+    }
+
+    pub(crate) fn container_spec(
+        &self,
+        container: &Container,
+        record: &Record,
+        user: User,
+    ) -> Result<Value> {
+        let pid_of = |mode: &str| -> Result<Option<u32>> {
+            let Some(other) = mode.strip_prefix("container:") else { return Ok(None) };
+            let other = self.containers.find(other)?;
+            let pid = other.record().status.pid();
+            pid.map(Some).ok_or_else(|| {
+                Error::conflict(format!(
+                    "cannot join namespaces of a non running container: {}",
+                    other.id
+                ))
+            })
+        };
+        let host = &record.host_config;
+        let parent = if host.resources.cgroup_parent.is_empty() {
+            &self.config.cgroup_parent
+        } else {
+            &host.resources.cgroup_parent
+        };
+        let parent = if parent.is_empty() { "/gantry" } else { parent.trim_end_matches('/') };
+        let init = host.init.unwrap_or(self.config.init);
+        let init = if init { Some(self.init_program()?) } else { None };
+        spec::build(&spec::SpecInput {
+            record,
+            user,
+            files: &container.dir,
+            network_namespace: self.networks.namespace_path(self, record)?,
+            ipc_pid: pid_of(&host.ipc_mode)?,
+            pid_pid: pid_of(&host.pid_mode)?,
+            cgroup_path: format!("{parent}/{}", record.id),
+            cgroup_v2: self.facts.cgroup_v2,
+            cgroupns_private: host.cgroupns_mode == "private",
+            default_shm_bytes: self.config.default_shm_bytes,
+            default_ulimits: &self.config.default_ulimits,
+            no_new_privileges: self.config.no_new_privileges,
+            init,
+        })
+    }
+
+    /// The store's record of the container, made at its first start and replaced at each later one.
+    pub(crate) async fn put_store_record(
+        &self,
+        record: &Record,
+        spec: &Value,
+        (snapshot_key, volatile): (&str, bool),
+    ) -> Result<()> {
+        let value = serde_json::to_vec(spec)
+            .map_err(|e| Error::internal(format!("encode specification of {}: {e}", record.id)))?;
+        let now = Timestamp::now();
+        let container = store_api::Container {
+            id: record.id.to_string(),
+            labels: if volatile {
+                store_api::Labels::from([("gantry.io/volatile".into(), "true".into())])
+            } else {
+                store_api::Labels::new()
+            },
+            image: record.config.image.clone(),
+            runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
+            spec: Some(Any { type_url: SPEC_URL.into(), value: Bytes::from(value) }),
+            snapshotter: self.services.snapshots.name().into(),
+            snapshot_key: snapshot_key.into(),
+            created_at: now,
+            updated_at: now,
+            extensions: std::collections::BTreeMap::new(),
+            sandbox_id: String::new(),
+        };
+        match self.services.containers.create(container.clone()).await {
+            Err(error) if error.is_already_exists() => {
+                let patch =
+                    store_api::ContainerPatch { container, field_paths: vec!["spec".into()] };
+                self.services.containers.update(patch).await?;
+            }
+            other => drop(other?),
+        }
+        Ok(())
+    }
+
+    /// Options for the shim where another OCI runtime than ours was asked for.
+    fn runtime_options(&self, record: &Record) -> Result<Option<Any>> {
+        let name = &record.host_config.runtime;
+        let runtime = self.config.runtimes.get(name).cloned().unwrap_or_default();
+        if runtime.path.is_empty() || name == OWN_RUNTIME {
+            return Ok(None);
+        }
+        if !runtime.arguments.is_empty() {
+            return Err(Error::not_implemented(format!("runtimeArgs of runtime \"{name}\"")));
+        }
+        let options = json!({ "BinaryName": runtime.path });
+        Ok(Some(Any {
+            type_url: format!("{OPTIONS_URL}+json"),
+            value: Bytes::from(options.to_string()),
+        }))
+    }
+
+    /// The embedded init is a separate tiny static program; it is not part of this build yet.
+    fn init_program(&self) -> Result<std::path::PathBuf> {
+        Err(Error::not_implemented("HostConfig.Init"))
+    }
+}
+
+/// Where the streams go: the log that the shim writes, and attached clients.
+fn stdio(container: &Container, record: &Record) -> Result<Stdio> {
+    let log = &record.host_config.log_config;
+    let stdout = if log.r#type == "none" {
+        "gantry://none".to_string()
+    } else {
+        let mut url = format!("gantry://json-file{}", container.log_file().display());
+        let mut separator = '?';
+        for (key, value) in &log.config {
+            let value = match key.as_str() {
+                "max-size" => parse_size(value)?.to_string(),
+                "max-file" | "compress" | "mode" | "max-buffer-size" => value.clone(),
+                other => {
+                    return Err(Error::not_implemented(format!(
+                        "option \"{other}\" of log driver json-file"
+                    )));
+                }
+            };
+            if matches!(key.as_str(), "mode" | "max-buffer-size") {
+                // The shim never blocks a container on its log, whatever mode is asked for.
+                continue;
+            }
+            url.push(separator);
+            url.push_str(&format!("{key}={value}"));
+            separator = '&';
+        }
+        url
+    };
+    let stdin = match (record.config.open_stdin, record.config.stdin_once) {
+        (false, _) => "",
+        (true, false) => "gantry://attach",
+        (true, true) => "gantry://attach?once=true",
+    };
+    Ok(Stdio {
+        stdin: stdin.into(),
+        stderr: if record.config.tty { String::new() } else { stdout.clone() },
+        stdout,
+        terminal: record.config.tty,
+    })
+}
+
+/// `10m`, `1g`, `512k`, bytes; -1 is no limit (go-units `RAMInBytes`).
+pub(super) fn parse_size(text: &str) -> Result<u64> {
+    let bad = || Error::invalid(format!("invalid size: '{text}'"));
+    if text == "-1" {
+        return Ok(0);
+    }
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let number: u64 = lower[..digits].parse().map_err(|_| bad())?;
+    let shift = match lower[digits..].trim() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    number.checked_shl(shift).filter(|bytes| bytes >> shift == number).ok_or_else(bad)
+}
+
+/// dockerd 29's words around a runtime's failure; clients derive 126 and 127 from the inner text.
+pub(crate) fn create_failed(error: store_api::Error) -> Error {
+    let inner = error.message;
+    let message = if inner.contains("OCI runtime create failed") || inner.starts_with("Bind for") {
+        inner
+    } else if inner.contains("unable to start container process") {
+        format!(
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: {inner}: unknown"
+        )
+    } else {
+        format!("failed to create task for container: {inner}")
+    };
+    let kind = if start_exit_code(&message) == 128 {
+        error.kind
+    } else {
+        types::ErrorKind::InvalidArgument
+    };
+    Error::new(kind, message)
+}
+
+/// moby `daemon/start.go` `translateContainerdStartErr`.
+fn start_exit_code(message: &str) -> i64 {
+    let lower = message.to_ascii_lowercase();
+    let has = |text: &str| lower.contains(text);
+    if has("executable file not found")
+        || has("no such file or directory")
+        || has("system cannot find the file specified")
+    {
+        127
+    } else if has("permission denied") || has("not a directory") || has("is a directory") {
+        126
+    } else {
+        128
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("10m").unwrap(), 10 << 20);
+        assert_eq!(parse_size("1GiB").unwrap(), 1 << 30);
+        assert_eq!(parse_size("-1").unwrap(), 0);
+        for text in ["", "x", "10q", "99999999999999999999", "99999999999g"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_of_failed_starts() {
+        assert_eq!(start_exit_code("exec: \"x\": executable file not found in $PATH"), 127);
+        assert_eq!(start_exit_code("exec: \"/etc\": permission denied"), 126);
+        assert_eq!(start_exit_code("something else"), 128);
+    }
+}

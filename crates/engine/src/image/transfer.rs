@@ -1,0 +1,492 @@
+//! Pull, push, load, save: the store's progress as docker's JSON messages.
+
+use std::{collections::HashMap, sync::Arc};
+
+use api_types::{
+    AuthConfig, AuthResponse, DistributionInspect, ErrorDetail, JsonMessage, ProgressDetail,
+    PushResult,
+};
+use store_api::{
+    ByteStream, Credentials, ExportRequest, ImportRequest, Progress, ProgressState, PullRequest,
+    PushRequest, RegistryAccess,
+};
+use tokio::sync::mpsc;
+use types::{Digest, ImageRef, Platform};
+
+use super::Known;
+use crate::{Engine, Error, Result, container::descriptor_shape};
+
+/// Messages to a client that have not been sent yet.
+const QUEUE: usize = 64;
+/// Steps of progress that the store is ahead.
+const PROGRESS_QUEUE: usize = 256;
+
+/// A stream of JSON messages; it ends with the operation. A failure is its last message.
+pub type Messages = mpsc::Receiver<JsonMessage>;
+
+pub(crate) fn status(text: impl Into<String>) -> JsonMessage {
+    JsonMessage { status: text.into(), ..JsonMessage::default() }
+}
+
+pub(crate) fn failed(message: &str) -> JsonMessage {
+    JsonMessage {
+        error_detail: Some(ErrorDetail { message: message.into(), ..ErrorDetail::default() }),
+        error: message.into(),
+        ..JsonMessage::default()
+    }
+}
+
+/// Turns progress into messages. Every layer is told of once per state, and by bytes while it moves.
+pub(crate) struct Teller {
+    pushing: bool,
+    told: HashMap<Digest, ProgressState>,
+}
+
+impl Teller {
+    pub(crate) fn new(pushing: bool) -> Self {
+        Self { pushing, told: HashMap::new() }
+    }
+
+    pub(crate) fn tell(&mut self, step: &Progress) -> Vec<JsonMessage> {
+        if !step.is_layer {
+            return Vec::new();
+        }
+        let Some(digest) = &step.digest else { return Vec::new() };
+        let text = match (step.state, self.pushing) {
+            (ProgressState::Waiting, false) => "Waiting",
+            (ProgressState::Waiting, true) => "Waiting",
+            (ProgressState::Downloading, _) => "Downloading",
+            (ProgressState::Verifying, _) => "Verifying Checksum",
+            (ProgressState::Downloaded, _) => "Download complete",
+            (ProgressState::Extracting, _) => "Extracting",
+            (ProgressState::Exists, false) => "Already exists",
+            (ProgressState::Exists, true) => "Layer already exists",
+            (ProgressState::Complete, false) => "Pull complete",
+            (ProgressState::Complete | ProgressState::Uploaded, true) => "Pushed",
+            (ProgressState::Uploading, _) => "Pushing",
+            (ProgressState::Mounted, _) => "Mounted",
+            (ProgressState::Retrying, _) => "Retrying",
+            _ => return Vec::new(),
+        };
+        let moving = matches!(
+            step.state,
+            ProgressState::Downloading | ProgressState::Extracting | ProgressState::Uploading
+        );
+        let before = self.told.insert(digest.clone(), step.state);
+        if before == Some(step.state) && !moving {
+            return Vec::new();
+        }
+        let mut messages = Vec::new();
+        if before.is_none() {
+            let first = if self.pushing { "Preparing" } else { "Pulling fs layer" };
+            if step.state != ProgressState::Exists || self.pushing {
+                messages.push(message(digest, first, None));
+            }
+        }
+        let detail = moving.then(|| ProgressDetail {
+            current: i64::try_from(step.current).unwrap_or(i64::MAX),
+            total: i64::try_from(step.total).unwrap_or(i64::MAX),
+            ..ProgressDetail::default()
+        });
+        let text = match (step.state, step.message.is_empty()) {
+            (ProgressState::Mounted, false) => format!("Mounted from {}", step.message),
+            (ProgressState::Retrying, false) => format!("Retrying: {}", step.message),
+            _ => text.to_string(),
+        };
+        messages.push(message(digest, &text, detail));
+        messages
+    }
+}
+
+fn message(digest: &Digest, text: &str, detail: Option<ProgressDetail>) -> JsonMessage {
+    JsonMessage {
+        status: text.into(),
+        id: digest.short().into(),
+        progress: detail.as_ref().map(bar).unwrap_or_default(),
+        progress_detail: Some(detail.unwrap_or_default()),
+        ..JsonMessage::default()
+    }
+}
+
+/// docker's text form of progress, for clients that do not draw their own.
+fn bar(detail: &ProgressDetail) -> String {
+    const WIDTH: i64 = 50;
+    if detail.total <= 0 {
+        return human(detail.current);
+    }
+    let filled = (detail.current.min(detail.total) * WIDTH / detail.total).clamp(0, WIDTH);
+    let filled = usize::try_from(filled).unwrap_or(0);
+    let empty = 50 - filled;
+    format!(
+        "[{}>{}]  {}/{}",
+        "=".repeat(filled),
+        " ".repeat(empty),
+        human(detail.current),
+        human(detail.total)
+    )
+}
+
+/// go-units `HumanSize`: four digits, powers of 1000.
+pub(crate) fn human(bytes: i64) -> String {
+    #[allow(clippy::cast_precision_loss)]
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        if value < 1000.0 {
+            let text = format!("{value:.3}");
+            let text: String = text
+                .chars()
+                .take(if value >= 100.0 { 5 } else { 4 + usize::from(value >= 10.0) })
+                .collect();
+            let text = if text.contains('.') {
+                text.trim_end_matches('0').trim_end_matches('.')
+            } else {
+                &text
+            };
+            return format!("{text}{unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1}PB")
+}
+
+impl Engine {
+    /// Pulls an image. The stream ends when it is done or the client is gone; failures after the start
+    /// are its last message.
+    pub async fn image_pull(
+        self: &Arc<Self>,
+        reference: ImageRef,
+        platform: Option<Platform>,
+        auth: Option<AuthConfig>,
+    ) -> Result<Messages> {
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let engine = self.clone();
+        let access = self.registry_access(auth.as_ref());
+        tokio::spawn(async move {
+            let result = engine.pull_telling(&reference, platform, access, &sender).await;
+            if let Err(error) = result {
+                // A client that is gone cannot be told.
+                drop(sender.send(failed(&error.message)).await);
+            }
+        });
+        Ok(messages)
+    }
+
+    /// `docker pull -a`: every tag of a repository.
+    pub async fn image_pull_all(
+        self: &Arc<Self>,
+        repository: ImageRef,
+        platform: Option<Platform>,
+        auth: Option<AuthConfig>,
+    ) -> Result<Messages> {
+        let access = self.registry_access(auth.as_ref());
+        let tags = self.services.transfer.tags(&repository, &access).await?;
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let engine = self.clone();
+        tokio::spawn(async move {
+            for tag in tags {
+                let pulled = match repository.with_tag(&tag) {
+                    Ok(reference) => {
+                        engine
+                            .pull_telling(&reference, platform.clone(), access.clone(), &sender)
+                            .await
+                    }
+                    Err(error) => Err(error.into()),
+                };
+                if let Err(error) = pulled {
+                    drop(sender.send(failed(&error.message)).await);
+                    return;
+                }
+            }
+        });
+        Ok(messages)
+    }
+
+    async fn pull_telling(
+        self: &Arc<Self>,
+        reference: &ImageRef,
+        platform: Option<Platform>,
+        access: RegistryAccess,
+        sender: &mpsc::Sender<JsonMessage>,
+    ) -> Result<()> {
+        let reference = reference.clone().with_default_tag();
+        let tag = reference.tag().map_or_else(
+            || reference.digest().map(ToString::to_string).unwrap_or_default(),
+            Into::into,
+        );
+        let first = JsonMessage { id: tag, ..status(format!("Pulling from {}", reference.path())) };
+        self.say(sender, first).await?;
+        let (pulled, ()) = {
+            let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
+            let pull = self.services.transfer.pull(
+                PullRequest {
+                    reference: reference.clone(),
+                    platform,
+                    all_platforms: false,
+                    access,
+                    unpack: true,
+                },
+                steps,
+            );
+            let tell = async {
+                let mut teller = Teller::new(false);
+                while let Some(step) = received.recv().await {
+                    for message in teller.tell(&step) {
+                        // The pull goes on for others who wait for the same image.
+                        drop(sender.send(message).await);
+                    }
+                }
+            };
+            tokio::join!(pull, tell)
+        };
+        let pulled = pulled?;
+        // A name that moved leaves its old image without one; it stays until it is pruned.
+        self.say(sender, status(format!("Digest: {}", pulled.target.digest))).await?;
+        let outcome = if pulled.up_to_date {
+            format!("Status: Image is up to date for {}", reference.familiar())
+        } else {
+            format!("Status: Downloaded newer image for {}", reference.familiar())
+        };
+        self.image_event("pull", &reference.familiar(), &reference.familiar_name());
+        self.say(sender, status(outcome)).await
+    }
+
+    async fn say(&self, sender: &mpsc::Sender<JsonMessage>, message: JsonMessage) -> Result<()> {
+        sender
+            .send(message)
+            .await
+            .map_err(|_| Error::new(types::ErrorKind::Cancelled, "the client went away"))
+    }
+
+    /// Pushes a tag, or with `tag` empty every tag of the repository.
+    pub async fn image_push(
+        self: &Arc<Self>,
+        name: &str,
+        tag: &str,
+        (platform, auth): (Option<Platform>, Option<AuthConfig>),
+    ) -> Result<Messages> {
+        let repository: ImageRef = name.parse()?;
+        let mut references = Vec::new();
+        if tag.is_empty() && repository.tag().is_none() {
+            for known in self.known_images().await?.into_values() {
+                let of_it = known.names.into_iter().filter(|n| n.name() == repository.name());
+                references.extend(of_it.filter(|n| n.tag().is_some()));
+            }
+        } else {
+            let reference =
+                if tag.is_empty() { repository.clone() } else { repository.with_tag(tag)? };
+            let known = self.known_images().await?;
+            if known.values().any(|image| image.names.contains(&reference)) {
+                references.push(reference);
+            }
+        }
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let engine = self.clone();
+        let access = self.registry_access(auth.as_ref());
+        let tag = tag.to_string();
+        tokio::spawn(async move {
+            let refers = format!("The push refers to repository [{}]", repository.name());
+            let mut result = engine.say(&sender, status(refers)).await;
+            if references.is_empty() && result.is_ok() {
+                let what = if tag.is_empty() {
+                    repository.familiar_name()
+                } else {
+                    format!("{}:{tag}", repository.familiar_name())
+                };
+                result = Err(Error::not_found(format!(
+                    "An image does not exist locally with the tag: {what}"
+                )));
+            }
+            for reference in references {
+                if result.is_err() {
+                    break;
+                }
+                result = engine
+                    .push_telling(&reference, platform.clone(), access.clone(), &sender)
+                    .await;
+            }
+            if let Err(error) = result {
+                drop(sender.send(failed(&error.message)).await);
+            }
+        });
+        Ok(messages)
+    }
+
+    async fn push_telling(
+        self: &Arc<Self>,
+        reference: &ImageRef,
+        platform: Option<Platform>,
+        access: RegistryAccess,
+        sender: &mpsc::Sender<JsonMessage>,
+    ) -> Result<()> {
+        let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
+        let request = PushRequest {
+            name: reference.to_string(),
+            reference: reference.clone(),
+            platform,
+            access: RegistryAccess { max_concurrent: self.config.max_concurrent_uploads, ..access },
+        };
+        let push = self.services.transfer.push(request, steps);
+        let tell = async {
+            let mut teller = Teller::new(true);
+            while let Some(step) = received.recv().await {
+                for message in teller.tell(&step) {
+                    drop(sender.send(message).await);
+                }
+            }
+        };
+        let (pushed, ()) = tokio::join!(push, tell);
+        let pushed = pushed?;
+        let tag = reference.tag().unwrap_or_default();
+        let size = i64::try_from(pushed.size).unwrap_or(i64::MAX);
+        let text = format!("{tag}: digest: {} size: {size}", pushed.digest);
+        self.say(sender, status(text)).await?;
+        let aux = PushResult { tag: tag.into(), digest: pushed.digest.to_string(), size };
+        let aux = serde_json::to_value(aux)
+            .map_err(|e| Error::internal(format!("encode push result: {e}")))?;
+        self.image_event("push", &reference.familiar(), &reference.familiar_name());
+        self.say(sender, JsonMessage { aux: Some(aux), ..JsonMessage::default() }).await
+    }
+
+    /// Loads the images of an archive.
+    pub async fn image_load(
+        self: &Arc<Self>,
+        archive: ByteStream,
+        platforms: Vec<Platform>,
+    ) -> Result<Messages> {
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
+            let request = ImportRequest { platforms, unpack: true, index_name: String::new() };
+            let import = engine.services.transfer.import(request, archive, steps);
+            // Loading shows its result only; the steps are drained so that it does not stall.
+            let drain = async { while received.recv().await.is_some() {} };
+            let (imported, ()) = tokio::join!(import, drain);
+            match imported {
+                Ok(list) => {
+                    for image in list {
+                        let (text, name) = match image.name.parse::<ImageRef>() {
+                            Ok(reference) => (
+                                format!("Loaded image: {}\n", reference.familiar()),
+                                reference.familiar(),
+                            ),
+                            Err(_) => (
+                                format!("Loaded image ID: {}\n", image.target.digest),
+                                String::new(),
+                            ),
+                        };
+                        engine.image_event("load", &image.target.digest.to_string(), &name);
+                        let message = JsonMessage { stream: text, ..JsonMessage::default() };
+                        drop(sender.send(message).await);
+                    }
+                }
+                Err(error) => drop(sender.send(failed(&error.message)).await),
+            }
+        });
+        Ok(messages)
+    }
+
+    /// Writes images as a docker archive that is an OCI layout too.
+    pub async fn image_save(
+        self: &Arc<Self>,
+        names: &[String],
+        platform: Option<Platform>,
+    ) -> Result<ByteStream> {
+        let mut request =
+            ExportRequest { platform, docker_compatible: true, ..ExportRequest::default() };
+        for name in names {
+            let known: Known = self.find_image(name).await?;
+            let wanted = name.parse::<ImageRef>().ok();
+            match wanted {
+                // A repository alone means all of its tags.
+                Some(reference) if reference.tag().is_none() && reference.digest().is_none() => {
+                    let whole = self.known_images().await?;
+                    let tags = whole.values().flat_map(|image| &image.names);
+                    let of_it: Vec<String> = tags
+                        .filter(|n| n.name() == reference.name() && n.tag().is_some())
+                        .map(ToString::to_string)
+                        .collect();
+                    if of_it.is_empty() {
+                        request.targets.push(known.target.digest);
+                    } else {
+                        request.names.extend(of_it);
+                    }
+                }
+                Some(reference) if known.names.contains(&reference) => {
+                    request.names.push(reference.to_string());
+                }
+                _ => request.targets.push(known.target.digest),
+            }
+        }
+        for name in names {
+            self.image_event("save", name, name);
+        }
+        Ok(self.services.transfer.export(request).await?)
+    }
+
+    /// Checks credentials against a registry.
+    pub async fn auth(&self, auth: AuthConfig) -> Result<AuthResponse> {
+        let server = if auth.server_address.is_empty() {
+            "https://index.docker.io/v1/".to_string()
+        } else {
+            auth.server_address.clone()
+        };
+        let access = RegistryAccess {
+            credentials: Some(Credentials {
+                username: auth.username.clone(),
+                password: auth.password.clone(),
+                identity_token: auth.identity_token.clone(),
+                registry_token: auth.registry_token.clone(),
+            }),
+            ..self.registry_access(None)
+        };
+        let token = self.services.transfer.login(&server, &access).await?;
+        Ok(AuthResponse {
+            identity_token: token.unwrap_or_default(),
+            status: "Login Succeeded".into(),
+        })
+    }
+
+    pub async fn distribution(
+        &self,
+        name: &str,
+        auth: Option<AuthConfig>,
+    ) -> Result<DistributionInspect> {
+        let reference: ImageRef = name.parse()?;
+        let access = self.registry_access(auth.as_ref());
+        let descriptor =
+            self.services.transfer.resolve(&reference.with_default_tag(), &access).await?;
+        let shape = descriptor_shape(&descriptor);
+        let platforms = shape.platform.clone().into_iter().collect();
+        Ok(DistributionInspect { descriptor: shape, platforms })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_docker_prints_them() {
+        for (bytes, text) in [(0, "0B"), (999, "999B"), (1024, "1.024kB"), (3_370_706, "3.37MB")] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+
+    #[test]
+    fn a_layer_is_announced_once() {
+        let mut teller = Teller::new(false);
+        let step = Progress {
+            digest: Some(Digest::sha256("x")),
+            diff_id: None,
+            is_layer: true,
+            state: ProgressState::Downloading,
+            current: 1,
+            total: 2,
+            message: String::new(),
+        };
+        let texts: Vec<String> = teller.tell(&step).into_iter().map(|m| m.status).collect();
+        assert_eq!(texts, ["Pulling fs layer", "Downloading"]);
+        assert_eq!(teller.tell(&step).len(), 1);
+    }
+}
