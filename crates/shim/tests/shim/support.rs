@@ -17,7 +17,11 @@ use protos::shim as api;
 use protos::ttrpc;
 use serde_json::{Value, json};
 
-pub(crate) const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-gantry-v2");
+/// Another build of the shim can be given, to measure it.
+fn program() -> String {
+    let built = env!("CARGO_BIN_EXE_containerd-shim-gantry-v2");
+    std::env::var("SHIM_TEST_PROGRAM").unwrap_or_else(|_| built.to_owned())
+}
 /// Far beyond what anything here takes; only a hang meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -97,6 +101,10 @@ impl World {
         self.dir.path().join(name)
     }
 
+    pub(crate) fn any_event(&mut self) -> api::EventEnvelope {
+        self.events.recv_timeout(PATIENCE).unwrap()
+    }
+
     /// The event of this topic that comes next.
     pub(crate) fn event<T: Message + Default>(&mut self, topic: &str) -> T {
         loop {
@@ -141,7 +149,7 @@ impl World {
     }
 
     fn shim_command(&self, id: &str, action: &str) -> Command {
-        let mut command = Command::new(SHIM);
+        let mut command = Command::new(program());
         command
             .args(["-namespace", "test", "-address", "/nowhere.sock", "-publish-binary", "x"])
             .args(["-id", id, "-bundle"])
