@@ -342,7 +342,7 @@ pub(crate) fn abandon(pidfd: &OwnedFd) {
 /// caller's child.
 fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<(i32, OwnedFd)> {
     // The cgroup namespace comes later: its root is the cgroup at the time it is made.
-    let new = init.namespaces.new & !flag::CLONE_NEWCGROUP;
+    let new = init.namespaces.new & !init.namespaces.late();
     let offsets = init.spec.linux.as_ref().map(|l| l.time_offsets.clone()).unwrap_or_default();
     if init.namespaces.join.is_empty() && offsets.is_empty() {
         let options = CloneOptions { flags: new, into_cgroup: into.map(AsFd::as_fd) };
@@ -424,11 +424,7 @@ fn drive(
     cgroup_later: bool,
 ) -> Result<Option<OwnedFd>> {
     parent.record.pid = pid;
-    let early = settle(parent, made, pid, cgroup_later);
-    if let Err(e) = early {
-        // What the process itself has to say (it may have died) is the better error.
-        return Err(e);
-    }
+    settle(parent, made, pid, cgroup_later)?;
     sync.go()?;
     let mut master = None;
     loop {

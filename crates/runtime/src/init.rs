@@ -21,6 +21,9 @@ use crate::spec::Spec;
 use crate::sync::Sync;
 use crate::{Stdio, console, hooks};
 
+/// Makes the state document for a status and a pid.
+type HookState = Box<dyn Fn(&str, i32) -> Vec<u8>>;
+
 /// Everything that the process needs, found out before it was made.
 pub(crate) struct Init {
     pub(crate) spec: Spec,
@@ -32,7 +35,7 @@ pub(crate) struct Init {
     /// Read end of exec.fifo (open for both, so that the open does not block).
     pub(crate) fifo: OwnedFd,
     /// State for hooks that run in the container, with this status.
-    pub(crate) hook_state: Box<dyn Fn(&str, i32) -> Vec<u8>>,
+    pub(crate) hook_state: HookState,
     pub(crate) keyring: Option<std::ffi::CString>,
     pub(crate) setgroups: bool,
 }
@@ -70,6 +73,8 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
             .ctx("setgid", || "0 in the user namespace")?;
         set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT)
             .ctx("setuid", || "0 in the user namespace")?;
+        let ipc = init.namespaces.late() & flag::CLONE_NEWIPC;
+        sys::process::unshare(ipc).ctx("unshare", || "ipc namespace")?;
     }
     if let Some(p) = &linux.personality {
         personality(p)?;

@@ -87,6 +87,14 @@ impl Namespaces {
         self.new & flag != 0 || self.joins(flag)
     }
 
+    /// Those of the new ones that the process makes itself, later: the cgroup namespace, whose root
+    /// is the cgroup that its maker is in, and with a new user namespace the ipc namespace, whose
+    /// message queue file system belongs to its maker.
+    pub(crate) fn late(&self) -> u64 {
+        let ipc = if self.new & flag::CLONE_NEWUSER != 0 { flag::CLONE_NEWIPC } else { 0 };
+        self.new & (flag::CLONE_NEWCGROUP | ipc)
+    }
+
     pub(crate) fn joins(&self, flag: u64) -> bool {
         self.join.iter().any(|j| j.flag == flag)
     }

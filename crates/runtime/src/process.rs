@@ -111,7 +111,7 @@ impl Prepared {
     pub(crate) fn limit(&self, pid: i32) -> Result<()> {
         let target = rustix::process::Pid::from_raw(pid);
         for (resource, limit) in &self.rlimits {
-            rustix::process::prlimit(target, *resource, limit.clone())
+            rustix::process::prlimit(target, *resource, *limit)
                 .ctx("prlimit", || format!("{resource:?}"))?;
         }
         Ok(())

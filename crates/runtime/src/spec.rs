@@ -527,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_round_trip_keeps_the_wire_names() {
-        let text = r#"{"ociVersion":"1.3.0","linux":{"resources":{"blockIO":{"throttleReadIOPSDevice":[{"major":8,"minor":0,"rate":5}]},"memory":{"disableOOMKiller":true}}}}"#;
+        let text = r#"{"ociVersion":"1.3.0","linux":{"resources":{"memory":{"disableOOMKiller":true},"blockIO":{"throttleReadIOPSDevice":[{"major":8,"minor":0,"rate":5}]}}}}"#;
         let spec: Spec = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&spec).unwrap(), text);
     }

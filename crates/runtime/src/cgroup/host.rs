@@ -118,7 +118,7 @@ fn relative(path: &str, root: &str) -> String {
         return path.to_owned();
     }
     match path.strip_prefix(root) {
-        Some(rest) if rest.is_empty() => "/".to_owned(),
+        Some("") => "/".to_owned(),
         Some(rest) => rest.to_owned(),
         None => path.to_owned(),
     }
