@@ -88,6 +88,64 @@ struct CreateOptionsRest {
     console_socket: Option<PathBuf>,
 }
 
+impl CreateOptionsRest {
+    fn new(create: &CreateOptions) -> CreateOptionsRest {
+        CreateOptionsRest {
+            pid_file: create.pid_file.clone(),
+            pidfd_socket: create.pidfd_socket.clone(),
+            console_socket: match &create.stdio {
+                Stdio::ConsoleSocket(path) => Some(path.clone()),
+                _ => None,
+            },
+        }
+    }
+}
+
+impl<'a> Parent<'a> {
+    /// For an ordinary container; what a user namespace or a rootless caller changes is set after.
+    fn new(
+        spec: &Spec,
+        linux: Linux,
+        record: Record,
+        create: &'a CreateOptionsRest,
+    ) -> Result<Parent<'a>> {
+        let seccomp = linux.seccomp.clone().unwrap_or_default();
+        Ok(Parent {
+            proc: ProcFs::open()?,
+            resources: linux.resources.clone().unwrap_or_default(),
+            hooks: spec.hooks.clone(),
+            rootless: false,
+            device_rules: true,
+            new_userns: false,
+            limits: None,
+            listener_path: seccomp.listener_path,
+            listener_metadata: seccomp.listener_metadata,
+            oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
+            linux,
+            record,
+            create,
+        })
+    }
+}
+
+fn new_record(
+    id: &ContainerId,
+    spec: &Spec,
+    bundle: &Path,
+    namespaces: &Namespaces,
+    cgroup: Cgroup,
+    rootless: bool,
+) -> Result<Record> {
+    let mut record = Record::new(id, spec);
+    record.bundle = bundle.to_owned();
+    record.rootfs = root_path(bundle, spec)?;
+    record.namespaces = namespaces.all();
+    record.own_pidns = namespaces.new & flag::CLONE_NEWPID != 0;
+    record.setgroups = !(rootless && namespaces.has(flag::CLONE_NEWUSER));
+    record.cgroup = cgroup;
+    Ok(record)
+}
+
 fn create_in(
     made: &mut Made,
     id: &ContainerId,
@@ -111,54 +169,24 @@ fn create_in(
     }
     process::write_atomically(&made.dir.join(CONFIG), &bytes, 0o600)?;
     let namespaces = Namespaces::parse(&linux.namespaces)?;
-    let new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
     check_userns(&linux, &namespaces)?;
 
     let host = Host::detect(&proc)?;
     let cgroup = Cgroup::locate(&host, &linux.cgroups_path, id.as_str(), &resources)?;
     made.cgroup = cgroup.clone();
-    let mut record = Record::new(id, &spec);
-    record.bundle = bundle.clone();
-    record.rootfs = root_path(&bundle, &spec)?;
-    record.namespaces = namespaces.all();
-    record.own_pidns = namespaces.new & flag::CLONE_NEWPID != 0;
-    record.setgroups = !(rootless && namespaces.has(flag::CLONE_NEWUSER));
-    record.cgroup = cgroup;
+    let record = new_record(id, &spec, &bundle, &namespaces, cgroup, rootless)?;
 
     // In a user namespace below the host's the kernel allows no device rules at all.
     let own_map = proc.read("self/uid_map")?;
     let host_userns = own_map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
-    let rest = CreateOptionsRest {
-        pid_file: create.pid_file.clone(),
-        pidfd_socket: create.pidfd_socket.clone(),
-        console_socket: match &create.stdio {
-            Stdio::ConsoleSocket(path) => Some(path.clone()),
-            _ => None,
-        },
-    };
-    let parent = Parent {
-        proc: ProcFs::open()?,
-        limits: if namespaces.has(flag::CLONE_NEWUSER) {
-            Some(Prepared::new(process, None, 0, &proc)?)
-        } else {
-            None
-        },
-        resources,
-        hooks: spec.hooks.clone(),
-        rootless,
-        device_rules: host_userns && !rootless,
-        new_userns,
-        listener_path: linux.seccomp.as_ref().map(|s| s.listener_path.clone()).unwrap_or_default(),
-        listener_metadata: linux
-            .seccomp
-            .as_ref()
-            .map(|s| s.listener_metadata.clone())
-            .unwrap_or_default(),
-        oom_score_adj: process.oom_score_adj,
-        linux,
-        record: record.clone(),
-        create: &rest,
-    };
+    let rest = CreateOptionsRest::new(&create);
+    let mut parent = Parent::new(&spec, linux, record.clone(), &rest)?;
+    parent.rootless = rootless;
+    parent.device_rules = host_userns && !rootless;
+    parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
+    if namespaces.has(flag::CLONE_NEWUSER) {
+        parent.limits = Some(Prepared::new(process, None, 0, &proc)?);
+    }
     let fifo = make_fifo(&made.dir)?;
     let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
     let init = Init {

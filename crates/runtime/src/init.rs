@@ -67,14 +67,8 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
     let gone = std::cell::Cell::new(false);
     let wait_go = || -> Result<()> { if gone.replace(true) { Ok(()) } else { sync.wait_go() } };
     if init.namespaces.has(flag::CLONE_NEWUSER) {
-        // In a new one: once the maps are written. Being root is being somebody.
         wait_go()?;
-        set_thread_res_gid(rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT)
-            .ctx("setgid", || "0 in the user namespace")?;
-        set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT)
-            .ctx("setuid", || "0 in the user namespace")?;
-        let ipc = init.namespaces.late() & flag::CLONE_NEWIPC;
-        sys::process::unshare(ipc).ctx("unshare", || "ipc namespace")?;
+        become_root(&init.namespaces)?;
     }
     if let Some(p) = &linux.personality {
         personality(p)?;
@@ -172,6 +166,15 @@ fn names(init: &Init) -> Result<()> {
             .ctx("setdomainname", || spec.domainname.as_str())?;
     }
     Ok(())
+}
+
+/// In a user namespace whose maps are written: being root is being somebody.
+fn become_root(namespaces: &Namespaces) -> Result<()> {
+    let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    set_thread_res_gid(gid, gid, gid).ctx("setgid", || "0 in the user namespace")?;
+    set_thread_res_uid(uid, uid, uid).ctx("setuid", || "0 in the user namespace")?;
+    let ipc = namespaces.late() & flag::CLONE_NEWIPC;
+    sys::process::unshare(ipc).ctx("unshare", || "ipc namespace")
 }
 
 fn own_pid() -> i32 {
