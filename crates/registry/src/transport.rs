@@ -36,6 +36,9 @@ const IDLE_MAX: usize = 16;
 const IDLE_FOR: Duration = Duration::from_secs(45);
 /// Servers with idle connections or known TLS settings.
 const SERVERS_MAX: usize = 256;
+/// A server that may not know TLS, and waits for more of what it takes for a request, gets this
+/// long to greet.
+const PROBE: Duration = Duration::from_secs(3);
 /// Bytes of a proxy's answer to CONNECT.
 const PROXY_HEAD_MAX: usize = 8 << 10;
 /// Bytes read at once, and so the limit of an answer's head.
@@ -271,11 +274,26 @@ impl Transport {
             self.tls_config(origin).await.map_err(|e| TransportError::Setup(Box::new(e)))?;
         let name = ServerName::try_from(origin.host.clone())
             .map_err(|_| TransportError::Address("not a valid server name"))?;
-        let stream = tokio_rustls::TlsConnector::from(config)
-            .connect(name, tcp)
+        let tls_error = |source| TransportError::Tls { host: origin.host.clone(), source };
+        let greeting = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
+        let limit = if self.allows_http(origin) {
+            PROBE.min(self.timeouts.connect)
+        } else {
+            self.timeouts.connect
+        };
+        let stream = timeout(limit, greeting)
             .await
-            .map_err(|source| TransportError::Tls { host: origin.host.clone(), source })?;
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(tls_error)?;
         handshake(stream).await
+    }
+
+    /// Whether the server was declared insecure, so that it may not know TLS at all.
+    fn allows_http(&self, origin: &Origin) -> bool {
+        // An entry of the list may or may not name the default port.
+        let bare = HostPort { host: origin.host.clone(), port: None };
+        self.insecure.contains(&origin.host_port())
+            || (origin.port == 443 && self.insecure.contains(&bare))
     }
 
     async fn tls_config(&self, origin: &Origin) -> Result<Arc<rustls::ClientConfig>, Error> {
@@ -289,10 +307,7 @@ impl Transport {
         if let Some(config) = lock().get(&key) {
             return Ok(config.clone());
         }
-        // An entry of the list may or may not name the default port.
-        let bare = HostPort { host: origin.host.clone(), port: None };
-        let is_insecure = self.insecure.contains(&origin.host_port())
-            || (origin.port == 443 && self.insecure.contains(&bare));
+        let is_insecure = self.allows_http(origin);
         let (trust, registry) = (self.trust.clone(), key.clone());
         let load = move || trust.for_registry(&registry, !is_insecure);
         let config = tokio::task::spawn_blocking(load).await.unwrap_or_else(|e| {

@@ -1,0 +1,7 @@
+#![allow(clippy::unwrap_used)]
+//! Against Debian's docker-registry, and against servers that misbehave on purpose.
+
+mod dns;
+mod hostile;
+mod real;
+mod server;
