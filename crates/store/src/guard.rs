@@ -1,6 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,43 +14,86 @@ const FRESH: Duration = Duration::from_secs(24 * 3600);
 
 type Item = (String, ResourceKind, String);
 
-/// What garbage collection leaves alone although no record leads to it: content and snapshots that
-/// were made (or looked for) just now and not named yet. The moment a record leads there, this
-/// protection ends and the record's begins.
+/// What garbage collection leaves alone although no record leads to it.
+///
+/// Fresh: content and snapshots that were made (or looked for) just now and not named yet. The moment
+/// a record leads there, this protection ends and the record's begins. Pinned: what an operation of
+/// the store itself works on right now, whatever happens to records meanwhile.
+#[derive(Clone, Default)]
+pub(crate) struct Guard(Arc<Mutex<State>>);
+
 #[derive(Default)]
-pub(crate) struct Guard(Mutex<BTreeMap<Item, Instant>>);
+struct State {
+    fresh: BTreeMap<Item, Instant>,
+    /// How many operations work on it.
+    pinned: BTreeMap<Item, usize>,
+}
 
 impl Guard {
     pub(crate) fn refresh(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0).insert((ns.into(), kind, name.into()), Instant::now());
+        lock(&self.0).fresh.insert((ns.into(), kind, name.into()), Instant::now());
     }
 
     pub(crate) fn forget(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0).remove(&(ns.to_string(), kind, name.to_string()));
+        lock(&self.0).fresh.remove(&(ns.to_string(), kind, name.to_string()));
     }
 
     pub(crate) fn forget_all(&self, ns: &str, items: &BTreeSet<(ResourceKind, String)>) {
-        let mut fresh = lock(&self.0);
-        if fresh.is_empty() {
-            return;
-        }
+        let mut state = lock(&self.0);
         for (kind, name) in items {
-            fresh.remove(&(ns.to_string(), *kind, name.clone()));
+            state.fresh.remove(&(ns.to_string(), *kind, name.clone()));
         }
     }
 
+    /// Is nothing fresh?
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.0).is_empty()
+        lock(&self.0).fresh.is_empty()
     }
 
     /// What is protected in a namespace now; what is too old is dropped.
     pub(crate) fn items(&self, ns: &str) -> Vec<(ResourceKind, String)> {
-        let mut fresh = lock(&self.0);
-        fresh.retain(|_, since| since.elapsed() < FRESH);
-        fresh
+        let mut state = lock(&self.0);
+        state.fresh.retain(|_, since| since.elapsed() < FRESH);
+        state
+            .fresh
             .keys()
+            .chain(state.pinned.keys())
             .filter(|(namespace, _, _)| namespace == ns)
             .map(|(_, kind, name)| (*kind, name.clone()))
             .collect()
+    }
+
+    /// The protection of one operation, which ends when it is dropped.
+    pub(crate) fn pins(&self, ns: &str) -> Pins {
+        Pins { guard: self.clone(), ns: ns.into(), items: Mutex::new(Vec::new()) }
+    }
+}
+
+/// Pin first and look then whether the thing is there: nothing can come between.
+pub(crate) struct Pins {
+    guard: Guard,
+    ns: String,
+    items: Mutex<Vec<Item>>,
+}
+
+impl Pins {
+    pub(crate) fn add(&self, kind: ResourceKind, name: impl std::fmt::Display) {
+        let item = (self.ns.clone(), kind, name.to_string());
+        *lock(&self.guard.0).pinned.entry(item.clone()).or_default() += 1;
+        lock(&self.items).push(item);
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut state = lock(&self.guard.0);
+        for item in lock(&self.items).drain(..) {
+            if let Some(count) = state.pinned.get_mut(&item) {
+                *count -= 1;
+                if *count == 0 {
+                    state.pinned.remove(&item);
+                }
+            }
+        }
     }
 }

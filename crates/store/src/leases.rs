@@ -60,13 +60,13 @@ impl Core {
     }
 
     pub(crate) fn lease_delete(&self, ns: &str, id: &str, sync: bool) -> Result<()> {
-        self.db.write(Durable::Soon, |tx| {
-            if tx.get::<LeaseRecord>(Table::Leases, ns, id)?.is_none() {
-                return Err(Error::not_found("lease", id));
-            }
+        let record: LeaseRecord = self.db.write(Durable::Soon, |tx| {
+            let record =
+                tx.get(Table::Leases, ns, id)?.ok_or_else(|| Error::not_found("lease", id))?;
             tx.delete(Table::Leases, ns, id);
-            Ok(())
+            Ok(record)
         })?;
+        self.settle(ns, record.resources.into_iter().collect())?;
         if sync {
             self.collect_garbage()?;
         } else {

@@ -18,6 +18,8 @@ impl Core {
         platform: Option<&Platform>,
         reporter: &Reporter,
     ) -> Result<UnpackedImage> {
+        let pins = self.guard.pins(ns);
+        pins.add(ResourceKind::Content, &target.digest);
         let image = self.resolve_image(ns, target, platform)?;
         self.unpack_image(ns, &image, reporter)?;
         Ok(image)
@@ -29,6 +31,13 @@ impl Core {
         image: &UnpackedImage,
         reporter: &Reporter,
     ) -> Result<()> {
+        let pins = self.guard.pins(ns);
+        for blob in image.layers.iter().chain([&image.manifest, &image.config]) {
+            pins.add(ResourceKind::Content, &blob.digest);
+        }
+        for chain_id in &image.chain_ids {
+            pins.add(ResourceKind::Snapshot, chain_id);
+        }
         // From the top down: what stands, stands on everything below it.
         let mut have = 0;
         for (i, chain_id) in image.chain_ids.iter().enumerate().rev() {

@@ -1,1 +1,205 @@
-//! -
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::{Db, Durable, Opened, Table};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put {
+        key: u8,
+        value: u32,
+        now: bool,
+    },
+    /// A record that dies with the host; its keys are others.
+    PutEphemeral {
+        key: u8,
+        value: u32,
+    },
+    Delete {
+        key: u8,
+        ephemeral: bool,
+        now: bool,
+    },
+    Flush,
+    /// The process dies: what returned stays.
+    Kill,
+    /// The host dies: what was flushed stays.
+    PowerCut,
+    /// A write that fails changes nothing.
+    Fail {
+        key: u8,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = 0..6_u8;
+    prop_oneof![
+        4 => (key.clone(), any::<u32>(), any::<bool>())
+            .prop_map(|(key, value, now)| Step::Put { key, value, now }),
+        3 => (key.clone(), any::<u32>()).prop_map(|(key, value)| Step::PutEphemeral { key, value }),
+        3 => (key.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(key, ephemeral, now)| Step::Delete { key, ephemeral, now }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Kill),
+        1 => Just(Step::PowerCut),
+        1 => key.prop_map(|key| Step::Fail { key }),
+    ]
+}
+
+fn name(key: u8, ephemeral: bool) -> String {
+    format!("{}{key}", if ephemeral { "e" } else { "d" })
+}
+
+struct Ground {
+    directory: tempfile::TempDir,
+    db: Option<Db>,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        crate::make_directories(&directory.path().join("root"), &directory.path().join("state"))
+            .unwrap();
+        let mut ground = Self { directory, db: None };
+        assert_eq!(ground.open(), Opened::Created);
+        ground
+    }
+
+    fn open(&mut self) -> Opened {
+        self.db = None;
+        let path = self.directory.path();
+        let (db, opened) = Db::open(&path.join("root"), &path.join("state")).unwrap();
+        db.unsynced.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.db = Some(db);
+        opened
+    }
+
+    fn db(&self) -> &Db {
+        self.db.as_ref().unwrap()
+    }
+
+    fn all(&self) -> BTreeMap<String, u32> {
+        let list = self.db().list::<u32>(Table::Images, "ns").unwrap();
+        for (name, value) in &list {
+            assert_eq!(self.db().get::<u32>(Table::Images, "ns", name).unwrap(), Some(*value));
+        }
+        list.into_iter().collect()
+    }
+}
+
+fn put(db: &Db, durable: Durable, name: &str, value: u32) {
+    db.write(durable, |tx| {
+        tx.put(Table::Images, "ns", name, &value)?;
+        assert_eq!(tx.get::<u32>(Table::Images, "ns", name)?, Some(value));
+        assert!(tx.names(Table::Images, "ns", "")?.contains(&name.to_string()));
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn run(steps: &[Step]) {
+    let mut ground = Ground::new();
+    let mut present: BTreeMap<String, u32> = BTreeMap::new();
+    let mut flushed: BTreeMap<String, u32> = BTreeMap::new();
+    for step in steps {
+        let durable = |now: bool| if now { Durable::Now } else { Durable::Soon };
+        let mut flush = false;
+        match step {
+            Step::Put { key, value, now } => {
+                put(ground.db(), durable(*now), &name(*key, false), *value);
+                present.insert(name(*key, false), *value);
+                flush = *now;
+            }
+            Step::PutEphemeral { key, value } => {
+                put(ground.db(), Durable::Ephemeral, &name(*key, true), *value);
+                present.insert(name(*key, true), *value);
+            }
+            Step::Delete { key, ephemeral, now } => {
+                let name = name(*key, *ephemeral);
+                ground
+                    .db()
+                    .write(durable(*now), |tx| {
+                        tx.delete(Table::Images, "ns", &name);
+                        assert_eq!(tx.get::<u32>(Table::Images, "ns", &name)?, None);
+                        Ok(())
+                    })
+                    .unwrap();
+                present.remove(&name);
+                flush = *now;
+            }
+            Step::Flush => {
+                ground.db().flush().unwrap();
+                flush = true;
+            }
+            Step::Kill => assert_eq!(ground.open(), Opened::Existing),
+            Step::PowerCut => {
+                ground.db = None;
+                std::fs::remove_file(ground.directory.path().join("state/journal")).unwrap();
+                ground.open();
+                present.clone_from(&flushed);
+            }
+            Step::Fail { key } => {
+                let failed = ground.db().write(Durable::Now, |tx| {
+                    tx.put(Table::Images, "ns", &name(*key, false), &0_u32)?;
+                    Err::<(), _>(crate::error::Error::invalid("planted"))
+                });
+                assert!(failed.is_err());
+            }
+        }
+        if flush {
+            flushed = present.clone();
+            flushed.retain(|name, _| name.starts_with('d'));
+        }
+        assert_eq!(ground.all(), present, "after {step:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_as_a_map(steps in prop::collection::vec(step(), 1..40)) {
+        run(&steps);
+    }
+}
+
+/// A journal whose last frame was cut anywhere gives back every write before it.
+#[test]
+fn torn_journal() {
+    let mut ground = Ground::new();
+    let journal = ground.directory.path().join("state/journal");
+    let mut ends = Vec::new();
+    for i in 0..5_u32 {
+        put(ground.db(), Durable::Soon, &format!("k{i}"), i);
+        ends.push(std::fs::metadata(&journal).unwrap().len());
+    }
+    ground.db = None;
+    let whole = std::fs::read(&journal).unwrap();
+    for cut in (ends[0]..=ends[4]).step_by(7) {
+        std::fs::write(&journal, &whole[..usize::try_from(cut).unwrap()]).unwrap();
+        ground.open();
+        let kept = ends.iter().filter(|end| **end <= cut).count();
+        assert_eq!(ground.all().len(), kept, "cut at {cut}");
+        ground.db = None;
+    }
+}
+
+/// What another boot left is not believed.
+#[test]
+fn journal_of_another_boot() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Soon, "k", 1);
+    ground.db = None;
+    let journal = ground.directory.path().join("state/journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    bytes[8] ^= 1; // the first letter of the boot id; its checksum is wrong then, too
+    std::fs::write(&journal, bytes).unwrap();
+    ground.open();
+    assert!(ground.all().is_empty());
+    put(ground.db(), Durable::Soon, "k", 2);
+    ground.open();
+    assert_eq!(ground.all().len(), 1);
+}

@@ -154,7 +154,8 @@ impl Disk {
             _ => {}
         }
         let mut options = self.options.clone();
-        if volatile {
+        if volatile && kind == Kind::Active {
+            self.allow_remount(id)?;
             options.push("volatile".into());
         }
         if kind == Kind::Active {
@@ -177,6 +178,19 @@ impl Disk {
         }
         options.push(format!("lowerdir={lower}"));
         Ok(vec![Mount { kind: "overlay".into(), source: "overlay".into(), options }])
+    }
+
+    /// A volatile overlay leaves a mark with which the kernel refuses to mount it again, since a crash
+    /// of the host may have come between. Records of volatile snapshots do not outlive the host: while
+    /// there is one, no crash came between.
+    fn allow_remount(&self, id: u64) -> Result<()> {
+        let mark = self.directory(id).join("work/work/incompat/volatile");
+        match fs::remove_dir_all(&mark) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", mark)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A short name for a layer: `ROOT/l/N`.

@@ -164,6 +164,16 @@ fn describe(
     Ok(())
 }
 
+impl Core {
+    /// How many images below `target` have all their content here.
+    pub(super) fn whole_images(&self, ns: &str, target: &Descriptor) -> CoreResult<usize> {
+        match collect(self, ns, target, &mut BTreeMap::new(), 0) {
+            Err(error) if error.is_not_found() => Ok(0),
+            other => other,
+        }
+    }
+}
+
 fn index_json(plan: &Plan) -> Value {
     let mut manifests = Vec::new();
     for (target, names) in &plan.images {

@@ -7,7 +7,8 @@ use std::{
 use archive::{Kind, Limits, TarReader};
 use serde::Deserialize;
 use store_api::{
-    ByteStream, Descriptor, Image, ImportRequest, Imported, Labels, Timestamp, media_type,
+    ByteStream, Descriptor, Image, ImportRequest, Imported, Labels, ResourceKind, Timestamp,
+    media_type,
 };
 use types::{Digest, ImageRef, limits};
 
@@ -15,6 +16,7 @@ use crate::{
     Core,
     content::BUFFER_BYTES,
     error::{Error, Result},
+    guard::Pins,
     manifest::{Config, Document, Index},
     progress::Reporter,
     streams::StreamReader,
@@ -64,7 +66,8 @@ pub(crate) fn import(
     stream: ByteStream,
     reporter: &Reporter,
 ) -> Result<Vec<Imported>> {
-    let archive = read(core, ns, stream)?;
+    let pins = core.guard.pins(ns);
+    let archive = read(core, ns, stream, &pins)?;
     let saved: Vec<Saved> = match &archive.manifest {
         Some(bytes) => serde_json::from_slice(bytes)
             .map_err(Error::json("read", "manifest.json of the archive"))?,
@@ -75,7 +78,7 @@ pub(crate) fn import(
     }
     let found = match &archive.index {
         Some(index) => from_layout(core, ns, request, index, &saved, &archive)?,
-        None if archive.manifest.is_some() => from_docker(core, ns, &saved, &archive)?,
+        None if archive.manifest.is_some() => from_docker(core, ns, &saved, &archive, &pins)?,
         None if archive.repositories => {
             return Err(store_api::Error::not_implemented(
                 "loading an archive of docker before 1.10 (without manifest.json)",
@@ -113,7 +116,7 @@ pub(crate) fn import(
     Ok(found)
 }
 
-fn read(core: &Core, ns: &str, stream: ByteStream) -> Result<Archive> {
+fn read(core: &Core, ns: &str, stream: ByteStream, pins: &Pins) -> Result<Archive> {
     let failed = || Error::archive("read", "the archive");
     let tar = archive::decompress(StreamReader::new(stream))
         .map_err(Error::stream("inflate", "the archive"))?;
@@ -134,7 +137,8 @@ fn read(core: &Core, ns: &str, stream: ByteStream) -> Result<Archive> {
                     )));
                 }
                 let mut data = reader.data();
-                file(core, ns, &path, entry.size, &mut data, &mut archive)?;
+                let source = Source { path: &path, size: entry.size, data: &mut data };
+                file(core, ns, source, &mut archive, pins)?;
             }
             // docker saved a layer that came twice as a link to the first.
             Kind::Symlink { target } => {
@@ -151,14 +155,21 @@ fn read(core: &Core, ns: &str, stream: ByteStream) -> Result<Archive> {
     Ok(archive)
 }
 
+/// A file as it comes by.
+struct Source<'a> {
+    path: &'a Path,
+    size: u64,
+    data: &'a mut dyn Read,
+}
+
 fn file(
     core: &Core,
     ns: &str,
-    path: &Path,
-    size: u64,
-    data: &mut dyn Read,
+    source: Source<'_>,
     archive: &mut Archive,
+    pins: &Pins,
 ) -> Result<()> {
+    let Source { path, size, data } = source;
     let failed = || Error::stream("read", path.display());
     match path.to_str() {
         Some("oci-layout") => return Ok(()),
@@ -182,6 +193,9 @@ fn file(
         _ => {}
     }
     let expected = expected_digest(path)?;
+    if let Some(digest) = &expected {
+        pins.add(ResourceKind::Content, digest);
+    }
     let mut writer = match &expected {
         Some(digest) => core.ingest_anonymous_as(ns, digest)?,
         None => core.ingest_anonymous(ns)?,
@@ -197,6 +211,9 @@ fn file(
         writer.write_all(&buffer[..n])?;
     }
     let digest = writer.commit(expected.as_ref(), Labels::new())?;
+    if expected.is_none() {
+        pins.add(ResourceKind::Content, &digest);
+    }
     let compression = compression.unwrap_or(archive::Compression::None);
     archive.files.insert(path.to_path_buf(), Blob { digest, size, compression });
     Ok(())
@@ -262,11 +279,20 @@ fn from_layout(
     }
     let mut found = Vec::new();
     for entry in &parsed.manifests {
+        let incomplete = || {
+            Error::invalid(format!(
+                "the archive is not complete: content of image {} is missing",
+                entry.digest
+            ))
+        };
         if !core.has_content(ns, &entry.digest)? {
-            return Err(Error::not_found("content", &entry.digest));
+            return Err(incomplete());
         }
         // Only what is verified as an image, and has a manifest that is wanted, counts.
         let document = core.document(ns, entry)?;
+        if core.whole_images(ns, entry)? == 0 {
+            return Err(incomplete());
+        }
         if !wanted(core, ns, request, entry)? {
             continue;
         }
@@ -361,7 +387,13 @@ fn full_name(name: &str) -> String {
 }
 
 /// docker's archive: the manifest that it lacks is made.
-fn from_docker(core: &Core, ns: &str, saved: &[Saved], archive: &Archive) -> Result<Vec<Imported>> {
+fn from_docker(
+    core: &Core,
+    ns: &str,
+    saved: &[Saved],
+    archive: &Archive,
+    pins: &Pins,
+) -> Result<Vec<Imported>> {
     let mut found = Vec::new();
     for image in saved {
         let config_blob = archive.blob(&image.config)?;
@@ -383,6 +415,11 @@ fn from_docker(core: &Core, ns: &str, saved: &[Saved], archive: &Archive) -> Res
             layers.push(Descriptor::new(kind, blob.digest.clone(), blob.size));
         }
         let target = core.put_image(ns, &config, layers)?;
+        pins.add(ResourceKind::Content, &target.digest);
+        if core.whole_images(ns, &target)? == 0 {
+            // Removed by a garbage collection between its arrival and its pin.
+            return Err(Error::not_found("content of image", &target.digest));
+        }
         verify_layers(core, ns, &target)?;
         let tags: Vec<&String> = image.repo_tags.iter().flatten().collect();
         if tags.is_empty() {

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use registry::{Repository, Target};
 use store_api::{
-    Descriptor, Error, Image, Labels, ProgressSender, ProgressState, PullRequest, Pulled, Result,
-    Timestamp, UnpackedImage, WriteRequest, media_type,
+    Descriptor, Error, Image, Labels, ProgressSender, ProgressState, PullRequest, Pulled,
+    ResourceKind, Result, Timestamp, UnpackedImage, WriteRequest, media_type,
 };
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -16,6 +16,7 @@ use super::{WRITE_BYTES, credentials, descriptor, refused, remember_source};
 use crate::{
     Local,
     error::Error as Fail,
+    guard::Pins,
     manifest::{self, Document, Manifest},
     progress::{Reporter, Subject},
 };
@@ -38,6 +39,8 @@ struct Pull {
     repository: Repository,
     reporter: Reporter,
     slots: Arc<Semaphore>,
+    /// Everything that the image will lead to.
+    pins: Pins,
 }
 
 pub(crate) async fn pull(
@@ -58,10 +61,12 @@ pub(crate) async fn pull(
         repository: client.pull(&reference, credentials(&request.access)),
         reporter: Reporter::new(progress),
         slots: Arc::new(Semaphore::new(at_once)),
+        pins: local.core.guard.pins(&local.ns),
     });
     let whole = Subject::default();
     pull.reporter.tell(&whole, ProgressState::Resolving, &name).await;
     let (top, parts) = pull.manifests(&request, &reference).await?;
+    pull.pin(&top, &parts);
     pull.reporter.tell(&whole, ProgressState::Resolved, &top.digest.to_string()).await;
     let mut downloaded = false;
     for part in &parts {
@@ -95,8 +100,7 @@ impl Pull {
             let resolved = self.repository.resolve(target, &platform).await.map_err(refused)?;
             let top = descriptor(&resolved.top.descriptor);
             self.keep_index(&resolved.top).await?;
-            let part = part(&resolved.manifest)?;
-            return Ok((top, vec![part]));
+            return Ok((top, vec![part(&resolved.manifest)?]));
         }
         let top = self.repository.get_manifest(target).await.map_err(refused)?;
         let described = descriptor(&top.descriptor);
@@ -119,9 +123,20 @@ impl Pull {
         Ok((described, parts))
     }
 
+    fn pin(&self, top: &Descriptor, parts: &[Part]) {
+        self.pins.add(ResourceKind::Content, &top.digest);
+        for part in parts {
+            let manifest = &part.manifest;
+            for blob in manifest.layers.iter().chain([&part.descriptor, &manifest.config]) {
+                self.pins.add(ResourceKind::Content, &blob.digest);
+            }
+        }
+    }
+
     /// Stores an index; its labels come when its manifests are there.
     async fn keep_index(&self, top: &registry::Manifest) -> Result<()> {
         if top.is_index() {
+            self.pins.add(ResourceKind::Content, &top.descriptor.digest);
             let bytes = top.bytes.clone();
             let digest = top.descriptor.digest.clone();
             self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
@@ -157,6 +172,9 @@ impl Pull {
         } else {
             None
         };
+        for chain_id in image.iter().flat_map(|image| &image.chain_ids) {
+            self.pins.add(ResourceKind::Snapshot, chain_id);
+        }
         let mut tasks = JoinSet::new();
         let mut arrivals = Vec::new();
         for (i, layer) in part.manifest.layers.iter().enumerate() {
@@ -206,7 +224,7 @@ impl Pull {
         let present = self
             .local
             .quick(move |core, ns| {
-                core.guard.refresh(ns, store_api::ResourceKind::Content, &digest.to_string());
+                core.guard.refresh(ns, ResourceKind::Content, &digest.to_string());
                 core.has_content(ns, &digest)
             })
             .await?;

@@ -1,0 +1,265 @@
+//! The store after its process was killed, after a power cut, and with its database lost or damaged.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use store::{Config, Store};
+use store_api::{Container, Descriptor, Labels, Namespaces as _, RuntimeInfo, Services, Timestamp};
+use suite::{labels, transfer};
+use testkit::random;
+
+const ROOT: &str = "STORE_VICTIM_ROOT";
+const NAMESPACE: &str = "moby";
+
+fn config(root: &Path) -> Config {
+    Config::new(root.join("root"), root.join("state"))
+}
+
+async fn open(root: &Path) -> (Arc<Store>, Services) {
+    let store = Store::open(config(root)).await.unwrap();
+    let services = store.open(NAMESPACE).unwrap();
+    (store, services)
+}
+
+fn container(id: &str, labels: Labels) -> Container {
+    Container {
+        id: id.into(),
+        labels,
+        image: "img".into(),
+        runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
+        spec: None,
+        snapshotter: "overlayfs".into(),
+        snapshot_key: id.into(),
+        created_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+        extensions: std::collections::BTreeMap::new(),
+        sandbox_id: String::new(),
+    }
+}
+
+/// Not a test of its own: the process that the others kill. It makes images and containers for as
+/// long as it lives, and names each one only once the store has acknowledged it.
+#[test]
+fn victim() {
+    let Some(root) = std::env::var_os(ROOT) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (_store, services) = open(&PathBuf::from(root)).await;
+        loop {
+            let image = transfer::image();
+            let name = format!("docker.io/library/{}:v1", random::name("img"));
+            let found = transfer::import(&services, image.oci_archive(&name)).await.unwrap();
+            say("image", &name);
+            let unpacked = services.extras.unpack(&found[0].target, None).await.unwrap();
+            let top = unpacked.chain_ids.last().unwrap().to_string();
+            for (kind, marks) in [("kept", ""), ("volatile", "true")] {
+                let id = random::name(kind);
+                let marks = labels(&[("gantry.io/volatile", marks), ("x", "y")]);
+                services.snapshots.prepare(&id, Some(&top), marks.clone()).await.unwrap();
+                services.containers.create(container(&id, marks)).await.unwrap();
+                say(kind, &id);
+            }
+            let gone = random::name("gone");
+            services.snapshots.prepare(&gone, None, labels(&[])).await.unwrap();
+            services.snapshots.remove(&gone).await.unwrap();
+            say("gone", &gone);
+        }
+    });
+}
+
+#[allow(clippy::print_stdout)]
+fn say(kind: &str, name: &str) {
+    println!("\nsaid {kind} {name}");
+}
+
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Starts a victim, kills it after it has said `count` things; answers all that it said.
+fn killed_after(root: &Path, count: usize) -> Vec<(String, String)> {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["victim", "--exact", "--nocapture"])
+        .env(ROOT, root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut victim = Victim(child);
+    let mut output = BufReader::new(victim.0.stdout.take().unwrap());
+    let mut said = Vec::new();
+    let mut line = String::new();
+    while said.len() < count {
+        line.clear();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the victim ended by itself");
+        said.extend(parse(&line));
+    }
+    victim.0.kill().unwrap();
+    victim.0.wait().unwrap();
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    // The last line may be cut short.
+    let whole = rest.rfind('\n').map_or("", |end| &rest[..end]);
+    said.extend(whole.lines().filter_map(parse));
+    said
+}
+
+fn parse(line: &str) -> Option<(String, String)> {
+    let (kind, name) = line.trim().strip_prefix("said ")?.split_once(' ')?;
+    Some((kind.to_string(), name.to_string()))
+}
+
+/// The image is there with all its content, and its layers are snapshots or become so.
+async fn assert_whole(services: &Services, name: &str) {
+    let image = services.images.get(name).await.unwrap();
+    let unpacked = services.extras.unpack(&image.target, None).await.unwrap();
+    for blob in unpacked.layers.iter().chain([&unpacked.manifest, &unpacked.config]) {
+        assert_content(services, blob).await;
+    }
+    let tree = transfer::shown(services, &unpacked).await;
+    assert!(tree.contains_key(Path::new("old/b")) && !tree.contains_key(Path::new("old/a")));
+}
+
+async fn assert_content(services: &Services, blob: &Descriptor) {
+    let bytes = suite::get(services, &blob.digest).await;
+    assert_eq!(types::Digest::sha256(bytes), blob.digest);
+}
+
+/// A snapshot and its container are there, or neither is.
+async fn assert_container(services: &Services, id: &str, there: bool) {
+    assert_eq!(services.containers.get(id).await.is_ok(), there, "container {id}");
+    assert_eq!(services.snapshots.stat(id).await.is_ok(), there, "snapshot {id}");
+    if there {
+        let mounts = services.snapshots.mounts(id).await.unwrap();
+        assert!(suite::snapshots::tree(&mounts).contains_key(Path::new("old/b")));
+    }
+}
+
+fn directories(root: &Path) -> usize {
+    std::fs::read_dir(root.join("root/snapshots")).unwrap().count()
+}
+
+/// Garbage collection leaves exactly as many directories as snapshots.
+async fn assert_no_leak(root: &Path, services: &Services) {
+    services.extras.collect_garbage().await.unwrap();
+    let snapshots = services.snapshots.list(&[]).await.unwrap().len();
+    assert_eq!(directories(root), snapshots);
+    assert_eq!(std::fs::read_dir(root.join("root/tmp")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let mut all = Vec::new();
+    for _ in 0..6 {
+        let count = usize::try_from(random::number(1..14)).unwrap();
+        all.extend(killed_after(root, count));
+        let (_store, services) = open(root).await;
+        for (kind, name) in &all {
+            match kind.as_str() {
+                "image" => assert_whole(&services, name).await,
+                "kept" | "volatile" => assert_container(&services, name, true).await,
+                _ => assert!(services.snapshots.stat(name).await.is_err()),
+            }
+        }
+        assert_no_leak(root, &services).await;
+    }
+}
+
+/// What a power cut leaves: the state directory is gone, and with it what was not yet durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn power_cut() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    for _ in 0..3 {
+        let count = usize::try_from(random::number(4..14)).unwrap();
+        let said = killed_after(root, count);
+        std::fs::remove_dir_all(root.join("state")).unwrap();
+        let (_store, services) = open(root).await;
+        for (kind, name) in &said {
+            match kind.as_str() {
+                "image" => assert_whole(&services, name).await,
+                "volatile" => assert_container(&services, name, false).await,
+                _ => {}
+            }
+        }
+        assert_no_leak(root, &services).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn database_lost_or_damaged() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let database = root.join("root/meta.db");
+    for round in 0..3 {
+        let said = killed_after(root, 8);
+        {
+            // A clean end makes everything durable, so that nothing hangs on the journal.
+            let (store, _) = open(root).await;
+            store.flush().await.unwrap();
+        }
+        match round {
+            0 => std::fs::remove_file(&database).unwrap(),
+            1 => std::fs::write(&database, random::bytes(50_000)).unwrap(),
+            _ => {
+                let mut bytes = std::fs::read(&database).unwrap();
+                let quarter = bytes.len() / 4;
+                bytes[quarter..].fill(0xa5);
+                std::fs::write(&database, bytes).unwrap();
+            }
+        }
+        let (_store, services) = open(root).await;
+        for (kind, name) in &said {
+            match kind.as_str() {
+                "image" => assert_whole(&services, name).await,
+                "kept" => assert_container(&services, name, true).await,
+                _ => {}
+            }
+        }
+        assert_no_leak(root, &services).await;
+    }
+}
+
+/// A second store on the same directories is refused; once the first is gone, it opens.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_at_a_time() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let first = Store::open(config(root)).await.unwrap();
+    let refused = Store::open(config(root)).await;
+    assert!(refused.is_err());
+    drop(first);
+    Store::open(config(root)).await.unwrap();
+}
+
+/// A blob that is damaged on disk is noticed where it is read as a manifest or extracted.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blob() {
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let image = transfer::image();
+    transfer::import(&services, image.oci_archive(&name)).await.unwrap();
+    let hex = image.manifest_digest().split_off("sha256:".len());
+    let path = ground.path().join("root/content/blobs/sha256").join(hex);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[10] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let target = services.images.get(&name).await.unwrap().target;
+    let outcome = services.extras.resolve_image(&target, None).await;
+    suite::assert_kind(outcome, types::ErrorKind::DataLoss);
+}

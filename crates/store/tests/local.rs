@@ -1,0 +1,62 @@
+//! The store in this process, run through the suite of its traits.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::sync::Arc;
+
+use store::{Config, Store};
+use store_api::{Namespaces as _, Services};
+use tempfile::TempDir;
+
+struct Ground {
+    _directory: TempDir,
+    store: Arc<Store>,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config::new(directory.path().join("root"), directory.path().join("state"));
+        Self { store: Store::open(config).await.unwrap(), _directory: directory }
+    }
+
+    fn services(&self) -> Services {
+        self.store.open(&testkit::random::name("ns")).unwrap()
+    }
+}
+
+macro_rules! suite {
+    ($($name:ident: $($path:ident)::+),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let ground = Ground::new().await;
+            $($path)::+(&ground.services()).await;
+        }
+    )*};
+}
+
+suite! {
+    content_round_trip: suite::content::round_trip,
+    content_resumed: suite::content::resumed,
+    content_refused: suite::content::refused,
+    content_labelled: suite::content::labelled,
+    content_collected: suite::content::collected,
+    leases: suite::content::leases,
+    image_records: suite::images::records,
+    containers: suite::images::containers,
+    snapshots_life: suite::snapshots::life,
+    snapshots_diffs: suite::snapshots::diffs,
+    snapshots_deep: suite::snapshots::deep,
+    archives: suite::transfer::archives,
+    hostile: suite::transfer::hostile,
+    squashed: suite::transfer::squashed,
+    made_here: suite::transfer::made_here,
+    collected_meanwhile: suite::transfer::collected_meanwhile,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_isolated() {
+    let ground = Ground::new().await;
+    suite::content::isolated(&ground.services(), &ground.services()).await;
+}

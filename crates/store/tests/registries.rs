@@ -1,0 +1,211 @@
+//! Pull and push against Debian's docker-registry on loopback.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::{
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::json;
+use store::{Config, Store};
+use store_api::{
+    Namespaces as _, Progress, ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess,
+    Services,
+};
+use suite::{assert_kind, transfer};
+use tempfile::TempDir;
+use testkit::random;
+use tokio::sync::mpsc;
+use types::{Digest, ErrorKind, ImageRef};
+
+struct Registry {
+    child: Child,
+    address: String,
+    _directory: TempDir,
+}
+
+impl Registry {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = format!("127.0.0.1:{}", random::port());
+        let config = json!({
+            "version": "0.1",
+            "log": { "level": "error" },
+            "storage": { "filesystem": { "rootdirectory": directory.path().join("data") } },
+            "http": { "addr": address },
+        });
+        let file = directory.path().join("config.yml");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed");
+        let mut registry = Self { child, address, _directory: directory };
+        while TcpStream::connect(&registry.address).is_err() {
+            assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
+            std::thread::yield_now();
+        }
+        registry
+    }
+
+    fn reference(&self) -> ImageRef {
+        format!("{}/{}:{}", self.address, random::name("img"), random::token(4).to_lowercase())
+            .parse()
+            .unwrap()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+async fn pull(
+    services: &Services,
+    reference: &ImageRef,
+) -> (store_api::Result<Pulled>, Vec<Progress>) {
+    let (progress, mut reports) = mpsc::channel(64);
+    let collected = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(report) = reports.recv().await {
+            all.push(report);
+        }
+        all
+    });
+    let request = PullRequest {
+        reference: reference.clone(),
+        platform: None,
+        all_platforms: false,
+        access: RegistryAccess::default(),
+        unpack: true,
+    };
+    let pulled = services.transfer.pull(request, progress).await;
+    (pulled, collected.await.unwrap())
+}
+
+async fn push(
+    services: &Services,
+    name: &str,
+    reference: &ImageRef,
+) -> (store_api::Result<store_api::Descriptor>, Vec<ProgressState>) {
+    let (progress, mut reports) = mpsc::channel::<Progress>(64);
+    let collected = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(report) = reports.recv().await {
+            all.push(report.state);
+        }
+        all
+    });
+    let request = PushRequest {
+        name: name.into(),
+        reference: reference.clone(),
+        platform: None,
+        access: RegistryAccess::default(),
+    };
+    let pushed = services.transfer.push(request, progress).await;
+    (pushed, collected.await.unwrap())
+}
+
+fn count(states: &[ProgressState], state: ProgressState) -> usize {
+    states.iter().filter(|one| **one == state).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_and_back() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = Config::new(ground.path().join("root"), ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let image = transfer::image();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let found = transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+    let unpacked = here.extras.unpack(&found[0].target, None).await.unwrap();
+    let tree = transfer::shown(&here, &unpacked).await;
+
+    let reference = registry.reference();
+    let (pushed, states) = push(&here, &name, &reference).await;
+    let pushed = pushed.unwrap();
+    assert_eq!(pushed.digest.to_string(), image.manifest_digest());
+    assert_eq!(count(&states, ProgressState::Uploaded), 4);
+    // Once more: everything is there; elsewhere on the registry: mounted.
+    let (again, states) = push(&here, &name, &reference).await;
+    assert_eq!(again.unwrap(), pushed);
+    assert_eq!(count(&states, ProgressState::Exists), 4);
+    let elsewhere = registry.reference();
+    let (_, states) = push(&here, &name, &elsewhere).await;
+    assert_eq!(count(&states, ProgressState::Mounted), 4, "{states:?}");
+
+    let access = RegistryAccess::default();
+    let resolved = here.transfer.resolve(&reference, &access).await.unwrap();
+    assert_eq!(resolved.digest, pushed.digest);
+    let tags = here.transfer.tags(&reference, &access).await.unwrap();
+    assert_eq!(tags, [reference.tag().unwrap()]);
+
+    // Another store: everything is downloaded, once.
+    let other_ground = tempfile::tempdir().unwrap();
+    let config = Config::new(other_ground.path().join("root"), other_ground.path().join("state"));
+    let other_store = Store::open(config).await.unwrap();
+    let there = other_store.open("there").unwrap();
+    let (one, two) = tokio::join!(pull(&there, &reference), pull(&there, &reference));
+    let downloads = |reports: &[Progress]| {
+        reports.iter().filter(|report| report.state == ProgressState::Downloaded).count()
+    };
+    assert_eq!(downloads(&one.1) + downloads(&two.1), 3);
+    let (one, two) = (one.0.unwrap(), two.0.unwrap());
+    assert_eq!(one.target.digest, pushed.digest);
+    assert!(one.up_to_date != two.up_to_date, "{one:?} {two:?}");
+    assert_eq!(one.name, reference.to_string());
+    let target = there.images.get(&one.name).await.unwrap().target;
+    let pulled = there.extras.resolve_image(&target, None).await.unwrap();
+    assert_eq!(transfer::shown(&there, &pulled).await, tree);
+    there.images.delete(&one.name, true).await.unwrap();
+    assert_kind(there.content.info(&pushed.digest).await, ErrorKind::NotFound);
+
+    // By digest too; what is not there says so and leaves nothing.
+    let by_digest = reference.with_digest(pushed.digest.clone());
+    assert_eq!(pull(&there, &by_digest).await.0.unwrap().target.digest, pushed.digest);
+    let missing = reference.with_tag("nope").unwrap();
+    assert_kind(pull(&there, &missing).await.0, ErrorKind::NotFound);
+    assert_kind(there.images.get(&missing.to_string()).await, ErrorKind::NotFound);
+}
+
+/// A download that broke off goes on where it stopped, and what it had wrong is fetched anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumed() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = Config::new(ground.path().join("root"), ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let image = transfer::image();
+    transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+    let reference = registry.reference();
+    push(&here, &name, &reference).await.0.unwrap();
+    here.images.delete(&name, true).await.unwrap();
+    for (layer, right) in image.layers.iter().zip([true, false, true]) {
+        let digest = Digest::sha256(&layer.blob);
+        let request = store_api::WriteRequest {
+            reference: format!("layer-{digest}"),
+            total: u64::try_from(layer.blob.len()).unwrap(),
+            expected: Some(digest),
+        };
+        here.content.open_writer(request.clone()).await.unwrap();
+        let half = &layer.blob[..layer.blob.len() / 2];
+        let part = if right { half.to_vec() } else { random::bytes(half.len()) };
+        here.content.write(&request.reference, 0, part.into()).await.unwrap();
+    }
+    let (pulled, reports) = pull(&here, &reference).await;
+    pulled.unwrap();
+    let retried = reports.iter().filter(|r| r.state == ProgressState::Retrying).count();
+    assert_eq!(retried, 1);
+    assert!(here.content.ingests(&[]).await.unwrap().is_empty());
+}

@@ -1,0 +1,280 @@
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::json;
+use store_api::{
+    ByteStream, Descriptor, ExportRequest, ImportRequest, Services, SquashRequest, UnpackedImage,
+};
+use testkit::{
+    fixtures::{
+        oci::{Image, Layer},
+        tar::TarStream,
+    },
+    random,
+};
+use tokio::sync::mpsc;
+use types::ErrorKind;
+
+use super::{assert_kind, labels, snapshots::tree};
+
+/// A stream in pieces of random size.
+pub fn stream(bytes: Vec<u8>) -> ByteStream {
+    let (sender, stream) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let mut rest = Bytes::from(bytes);
+        while !rest.is_empty() {
+            let n = usize::try_from(random::number(1..5000)).unwrap().min(rest.len());
+            if sender.send(Ok(rest.split_to(n))).await.is_err() {
+                return;
+            }
+        }
+    });
+    stream
+}
+
+pub async fn collect(mut stream: ByteStream) -> store_api::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    while let Some(piece) = stream.recv().await {
+        all.extend_from_slice(&piece?);
+    }
+    Ok(all)
+}
+
+pub async fn import(
+    services: &Services,
+    archive: Vec<u8>,
+) -> store_api::Result<Vec<store_api::Imported>> {
+    let (progress, mut reports) = mpsc::channel(16);
+    let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
+    let request = ImportRequest { unpack: true, ..ImportRequest::default() };
+    let imported = services.transfer.import(request, stream(archive), progress).await;
+    drain.await.unwrap();
+    imported
+}
+
+/// Three layers: files, a removal, an opaque directory, hard links across nothing.
+pub fn image() -> Image {
+    let layers = vec![
+        Layer::gzipped(
+            TarStream::new()
+                .dir("etc/")
+                .file("etc/keep", 0o640, &random::bytes(100))
+                .file("etc/gone", 0o644, b"gone")
+                .dir("old/")
+                .file("old/a", 0o644, b"a")
+                .finish(),
+        ),
+        Layer::plain(
+            TarStream::new()
+                .dir("etc/")
+                .whiteout("etc/gone")
+                .dir("old/")
+                .file("old/.wh..wh..opq", 0o644, b"")
+                .file("old/b", 0o755, &random::bytes(50))
+                .hardlink("old/c", "old/b")
+                .finish(),
+        ),
+        Layer::gzipped(
+            TarStream::new()
+                .dir("old/")
+                .whiteout("old/c")
+                .symlink("link", "etc/keep")
+                .file("new", 0o600, &random::bytes(70))
+                .finish(),
+        ),
+    ];
+    Image::new(layers, &json!({ "Cmd": ["/new"], "Env": [format!("R={}", random::token(6))] }))
+}
+
+pub async fn shown(services: &Services, image: &UnpackedImage) -> super::snapshots::Tree {
+    let top = image.chain_ids.last().unwrap().to_string();
+    let key = random::name("show");
+    let mounts = services.snapshots.view(&key, Some(&top), labels(&[])).await.unwrap();
+    let tree = tree(&mounts);
+    services.snapshots.remove(&key).await.unwrap();
+    tree
+}
+
+/// Archives of every layout come in, are named and unpacked, and go out the same each time.
+pub async fn archives(services: &Services) {
+    let image = image();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let found = import(services, image.oci_archive(&name)).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].name, name);
+    assert_eq!(found[0].target.digest.to_string(), image.manifest_digest());
+    let unpacked = services.extras.unpack(&found[0].target, None).await.unwrap();
+    let tree = shown(services, &unpacked).await;
+    let names: Vec<&Path> = tree.keys().map(|path| path.as_path()).collect();
+    assert_eq!(names, ["etc", "etc/keep", "link", "new", "old", "old/b"].map(Path::new));
+    assert_eq!(tree[Path::new("etc/keep")].0 & 0o7777, 0o640);
+
+    // docker's old archive of the same image has the same layers.
+    let old_name = random::name("old");
+    let found = import(services, image.docker_archive(&format!("{old_name}:x"))).await.unwrap();
+    assert_eq!(found[0].name, format!("docker.io/library/{old_name}:x"));
+    let again = services.extras.resolve_image(&found[0].target, None).await.unwrap();
+    assert_eq!(again.chain_ids, unpacked.chain_ids);
+    assert_eq!(shown(services, &again).await, tree);
+
+    let request = ExportRequest {
+        names: vec![name.clone(), found[0].name.clone()],
+        docker_compatible: true,
+        ..ExportRequest::default()
+    };
+    let archive = collect(services.transfer.export(request.clone()).await.unwrap()).await.unwrap();
+    let second = collect(services.transfer.export(request).await.unwrap()).await.unwrap();
+    assert_eq!(archive, second, "the export is not deterministic");
+    for image in [&name, &found[0].name] {
+        services.images.delete(image, true).await.unwrap();
+    }
+    let top = unpacked.chain_ids.last().unwrap().to_string();
+    assert_kind(services.snapshots.stat(&top).await, ErrorKind::NotFound);
+    assert_kind(services.content.info(&unpacked.config.digest).await, ErrorKind::NotFound);
+    let mut back = import(services, archive).await.unwrap();
+    back.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut names: Vec<&str> = back.iter().map(|image| image.name.as_str()).collect();
+    names.dedup();
+    assert_eq!(names.len(), 2, "{back:?}");
+    let image = services.images.get(&name).await.unwrap();
+    let unpacked = services.extras.unpack(&image.target, None).await.unwrap();
+    assert_eq!(shown(services, &unpacked).await, tree);
+}
+
+/// Archives and images that lie are refused, and nothing gets a name.
+pub async fn hostile(services: &Services) {
+    let name = format!("docker.io/library/{}:v1", random::name("bad"));
+    let mut wrong_layer = image();
+    wrong_layer.layers[1].tar = TarStream::new().file("x", 0o644, b"x").finish();
+    wrong_layer.layers[1].blob = wrong_layer.layers[1].tar.clone();
+    wrong_layer.renew_manifest();
+    let archive = wrong_layer.oci_archive(&name);
+    assert_kind(import(services, archive).await, ErrorKind::DataLoss);
+    assert_kind(services.images.get(&name).await, ErrorKind::NotFound);
+    let archive = wrong_layer.docker_archive(&name);
+    assert_kind(import(services, archive).await, ErrorKind::DataLoss);
+
+    let mut both = image();
+    let text = String::from_utf8(both.manifest.clone()).unwrap();
+    both.manifest = text.replacen('{', "{\"manifests\":[],", 1).into_bytes();
+    assert_kind(import(services, both.oci_archive(&name)).await, ErrorKind::InvalidArgument);
+
+    let mut cut = image().oci_archive(&name);
+    cut.truncate(cut.len() / 2);
+    assert_kind(import(services, cut).await, ErrorKind::InvalidArgument);
+    let nothing = TarStream::new().file("readme", 0o644, b"hello").finish();
+    assert_kind(import(services, nothing).await, ErrorKind::InvalidArgument);
+    assert_kind(services.images.get(&name).await, ErrorKind::NotFound);
+}
+
+/// The upper layers become one that shows the same.
+pub async fn squashed(services: &Services) {
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let found = import(services, image().oci_archive(&name)).await.unwrap();
+    let target = &found[0].target;
+    let before = services.extras.unpack(target, None).await.unwrap();
+    let tree = shown(services, &before).await;
+    for keep_layers in [0, 1, 2] {
+        let request = SquashRequest {
+            target: target.digest.clone(),
+            keep_layers,
+            platform: None,
+            comment: String::new(),
+        };
+        let squashed = services.extras.squash(request.clone()).await.unwrap();
+        assert_eq!(services.extras.squash(request).await.unwrap(), squashed);
+        let after = services.extras.unpack(&squashed, None).await.unwrap();
+        assert_eq!(after.layers.len(), keep_layers + 1);
+        assert_eq!(after.chain_ids[..keep_layers], before.chain_ids[..keep_layers]);
+        assert_eq!(shown(services, &after).await, tree, "squashed onto {keep_layers}");
+        let config = super::get(services, &after.config.digest).await;
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        let history = config["history"].as_array().unwrap();
+        assert_eq!(history.len(), 4);
+        let empty = |i: usize| history[i]["empty_layer"] == json!(true);
+        for i in 0..3 {
+            assert_eq!(empty(i), i >= keep_layers);
+        }
+        assert!(!empty(3));
+        let comment = history[3]["comment"].as_str().unwrap();
+        assert!(comment.starts_with(&format!("merge {} to ", target.digest)), "{comment}");
+    }
+    let request = SquashRequest {
+        target: target.digest.clone(),
+        keep_layers: 3,
+        platform: None,
+        comment: String::new(),
+    };
+    assert_kind(services.extras.squash(request).await, ErrorKind::InvalidArgument);
+}
+
+/// `docker import`, and the image that needs no registry.
+pub async fn made_here(services: &Services) {
+    let text = random::token(12);
+    let tar = TarStream::new().dir("bin/").file("bin/x", 0o755, text.as_bytes()).finish();
+    for archive in [tar.clone(), testkit::fixtures::gzip(&tar)] {
+        let name = format!("docker.io/library/{}:latest", random::name("rootfs"));
+        let config = json!({ "config": { "Cmd": ["/bin/x"] } }).to_string().into_bytes();
+        let target: Descriptor =
+            services.extras.import_rootfs(stream(archive), config, &name).await.unwrap();
+        assert_eq!(services.images.get(&name).await.unwrap().target, target);
+        let unpacked = services.extras.unpack(&target, None).await.unwrap();
+        let tree = shown(services, &unpacked).await;
+        assert_eq!(tree[Path::new("bin/x")].2, text.as_bytes());
+    }
+    let no_tar = stream(random::bytes(2000));
+    assert_kind(
+        services.extras.import_rootfs(no_tar, Vec::new(), "x").await,
+        ErrorKind::InvalidArgument,
+    );
+    assert_kind(services.extras.embedded_image("alpine").await, ErrorKind::NotFound);
+    let hello = services.extras.embedded_image("gantry/hello").await.unwrap();
+    assert_eq!(services.extras.embedded_image("gantry/hello:latest").await.unwrap(), hello);
+    let unpacked = services.extras.unpack(&hello, None).await.unwrap();
+    let tree = shown(services, &unpacked).await;
+    let program = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(program.path(), &tree[Path::new("hello")].2).unwrap();
+    let path = program.into_temp_path();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = std::process::Command::new(&path).output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("Hello from a container"));
+}
+
+/// The same content comes in under many names while others of them are removed and garbage is
+/// collected: whatever was acknowledged is whole.
+pub async fn collected_meanwhile(services: &Services) {
+    let image = image();
+    let mut tasks = tokio::task::JoinSet::new();
+    for worker in 0..4 {
+        let (services, image) = (services.clone(), image.clone());
+        tasks.spawn(async move {
+            for _ in 0..10 {
+                let name = format!("docker.io/library/{}:v1", random::name("img"));
+                let archive = match worker % 2 {
+                    0 => image.oci_archive(&name),
+                    _ => image.docker_archive(&name),
+                };
+                match import(&services, archive).await {
+                    Ok(found) => assert_eq!(found[0].name, name),
+                    // Only of docker's archive a client may be asked to try again.
+                    Err(error) if worker % 2 == 1 && error.is_not_found() => continue,
+                    Err(error) => panic!("{error}"),
+                }
+                let target = services.images.get(&name).await.unwrap().target;
+                let unpacked = services.extras.unpack(&target, None).await.unwrap();
+                assert!(shown(&services, &unpacked).await.contains_key(Path::new("old/b")));
+                for blob in &unpacked.layers {
+                    super::get(&services, &blob.digest).await;
+                }
+                services.images.delete(&name, true).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    services.extras.collect_garbage().await.unwrap();
+    assert!(services.content.list(&[]).await.unwrap().is_empty());
+    assert!(services.snapshots.list(&[]).await.unwrap().is_empty());
+}
