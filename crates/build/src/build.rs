@@ -185,7 +185,7 @@ impl Builder {
             failed: cancel.child_token(),
             epoch,
             platform,
-            tags: request.tags,
+            tags: request.tags.into_iter().map(ImageRef::with_default_tag).collect(),
             labels: request.labels,
             no_cache: request.no_cache,
             pull: request.pull,
