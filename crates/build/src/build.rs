@@ -84,6 +84,15 @@ pub(crate) struct Build {
 }
 
 impl Build {
+    /// Takes a lock by name, unless the build ends first.
+    pub(crate) async fn lock(&self, name: &str) -> Result<tokio::sync::OwnedMutexGuard<()>> {
+        let lock = self.locks.get(name);
+        tokio::select! {
+            guard = lock.lock_owned() => Ok(guard),
+            () = self.failed.cancelled() => Err(Error::Cancelled),
+        }
+    }
+
     pub(crate) fn check_cancelled(&self) -> Result<()> {
         if self.failed.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
@@ -160,8 +169,9 @@ impl Builder {
             target.unwrap_or("default"),
         )?;
         let plan = Plan::new(&file, target, &globals)?;
-        let printer =
-            Printer::new(events, file.stages.len(), |index| !plan.needed.contains(&index));
+        let failed = cancel.child_token();
+        let silent = |index| !plan.needed.contains(&index);
+        let printer = Printer::new(events, failed.clone(), file.stages.len(), silent);
         let epoch = globals.source_date_epoch()?;
         let epoch = epoch.map(|seconds| stage::rfc3339(Timestamp { seconds, nanos: 0 }));
         let identity = match (&opened.identity, &request.context, request.tags.first()) {
@@ -182,7 +192,7 @@ impl Builder {
             plan,
             globals,
             printer,
-            failed: cancel.child_token(),
+            failed,
             epoch,
             platform,
             tags: request.tags.into_iter().map(ImageRef::with_default_tag).collect(),

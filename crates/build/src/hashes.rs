@@ -27,6 +27,8 @@ const RECORD_BYTES: usize = 8 * 7 + 32;
 const RECORDS: usize = 2_000_000;
 /// A file that changed so recently may change again within the clock's tick without a trace.
 const SETTLED_SECONDS: i64 = 2;
+/// Records of files that were not seen that are kept in any case.
+const STALE: usize = 50_000;
 const MAGIC: &[u8; 16] = b"gantry-hashes-1\n";
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,7 +97,10 @@ impl Memo {
         if !state.changed || state.seen.len() > RECORDS {
             return;
         }
-        if let Err(error) = crate::files::replace(file, &encode(&state.seen)) {
+        // What other targets of the same context read is kept, unless most of it is stale.
+        let keep_all = state.known.len() <= (4 * state.seen.len() + STALE).min(RECORDS);
+        let kept = if keep_all { &state.known } else { &state.seen };
+        if let Err(error) = crate::files::replace(file, &encode(kept)) {
             tracing::debug!(error = %error, "hashes of a context are not remembered");
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::BuildEvent;
 
@@ -12,6 +13,8 @@ const WAITING_BYTES: usize = 8 << 20;
 /// Sends the events of the first unfinished stage at once and keeps those of the others.
 pub(crate) struct Printer {
     events: mpsc::Sender<BuildEvent>,
+    /// A build that ends early does not wait for a reader.
+    failed: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -39,12 +42,13 @@ impl Printer {
     /// `silent` stages are not waited for.
     pub(crate) fn new(
         events: mpsc::Sender<BuildEvent>,
+        failed: CancellationToken,
         stages: usize,
         silent: impl Fn(usize) -> bool,
     ) -> Arc<Self> {
         let stages =
             (0..stages).map(|index| Slot { done: silent(index), ..Slot::default() }).collect();
-        Arc::new(Self { events, state: Mutex::new(State { front: 0, stages }) })
+        Arc::new(Self { events, failed, state: Mutex::new(State { front: 0, stages }) })
     }
 
     pub(crate) fn voice(self: &Arc<Self>, stage: usize) -> Voice {
@@ -53,8 +57,12 @@ impl Printer {
 
     /// Sends past all stages: for the lines around them.
     pub(crate) async fn plain(&self, event: BuildEvent) {
-        // A receiver that is gone cancels the build by its token; nothing is lost here.
-        let _gone = self.events.send(event).await;
+        // Who reads no more cancels the build by its token; nothing is lost here.
+        tokio::select! {
+            biased;
+            _sent = self.events.send(event) => {}
+            () = self.failed.cancelled() => {}
+        }
     }
 
     async fn say(&self, stage: usize, event: BuildEvent) {

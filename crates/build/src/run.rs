@@ -1,6 +1,11 @@
 //! RUN.
 
-use std::{collections::BTreeMap, os::fd::AsFd, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use dockerfile::{
     Run, RunForm, RunNetwork,
@@ -71,7 +76,7 @@ impl Build {
         let (argv, script) = command(stage, run);
         let env = stage.config.env();
         let args = stage.scope.visible(&env);
-        let (mounts, files) = self.wanted_mounts(stage, place, run).await?;
+        let (mounts, files, manifest) = self.wanted_mounts(stage, place, run).await?;
         let mut settings = BTreeMap::from([
             ("user".to_string(), stage.config.user().to_string()),
             ("the working directory".into(), stage.config.working_dir()),
@@ -110,7 +115,8 @@ impl Build {
             script,
             mounts,
         };
-        Ok(Step { inputs, manifest: None, history, work: Work::Run(Box::new(work)) })
+        let work = Work::Run(Box::new(work));
+        Ok(Step { inputs, manifest, history, work, alone: false })
     }
 
     fn network(&self, run: &Run) -> Result<String> {
@@ -130,15 +136,16 @@ impl Build {
         }
     }
 
-    /// Reads `--mount`s; answers them and the content of what they show.
+    /// Reads `--mount`s; answers them, the content of what they show, and the list of its files.
     async fn wanted_mounts(
         self: &Arc<Self>,
         stage: &Stage,
         place: &Place<'_>,
         run: &Run,
-    ) -> Result<(Vec<WantedMount>, String)> {
+    ) -> Result<(Vec<WantedMount>, String, Option<String>)> {
         let mut mounts = Vec::new();
         let mut contents = Vec::new();
+        let mut manifest = String::new();
         let cwd = stage.config.working_dir();
         for text in &run.mounts {
             let mount = self.parse_mount(stage, place, text)?;
@@ -154,6 +161,7 @@ impl Build {
                 MountKind::Bind { from, source, read_only } => {
                     let (root, selection) = self.bound(stage, place, from, &source).await?;
                     contents.push(selection.digest().to_string());
+                    manifest.push_str(&selection.manifest());
                     WantedKind::Bind { root, selection, read_only }
                 }
                 // A secret that is not required and not given is not mounted.
@@ -179,7 +187,8 @@ impl Build {
             let parts: Vec<&str> = contents.iter().map(String::as_str).collect();
             key::fingerprint(&parts)
         };
-        Ok((mounts, files))
+        let manifest = Some(manifest).filter(|_| !contents.is_empty());
+        Ok((mounts, files, manifest))
     }
 
     fn parse_mount(
@@ -299,6 +308,7 @@ impl Build {
             let target = format!("/dev/pipes/{name}");
             ready.push(StepMount { target, read_only: true, source: StepMountSource::Bind(path) });
         }
+        self.lock_caches(work, held).await?;
         for mount in &work.mounts {
             let (source, read_only) = match &mount.kind {
                 WantedKind::Tmpfs { size_bytes } => {
@@ -356,16 +366,30 @@ impl Build {
         .await
     }
 
+    /// Waits for the caches that are used by one command at a time: each once, and always in the same
+    /// order, so that no two commands wait for each other.
+    async fn lock_caches(&self, work: &RunWork, held: &mut Held) -> Result<()> {
+        let names: BTreeSet<String> = work
+            .mounts
+            .iter()
+            .filter_map(|mount| match &mount.kind {
+                WantedKind::Cache(cache) if cache.sharing == Sharing::Locked => {
+                    Some(cache_name(cache))
+                }
+                _ => None,
+            })
+            .collect();
+        for name in names {
+            held.locks.push(self.lock(&format!("cache mount {name}")).await?);
+        }
+        Ok(())
+    }
+
     async fn cache_mount(&self, cache: &CacheMount, held: &mut Held) -> Result<PathBuf> {
-        let name = key::fingerprint(&["cache mount", &cache.id]);
+        let name = cache_name(cache);
         let base = self.cache.dir("mounts");
         let dir = match cache.sharing {
-            Sharing::Shared => base.join(&name),
-            Sharing::Locked => {
-                let lock = self.locks.get(&format!("cache mount {name}"));
-                held.locks.push(lock.lock_owned().await);
-                base.join(&name)
-            }
+            Sharing::Shared | Sharing::Locked => base.join(&name),
             Sharing::Private => {
                 let free = (0..PRIVATE_CACHES).find_map(|number| {
                     let lock = self.locks.get(&format!("private cache mount {name} {number}"));
@@ -383,6 +407,10 @@ impl Build {
         let id = cache.id.clone();
         blocking(move || make_cache_dir(&dir, mode, (uid, gid), &id)).await
     }
+}
+
+fn cache_name(cache: &CacheMount) -> String {
+    key::fingerprint(&["cache mount", &cache.id])
 }
 
 /// `DIR/data` is what is mounted; `DIR` itself stays private to the builder.

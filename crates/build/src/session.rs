@@ -147,6 +147,31 @@ impl Session {
         Ok((plain, diff_id))
     }
 
+    /// Puts a layer that was made on nothing onto `parent`, if it is not there yet; the result's lease
+    /// holds the snapshot too.
+    pub(crate) async fn stack(&self, key: &str, layer: &Layer, parent: &Digest) -> Result<Layer> {
+        let chain_id = Digest::sha256(format!("{parent} {}", layer.diff_id));
+        let stacked = Layer { chain_id, ..layer.clone() };
+        let name = stacked.chain_id.to_string();
+        self.pin(ResourceKind::Snapshot, &name).await?;
+        if self.is_present(&stacked).await? {
+            self.hold(key, &stacked).await?;
+            return Ok(stacked);
+        }
+        let (active, mounts) = self.prepare(Some(parent)).await?;
+        let applied = self.services.diffs.apply(&layer.descriptor, &mounts).await;
+        applied.map_err(Error::store("put a layer onto another"))?;
+        match self.services.snapshots.commit(&name, &active, self.labels()).await {
+            Ok(()) => {
+                self.active().remove(&active);
+            }
+            Err(error) if error.is_already_exists() => self.discard(&active).await?,
+            Err(error) => return Err(Error::store("commit a snapshot")(error)),
+        }
+        self.hold(key, &stacked).await?;
+        Ok(stacked)
+    }
+
     /// Gives a result its own lease, then takes the marks of work in progress away.
     pub(crate) async fn hold(&self, key: &str, layer: &Layer) -> Result<()> {
         let lease = lease_of(key);

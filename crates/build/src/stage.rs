@@ -65,6 +65,8 @@ pub(crate) struct Step {
     pub(crate) manifest: Option<String>,
     pub(crate) history: String,
     pub(crate) work: Work,
+    /// Its layer is made on nothing and then put on the stage's others (`--link`).
+    pub(crate) alone: bool,
 }
 
 pub(crate) type Shared = Result<Arc<Stage>, Arc<Error>>;
@@ -239,8 +241,7 @@ impl Build {
         voice: &Voice,
     ) -> Result<(store_api::UnpackedImage, String)> {
         // One look-up and pull per image, however many stages want it.
-        let lock = self.locks.get(&format!("image {name} {platform}"));
-        let _once = lock.lock().await;
+        let _once = self.lock(&format!("image {name} {platform}")).await?;
         let pull = self.pull && self.first_pull(name, platform);
         let request = BaseRequest { name: name.into(), platform: platform.clone(), pull };
         let (sender, mut receiver) = mpsc::channel(64);
@@ -338,7 +339,7 @@ impl Build {
         };
         let work = Work::Workdir(crate::tree::inside(&path));
         let history = format!("WORKDIR {path}");
-        self.step(stage, place, Step { inputs, manifest: None, history, work }).await
+        self.step(stage, place, Step { inputs, manifest: None, history, work, alone: false }).await
     }
 
     async fn say_state(&self, stage: &Stage, place: &Place<'_>) -> Result<()> {
@@ -353,7 +354,7 @@ impl Build {
         place: &Place<'_>,
         step: Step,
     ) -> Result<()> {
-        let Step { inputs, manifest, history, work } = step;
+        let Step { inputs, manifest, history, work, alone } = step;
         let key = inputs.key();
         let slots = Slots::new(
             &stage.lineage,
@@ -363,8 +364,7 @@ impl Build {
             &place.located.text,
         );
         // The same step in another stage or build is waited for, not repeated.
-        let lock = self.locks.get(&key);
-        let _once = lock.lock().await;
+        let _once = self.lock(&key).await?;
         self.check_cancelled()?;
         let record = match self.cached(&key).await? {
             Some(record) => {
@@ -376,7 +376,8 @@ impl Build {
                 let redacted = inputs.redacted(self.cache.salt());
                 let reason = self.reason(&redacted, manifest.as_deref(), stage, &slots, &key);
                 place.voice.text(format!(" ---> Cache miss: {reason}\n")).await;
-                let layer = self.execute(stage, place, work, &key).await?;
+                let below = stage.chain.as_ref().filter(|_| !alone);
+                let layer = self.execute(below, place, work, &key).await?;
                 let record = self.record(key, redacted, layer, &history);
                 self.cache.put(&record, manifest.as_deref(), &slots)?;
                 record
@@ -384,7 +385,13 @@ impl Build {
         };
         stage.created = self.epoch.clone().unwrap_or_else(|| rfc3339(record.created));
         if let Some(layer) = &record.layer {
-            stage.add_layer(layer)?;
+            match (&stage.chain, alone) {
+                (Some(chain), true) => {
+                    let layer = self.session.stack(&record.key, layer, chain).await?;
+                    stage.add_layer(&layer)?;
+                }
+                _ => stage.add_layer(layer)?,
+            }
             let text = &place.located.text;
             stage.parent = Parent { name: format!("the parent {} ({})", place.name, clip(text)) };
         }
@@ -446,12 +453,12 @@ impl Build {
     /// Runs a step on a snapshot of its own, and makes a layer of what it changed.
     async fn execute(
         self: &Arc<Self>,
-        stage: &Stage,
+        below: Option<&Digest>,
         place: &Place<'_>,
         work: Work,
         key: &str,
     ) -> Result<Option<Layer>> {
-        let (snapshot, mounts) = self.session.prepare(stage.chain.as_ref()).await?;
+        let (snapshot, mounts) = self.session.prepare(below).await?;
         let changed = match work {
             Work::Run(run) => self.execute_run(place, &snapshot, mounts, *run).await.map(|()| true),
             Work::Copy(copy) => self.execute_copy(place, mounts, *copy).await.map(|()| true),
@@ -478,7 +485,7 @@ impl Build {
             self.session.discard(&snapshot).await?;
             return Ok(None);
         }
-        let layer = self.session.commit(&snapshot, stage.chain.as_ref()).await?;
+        let layer = self.session.commit(&snapshot, below).await?;
         self.session.hold(key, &layer).await?;
         Ok(Some(layer))
     }

@@ -8,6 +8,7 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use types::Platform;
 
 use crate::{
@@ -303,7 +304,7 @@ fn the_cache_survives_damage() {
 #[tokio::test]
 async fn output_comes_in_order() {
     let (sender, mut receiver) = mpsc::channel(100);
-    let printer = Printer::new(sender, 4, |index| index == 1);
+    let printer = Printer::new(sender, CancellationToken::new(), 4, |index| index == 1);
     let (first, third, last) = (printer.voice(0), printer.voice(2), printer.voice(3));
     third.text("c1 ").await;
     first.text("a1 ").await;

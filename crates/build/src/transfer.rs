@@ -109,11 +109,17 @@ impl Build {
             source = Some(found.0);
         }
         let unpack = transfer.add.is_some() && add.unpack.unwrap_or(true);
-        let instruction = instruction(command, &dest, transfer, unpack);
+        let mut chown = transfer.chown.clone();
+        if transfer.link
+            && let Some(spec) = &mut chown
+        {
+            *spec = self.owner_of_stage(stage, spec.clone()).await?;
+        }
+        let instruction = instruction(command, &dest, transfer, chown.as_deref(), unpack);
         let parts: Vec<&str> = contents.iter().map(String::as_str).collect();
         let inputs = Inputs {
             instruction,
-            parent: chain_text(stage),
+            parent: if transfer.link { String::new() } else { chain_text(stage) },
             files: if parts.is_empty() { String::new() } else { key::fingerprint(&parts) },
             args: BTreeMap::new(),
             env: BTreeMap::new(),
@@ -123,7 +129,7 @@ impl Build {
         let work = CopyWork {
             command,
             dest,
-            chown: transfer.chown.clone(),
+            chown,
             chmod,
             source,
             heredocs: heredocs.map(|one| (one.name.clone(), one.content.clone())).collect(),
@@ -131,7 +137,15 @@ impl Build {
             unpack,
         };
         let history = history(command, transfer);
-        Ok(Step { inputs, manifest, history, work: Work::Copy(Box::new(work)) })
+        let work = Work::Copy(Box::new(work));
+        Ok(Step { inputs, manifest, history, work, alone: transfer.link })
+    }
+
+    /// `--chown` as numbers, for a layer that is made without the stage's files.
+    async fn owner_of_stage(&self, stage: &Stage, spec: String) -> Result<String> {
+        let root = self.session.view(stage.chain.as_ref(), "the stage").await?;
+        let owner = blocking(move || users::resolve(&spec, root.fd.as_fd())).await?;
+        Ok(format!("{}:{}", owner.uid, owner.gid))
     }
 
     /// Looks the sources up; answers them, their digest, and the list of files to explain a miss by.
@@ -290,9 +304,18 @@ fn destination(stage: &Stage, written: &str) -> String {
 }
 
 /// What of the instruction, beside files, decides on the result.
-fn instruction(command: &str, dest: &str, transfer: &Transfer, unpack: bool) -> String {
+fn instruction(
+    command: &str,
+    dest: &str,
+    transfer: &Transfer,
+    chown: Option<&str>,
+    unpack: bool,
+) -> String {
     let mut text = command.to_string();
-    for (flag, value) in [("chown", &transfer.chown), ("chmod", &transfer.chmod)] {
+    if transfer.link {
+        text.push_str(" --link");
+    }
+    for (flag, value) in [("chown", chown), ("chmod", transfer.chmod.as_deref())] {
         if let Some(value) = value {
             text.push_str(&format!(" --{flag}={value}"));
         }
