@@ -19,6 +19,7 @@
 //! for one call inside a namespace; `firewall-watch` listens to nftables'
 //! events; [`dns::serve`] spawns tokio tasks, the only async code here.
 
+#[cfg(feature = "dns")]
 pub mod dns;
 pub mod endpoint;
 mod error;

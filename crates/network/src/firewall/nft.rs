@@ -3,8 +3,10 @@
 //! Numbers are those of linux/netfilter/nf_tables.h; the data types of sets are
 //! those by which nft(8) shows them.
 
+#[cfg(feature = "dns")]
 use std::net::IpAddr;
 
+#[cfg(feature = "dns")]
 use crate::link::octets;
 use crate::netlink::{Batch, flags};
 
@@ -501,6 +503,7 @@ impl Rule<'_> {
     }
 
     /// Only this destination address and port.
+    #[cfg(feature = "dns")]
     pub(crate) fn destination(
         &mut self,
         family: Family,
@@ -581,6 +584,7 @@ impl Rule<'_> {
         })
     }
 
+    #[cfg(feature = "dns")]
     fn value(&mut self, reg: u32, value: &[u8]) -> &mut Self {
         self.expression("immediate", |b| {
             b.be32(1, reg);
@@ -607,6 +611,7 @@ impl Rule<'_> {
     }
 
     /// DNAT to a fixed address and port.
+    #[cfg(feature = "dns")]
     pub(crate) fn dnat_to(&mut self, family: Family, ip: IpAddr, port: u16) -> &mut Self {
         self.value(REG, &octets(ip)).value(REG + 4, &port.to_be_bytes()).nat(
             false,

@@ -4,7 +4,7 @@ use std::net::{
 };
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use network::firewall::Proto;
@@ -13,12 +13,13 @@ use network::portmap::{Allocator, PortChoice};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
-use crate::bed::{PATIENCE, isolated, random, random_port};
+use crate::bed::{PATIENCE, isolated, random, random_port, wait_until};
 
 const TAG: u16 = 0xf0;
 
 struct Running {
     stop: Arc<AtomicBool>,
+    udp_clients: Arc<AtomicUsize>,
     thread: Option<std::thread::JoinHandle<(usize, usize)>>,
 }
 
@@ -27,6 +28,8 @@ impl Running {
     fn start(sockets: Vec<(Proto, OwnedFd, SocketAddr)>, limits: Limits) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let udp_clients = Arc::new(AtomicUsize::new(0));
+        let count_of_clients = Arc::clone(&udp_clients);
         let thread = std::thread::spawn(move || {
             let poll = epoll::create(CreateFlags::CLOEXEC).unwrap();
             let mut forwarder = Forwarder::new(poll.try_clone().unwrap(), TAG, limits);
@@ -51,10 +54,11 @@ impl Running {
                     forwarder.on_ready(token, flags);
                 }
                 forwarder.on_tick();
+                count_of_clients.store(forwarder.load().1, Ordering::Relaxed);
             }
             forwarder.load()
         });
-        Self { stop, thread: Some(thread) }
+        Self { stop, udp_clients, thread: Some(thread) }
     }
 
     fn finish(mut self) -> (usize, usize) {
@@ -151,8 +155,9 @@ fn udp_clients_are_told_apart_and_forgotten() {
             assert_eq!(client.recv(&mut buf).unwrap(), 3);
             assert_eq!(buf[..3], [2, 1, n]);
         }
-        std::thread::sleep(Duration::from_millis(200));
-        assert_eq!(running.finish().1, 0, "silent clients are forgotten");
+        let clients = Arc::clone(&running.udp_clients);
+        wait_until("silent clients are forgotten", || clients.load(Ordering::Relaxed) == 0);
+        assert_eq!(running.finish().1, 0);
     });
 }
 
