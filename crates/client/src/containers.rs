@@ -3,9 +3,9 @@
 use api_types::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::Method;
 use http::header::CONTENT_TYPE;
-use serde_json::Value;
 
 use crate::client::{Client, Hijacked, Request, escape_path};
 use crate::stream::ByteStream;
@@ -83,8 +83,8 @@ impl Client {
     }
 
     /// The reply as it is, for printing.
-    pub async fn container_inspect_raw(&self, id: &str, size: bool) -> Result<Value> {
-        self.json(Request::get(path(id, "/json")).flag("size", size)).await
+    pub async fn container_inspect_raw(&self, id: &str, size: bool) -> Result<Bytes> {
+        self.bytes(Request::get(path(id, "/json")).flag("size", size)).await
     }
 
     pub async fn container_attach(&self, id: &str, options: &AttachOptions) -> Result<Hijacked> {

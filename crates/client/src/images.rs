@@ -3,8 +3,8 @@
 use api_types::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
-use serde_json::Value;
 
 use crate::client::{Client, Query, Request, escape_path};
 use crate::stream::{ByteStream, JsonLines};
@@ -83,8 +83,8 @@ impl Client {
     }
 
     /// The reply as it is, for printing.
-    pub async fn image_inspect_raw(&self, name: &str, platform: &str) -> Result<Value> {
-        self.json(Request::get(path(name, "/json")).maybe("platform", platform_json(platform)))
+    pub async fn image_inspect_raw(&self, name: &str, platform: &str) -> Result<Bytes> {
+        self.bytes(Request::get(path(name, "/json")).maybe("platform", platform_json(platform)))
             .await
     }
 

@@ -1,7 +1,7 @@
 //! Calls about networks, volumes and the engine itself.
 
 use api_types::*;
-use serde_json::Value;
+use bytes::Bytes;
 
 use crate::Result;
 use crate::client::{Client, Request, escape_path};
@@ -17,10 +17,10 @@ impl Client {
     }
 
     /// The reply as it is, for printing.
-    pub async fn network_inspect_raw(&self, name: &str, verbose: bool) -> Result<Value> {
+    pub async fn network_inspect_raw(&self, name: &str, verbose: bool) -> Result<Bytes> {
         let request =
             Request::get(format!("/networks/{}", escape_path(name))).flag("verbose", verbose);
-        self.json(request).await
+        self.bytes(request).await
     }
 
     pub async fn network_create(&self, body: &NetworkCreate) -> Result<NetworkCreateResponse> {
@@ -50,8 +50,8 @@ impl Client {
     }
 
     /// The reply as it is, for printing.
-    pub async fn volume_inspect_raw(&self, name: &str) -> Result<Value> {
-        self.json(Request::get(format!("/volumes/{}", escape_path(name)))).await
+    pub async fn volume_inspect_raw(&self, name: &str) -> Result<Bytes> {
+        self.bytes(Request::get(format!("/volumes/{}", escape_path(name)))).await
     }
 
     pub async fn volume_create(&self, body: &VolumeCreate) -> Result<Volume> {

@@ -1,0 +1,104 @@
+//! Bodies in both directions, through bounded channels.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use serde::Serialize;
+use store_api::ByteStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::error::{ApiError, Reply};
+
+/// A body that is cut off by this error tells the client that it is not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct CutOff(String);
+
+pub(crate) type Body = BoxBody<Bytes, CutOff>;
+
+/// Chunks in flight.
+const QUEUE: usize = 8;
+
+fn never(error: Infallible) -> CutOff {
+    match error {}
+}
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(never).boxed()
+}
+
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+    let mut bytes = serde_json::to_vec(value)
+        .map_err(|e| ApiError::new(types::ErrorKind::Internal, format!("encode the reply: {e}")))?;
+    bytes.push(b'\n');
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+pub(crate) fn ok<T: Serialize>(value: &T) -> Reply {
+    json(StatusCode::OK, value)
+}
+
+/// A streamed reply: what the sender is given is sent on at once; the headers go first.
+pub(crate) fn stream(content_type: &'static str) -> (mpsc::Sender<Result<Bytes, String>>, Response<Body>) {
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, String>>(QUEUE);
+    let frames = ReceiverStream::new(receiver).map(|chunk| chunk.map(Frame::data).map_err(CutOff));
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    (sender, response)
+}
+
+/// A tar, or whatever the engine produces as bytes.
+pub(crate) fn bytes_reply(content_type: &'static str, stream: ByteStream) -> Response<Body> {
+    let frames = ReceiverStream::new(stream)
+        .map(|chunk| chunk.map(Frame::data).map_err(|e| CutOff(e.message)));
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// The request's body as the engine reads it.
+pub(crate) fn upload(mut body: Incoming) -> ByteStream {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        while let Some(frame) = body.frame().await {
+            let item = match frame {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => Ok(data),
+                    Err(_) => continue,
+                },
+                Err(error) => Err(store_api::Error::new(
+                    types::ErrorKind::Cancelled,
+                    format!("the client's upload broke off: {error}"),
+                )),
+            };
+            let failed = item.is_err();
+            if sender.send(item).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// JSON messages, one a line, each flushed.
+pub(crate) fn messages<T: Serialize + Send + 'static>(mut source: mpsc::Receiver<T>) -> Response<Body> {
+    let (sender, response) = stream("application/json");
+    tokio::spawn(async move {
+        while let Some(message) = source.recv().await {
+            let Ok(mut line) = serde_json::to_vec(&message) else { continue };
+            line.extend_from_slice(b"\r\n");
+            if sender.send(Ok(Bytes::from(line))).await.is_err() {
+                return;
+            }
+        }
+    });
+    response
+}
