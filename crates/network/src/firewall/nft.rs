@@ -203,26 +203,26 @@ impl<'a> Transaction<'a> {
     }
 
     fn message(&mut self, message: u16, message_flags: u16, what: &str) {
-        let operation = format!("{what} of nftables table {} {}", self.family.as_str(), self.table);
+        let operation = format!("{what} nftables table {} {}", self.family.as_str(), self.table);
         self.batch.begin(kind(message), message_flags, &nfgen(self.family.number()), operation);
     }
 
     /// Adds the table; one that is there stays.
     pub(crate) fn add_table(&mut self) {
-        self.message(msg::NEWTABLE, flags::CREATE, "creation");
+        self.message(msg::NEWTABLE, flags::CREATE, "create");
         self.batch.str(1, self.table);
         self.batch.be32(2, 0);
     }
 
     /// Deletes the table with all in it.
     pub(crate) fn delete_table(&mut self) {
-        self.message(msg::DELTABLE, 0, "deletion");
+        self.message(msg::DELTABLE, 0, "delete");
         self.batch.str(1, self.table);
     }
 
     /// Adds a chain.
     pub(crate) fn add_chain(&mut self, name: &str, base: Option<Base>) {
-        self.message(msg::NEWCHAIN, flags::CREATE, "adding a chain");
+        self.message(msg::NEWCHAIN, flags::CREATE, "add a chain to");
         self.batch.str(1, self.table);
         self.batch.str(3, name);
         if let Some(base) = base {
@@ -237,7 +237,7 @@ impl<'a> Transaction<'a> {
 
     /// Adds a set or map.
     pub(crate) fn add_set(&mut self, set: &SetSpec) {
-        self.message(msg::NEWSET, flags::CREATE, "adding a set");
+        self.message(msg::NEWSET, flags::CREATE, "add a set to");
         let mut set_flags = 0;
         if set.interval {
             set_flags |= SET_INTERVAL;
@@ -264,7 +264,7 @@ impl<'a> Transaction<'a> {
         let (message, message_flags) =
             if add { (msg::NEWSETELEM, flags::CREATE) } else { (msg::DELSETELEM, 0) };
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-            self.message(message, message_flags, "changing elements");
+            self.message(message, message_flags, "change elements in");
             self.batch.str(1, self.table);
             self.batch.str(2, set);
             self.batch.nest(3, |b| {
@@ -303,7 +303,7 @@ impl<'a> Transaction<'a> {
         self.message(
             msg::NEWRULE,
             flags::CREATE | append,
-            &format!("adding a rule to chain {chain}"),
+            &format!("add a rule to chain {chain} of"),
         );
         self.batch.str(1, self.table);
         self.batch.str(2, chain);
@@ -318,7 +318,7 @@ impl<'a> Transaction<'a> {
 
     /// Deletes a rule by its handle.
     pub(crate) fn delete_rule(&mut self, chain: &str, handle: u64) {
-        self.message(msg::DELRULE, 0, &format!("deleting a rule of chain {chain}"));
+        self.message(msg::DELRULE, 0, &format!("delete a rule in chain {chain} of"));
         self.batch.str(1, self.table);
         self.batch.str(2, chain);
         self.batch.attr(3, &handle.to_be_bytes());
