@@ -161,9 +161,10 @@ impl Config {
         }
         let env = std::env::var("DOCKER_AUTH_CONFIG").unwrap_or_default();
         if let Ok(json) = serde_json::from_str::<Value>(&env)
-            && let Some(auth) = json.get("auths").and_then(|a| stored(a, server)) {
-                return Ok(auth);
-            }
+            && let Some(auth) = json.get("auths").and_then(|a| stored(a, server))
+        {
+            return Ok(auth);
+        }
         Ok(self.json.get("auths").and_then(|auths| stored(auths, server)).unwrap_or_default())
     }
 

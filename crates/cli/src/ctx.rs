@@ -170,9 +170,10 @@ impl Ctx {
             .map_err(|e| Error::Invalid(e.to_string()))?;
         if let (true, Endpoint::Unix(path), Some(ensure)) =
             (target.implied, &endpoint, &self.hooks.ensure_daemon)
-            && !has_listener(path) {
-                ensure(path).map_err(Error::Invalid)?;
-            }
+            && !has_listener(path)
+        {
+            ensure(path).map_err(Error::Invalid)?;
+        }
         let api_version = match std::env::var("DOCKER_API_VERSION") {
             Ok(text) if !text.is_empty() => Some(
                 text.trim_start_matches('v')

@@ -1,1 +1,101 @@
-//! gantry-cli
+//! gantry-cli: docker's command line on our client.
+//!
+//! Owns: commands, flags, help, output formats, progress, credentials and contexts of the user,
+//! the terminal. Does not own: any decision about containers; whatever the engine knows is asked.
+//!
+//! On disk (the user's, docker's layout): `~/.docker/config.json`, `~/.docker/contexts/`.
+//!
+//! Tasks: one current-thread runtime; one thread each for reading stdin and for writing output
+//! while a container is attached. Locks: none held across awaits.
+
+mod cmd;
+mod commands;
+mod config;
+mod contexts;
+mod ctx;
+mod error;
+pub mod flags;
+mod fmt;
+mod opts;
+mod plugins;
+mod progress;
+mod stream;
+mod term;
+mod tree;
+mod values;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use ctx::note;
+use error::Error;
+
+/// The version that `version` and `--version` tell.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Starts a daemon that listens at the socket, and waits until it does.
+pub type EnsureDaemon = Box<dyn Fn(&Path) -> Result<(), String>>;
+
+/// What the program around the command line decides.
+pub struct Hooks {
+    /// Where to connect when no host is named.
+    pub default_socket: PathBuf,
+    /// Called before the first connection when no host was named and nothing listens at
+    /// `default_socket`.
+    pub ensure_daemon: Option<EnsureDaemon>,
+}
+
+/// Runs one command line; `args[0]` is the name we were called by. Gives the exit code.
+pub fn main(args: Vec<OsString>, hooks: Hooks) -> i32 {
+    let mut words = Vec::with_capacity(args.len());
+    for arg in args {
+        match arg.into_string() {
+            Ok(word) => words.push(word),
+            Err(arg) => {
+                note(&format!("argument is not UTF-8: {}", arg.to_string_lossy()));
+                return 1;
+            }
+        }
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            note(&format!("cannot start: {e}"));
+            return 1;
+        }
+    };
+    let result = runtime.block_on(cmd::run(words, hooks));
+    // A thread that still reads stdin must not hold us.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => 0,
+        Err(error) => report(&error),
+    }
+}
+
+/// Tells an error, and gives the exit code that it means.
+fn report(error: &Error) -> i32 {
+    match error {
+        Error::Exit(code) => *code,
+        Error::Status { code, text } => {
+            if !text.is_empty() {
+                note(text);
+            }
+            *code
+        }
+        other => {
+            note(&other.to_string());
+            1
+        }
+    }
+}
+
+/// All commands with their flags, for checks of completeness: path, aliases, flag sets.
+pub fn catalogue() -> Vec<(String, Vec<String>, flags::FlagSets)> {
+    tree::catalogue()
+}
+
+/// The help page of a command, `["container", "ls"]`, at 80 columns; `None` if there is none.
+pub fn help_page(prog: &str, path: &[&str]) -> Option<String> {
+    cmd::help_page(prog, path)
+}

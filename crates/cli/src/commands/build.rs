@@ -134,9 +134,10 @@ pub(crate) async fn build(ctx: &Ctx, m: Matches) -> Result<()> {
     let mut id = String::new();
     let aux = |_: &api_types::JsonMessage, value: &serde_json::Value| {
         if let Ok(result) = serde_json::from_value::<BuildResult>(value.clone())
-            && !result.id.is_empty() {
-                id = result.id;
-            }
+            && !result.id.is_empty()
+        {
+            id = result.id;
+        }
     };
     if quiet {
         let mut text = String::new();

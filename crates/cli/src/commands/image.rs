@@ -73,16 +73,17 @@ fn names(image: &ImageSummary, digests: bool) -> Vec<Name> {
     for name in &image.repo_tags {
         // A colon of a port stands before a slash.
         if let Some((repo, tag)) = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))
-            && repo != NONE {
-                by_repo
-                    .entry(repo)
-                    .or_insert_with(|| {
-                        order.push(repo);
-                        Default::default()
-                    })
-                    .0
-                    .push(tag);
-            }
+            && repo != NONE
+        {
+            by_repo
+                .entry(repo)
+                .or_insert_with(|| {
+                    order.push(repo);
+                    Default::default()
+                })
+                .0
+                .push(tag);
+        }
     }
     for name in &image.repo_digests {
         if let Some((repo, digest)) = name.split_once('@').filter(|(repo, _)| *repo != NONE) {

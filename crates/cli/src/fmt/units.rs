@@ -139,10 +139,11 @@ pub(crate) fn timestamp(text: &str) -> Result<String, String> {
         return Ok(String::new());
     }
     if let Ok(back) = crate::values::duration(text)
-        && text != "0" {
-            let at = Timestamp::now().as_nanosecond() - i128::from(back);
-            return Ok(split_nanos(at));
-        }
+        && text != "0"
+    {
+        let at = Timestamp::now().as_nanosecond() - i128::from(back);
+        return Ok(split_nanos(at));
+    }
     let fail = || format!("failed to parse value as time or duration: {text:?}");
     let unix = text.split_once('.').unwrap_or((text, ""));
     if !unix.0.is_empty() && [unix.0, unix.1].iter().all(|p| p.bytes().all(|b| b.is_ascii_digit()))
