@@ -262,7 +262,7 @@ impl Build {
         step_mounts: Vec<StepMount>,
     ) -> Result<()> {
         let targets: Vec<String> = step_mounts.iter().map(|mount| mount.target.clone()).collect();
-        let before = self.session.open_tree(mounts.clone()).await?;
+        let before = self.session.open_tree(mounts).await?;
         let missing = blocking(move || Ok(stubs::missing(before.as_fd(), &targets))).await?;
         let step = RunStep {
             hostname: id[..12].to_string(),
@@ -285,7 +285,8 @@ impl Build {
         if status != 0 {
             return Err(Error::Exit { command: work.shown, code: status });
         }
-        let after = self.session.open_tree(mounts).await?;
+        let after = self.session.mounts(snapshot).await?;
+        let after = self.session.open_tree(after).await?;
         blocking(move || {
             stubs::remove(after.as_fd(), &missing)
                 .map_err(Error::errno("remove mount points in", "/"))

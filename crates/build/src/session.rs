@@ -23,6 +23,8 @@ use crate::{
 pub(crate) const GC_ROOT: &str = "containerd.io/gc.root";
 /// Marks what a build has in progress with the build's id.
 pub(crate) const BUILD: &str = "io.gantry.build";
+/// The store keeps what has this label out of its records on disk.
+const VOLATILE: &str = "gantry.io/volatile";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 pub(crate) struct Session {
@@ -68,6 +70,19 @@ impl Session {
         Labels::from([(GC_ROOT.to_string(), now), (BUILD.to_string(), self.id.clone())])
     }
 
+    /// The same for what the build alone needs: it is never synced, and gone when the host is.
+    fn passing(&self) -> Labels {
+        let mut labels = self.labels();
+        labels.insert(VOLATILE.into(), "true".into());
+        labels
+    }
+
+    /// The mounts of an active snapshot, asked for anew each time that it is mounted.
+    pub(crate) async fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let mounts = self.services.snapshots.mounts(key).await;
+        mounts.map_err(Error::store("mounts of a snapshot"))
+    }
+
     fn active(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,7 +93,7 @@ impl Session {
         let parent = parent.map(Digest::to_string);
         self.active().insert(key.clone());
         let snapshots = &self.services.snapshots;
-        let mounts = snapshots.prepare(&key, parent.as_deref(), self.labels()).await;
+        let mounts = snapshots.prepare(&key, parent.as_deref(), self.passing()).await;
         Ok((key, mounts.map_err(Error::store("prepare a snapshot"))?))
     }
 
@@ -115,11 +130,11 @@ impl Session {
 
     async fn diff(&self, key: &str, parent: Option<&Digest>) -> Result<(Descriptor, Digest)> {
         let snapshots = &self.services.snapshots;
-        let upper = snapshots.mounts(key).await.map_err(Error::store("mounts of a snapshot"))?;
+        let upper = self.mounts(key).await?;
         let view = format!("gantry-build-{}", files::random_hex(16));
         let parent = parent.map(Digest::to_string);
         self.active().insert(view.clone());
-        let lower = snapshots.view(&view, parent.as_deref(), self.labels()).await;
+        let lower = snapshots.view(&view, parent.as_deref(), self.passing()).await;
         let lower = lower.map_err(Error::store("view of a snapshot"))?;
         let request = DiffRequest {
             lower,
@@ -231,7 +246,7 @@ impl Session {
                 let key = format!("gantry-build-{}", files::random_hex(16));
                 self.active().insert(key.clone());
                 let snapshots = &self.services.snapshots;
-                let mounts = snapshots.view(&key, Some(&id), self.labels()).await;
+                let mounts = snapshots.view(&key, Some(&id), self.passing()).await;
                 self.open_tree(mounts.map_err(Error::store("view of a snapshot"))?).await?
             }
         };

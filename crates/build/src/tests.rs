@@ -154,6 +154,58 @@ fn copies_stay_within_the_root() {
     assert!(write_into(&target, &source, &["d"], "/file").is_err());
 }
 
+/// Swaps two names until `work` has ended.
+fn while_swapping(dir: &Path, one: &str, two: &str, work: impl FnOnce()) {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let fd = std::fs::File::open(dir).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&fd, one, &fd, two, exchange).unwrap();
+            }
+        });
+        work();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn trees_that_change_lead_nowhere() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for made in ["source/d", "target/d", "outside"] {
+        std::fs::create_dir_all(path(made)).unwrap();
+    }
+    std::fs::write(path("source/d/f"), "mine").unwrap();
+    std::fs::write(path("outside/f"), "canary").unwrap();
+    for tree in ["source", "target"] {
+        let link = path(tree).join("link");
+        std::os::unix::fs::symlink("../outside", &link).unwrap();
+        std::os::unix::fs::symlink(path("outside"), path(tree).join("absolute")).unwrap();
+    }
+    let mut copied = 0;
+    while_swapping(&path("source"), "d", "link", || {
+        for number in 0..300 {
+            let dest = format!("/out/{number}/");
+            // A tree that changes may fail; what arrives must be its own.
+            copied +=
+                usize::from(write_into(&path("target"), &path("source"), &["d"], &dest).is_ok());
+            if let Ok(text) = std::fs::read_to_string(path(&format!("target{dest}f"))) {
+                assert_eq!(text, "mine");
+            }
+        }
+    });
+    assert!(copied > 0);
+    while_swapping(&path("target"), "d", "absolute", || {
+        for _ in 0..300 {
+            let _either = write_into(&path("target"), &path("source"), &["d/f", "link/f"], "/d/");
+        }
+    });
+    assert_eq!(std::fs::read_to_string(path("outside/f")).unwrap(), "canary");
+    assert_eq!(std::fs::read_dir(path("outside")).unwrap().count(), 1);
+}
+
 #[test]
 fn owners() {
     let dir = TempDir::new().unwrap();
