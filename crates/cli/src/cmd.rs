@@ -104,9 +104,21 @@ pub(crate) async fn run(words: Vec<String>, hooks: Hooks) -> Result<()> {
     }
     let rest = ctx.global.args.clone();
     if ctx.global.help || rest.is_empty() {
-        return ctx.out(&top_help(&ctx.prog, &plugins::list(&ctx.config.borrow()), 80));
+        let page = top_help(&ctx.prog, &plugins::list(&ctx.config.borrow()), 80);
+        return show_help(&ctx, &page, ctx.global.help);
     }
     dispatch(&ctx, &argv0, &words, rest).await
+}
+
+/// Help that was asked for is output; where a command is missing, it is a note.
+fn show_help(ctx: &Ctx, page: &str, asked: bool) -> Result<()> {
+    match asked {
+        true => ctx.out(page),
+        false => {
+            ctx.note(page.trim_end_matches('\n'));
+            Ok(())
+        }
+    }
 }
 
 async fn dispatch(ctx: &Ctx, argv0: &str, all: &[String], mut rest: Vec<String>) -> Result<()> {
@@ -137,7 +149,7 @@ async fn in_group(ctx: &Ctx, group: &'static Group, mut words: Vec<String>) -> R
     let m = flags::parse(&[], words.iter().cloned(), true)
         .map_err(|text| usage_error(&path, "COMMAND", &text, 125, "Run"))?;
     if m.help || m.args.is_empty() {
-        return ctx.out(&group_help(&ctx.prog, group));
+        return show_help(ctx, &group_help(&ctx.prog, group), m.help);
     }
     words = m.args;
     let name = words.remove(0);

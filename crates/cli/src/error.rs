@@ -18,14 +18,25 @@ pub(crate) enum Error {
     #[error("exit status {0}")]
     Exit(i32),
     /// A file or directory of ours.
-    #[error("{op} {path}: {source}")]
+    #[error("{op} {path}: {}", plain(source))]
     File { op: &'static str, path: String, source: io::Error },
     /// A tar could not be packed or unpacked.
     #[error("{op}: {source}")]
     Archive { op: &'static str, source: archive::Error },
     /// Our own input or output broke.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", plain(source))]
     Stream { what: &'static str, source: io::Error },
+}
+
+/// The words of an error of the system, without its number, as Go writes them.
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let words = text.split(" (os error ").next().unwrap_or_default();
+    let mut chars = words.chars();
+    match (error.raw_os_error(), chars.next()) {
+        (Some(_), Some(first)) => first.to_lowercase().chain(chars).collect(),
+        _ => text,
+    }
 }
 
 impl From<String> for Error {

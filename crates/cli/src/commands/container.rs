@@ -185,7 +185,10 @@ pub(crate) async fn port(ctx: &Ctx, m: Matches) -> Result<()> {
     let lines: String =
         all.iter().filter(|(port, _)| *port == key).map(|(_, at)| format!("{at}\n")).collect();
     if lines.is_empty() {
-        return Err(Error::Invalid(format!("no public port '{key}' published for {}", m.args[0])));
+        return Err(Error::Invalid(format!(
+            "Error: No public port '{wanted}' published for {}",
+            m.args[0]
+        )));
     }
     ctx.out(&lines)
 }

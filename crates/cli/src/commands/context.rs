@@ -58,7 +58,11 @@ pub(crate) async fn ls(ctx: &Ctx, m: Matches) -> Result<()> {
         })
         .collect();
     let format = if m.flag("quiet") { "{{.Name}}" } else { m.text("format") };
-    ctx.out(&render(format, COLUMNS, &rows)?)
+    ctx.out(&render(format, COLUMNS, &rows)?)?;
+    if std::env::var("DOCKER_HOST").is_ok_and(|h| !h.is_empty()) && !m.flag("quiet") {
+        ctx.note("Warning: DOCKER_HOST environment variable overrides the active context. To use a context, either set the global --context flag, or unset DOCKER_HOST environment variable.");
+    }
+    Ok(())
 }
 
 pub(crate) async fn show(ctx: &Ctx, _m: Matches) -> Result<()> {

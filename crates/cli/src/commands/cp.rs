@@ -135,7 +135,8 @@ struct Target {
 
 /// How `cp -a` would see it: into an existing directory, over an existing file, or to a new name.
 fn local_target(local: &str, stat: &PathStat, path: &str) -> Result<Target> {
-    let target = Path::new(local);
+    let absolute = std::path::absolute(local).map_err(Error::file("resolve", Path::new(local)))?;
+    let target = absolute.as_path();
     let existing = std::fs::metadata(target);
     if existing.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
         return Ok(Target { dir: target.to_owned(), rename: None });
@@ -150,11 +151,9 @@ fn local_target(local: &str, stat: &PathStat, path: &str) -> Result<Target> {
     } else if !stat.is_dir() && asserts_directory(local) {
         return Err("no such directory".into());
     }
-    let clean = local.trim_end_matches("/.").trim_end_matches('/');
-    let dir = match Path::new(clean).parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-        _ => PathBuf::from("."),
-    };
+    let shown = absolute.display().to_string();
+    let clean = shown.trim_end_matches("/.").trim_end_matches('/');
+    let dir = Path::new(clean).parent().unwrap_or(Path::new("/")).to_owned();
     if !dir.is_dir() {
         return Err(Error::Invalid(format!(
             "invalid output path: directory {:?} does not exist",
@@ -295,7 +294,8 @@ async fn to_container(ctx: &Ctx, m: &Matches, local: &str, name: &str, path: &st
         client.container_archive_put(name, &path, archive, stdin_body()).await?;
         return Ok(());
     }
-    let mut source = PathBuf::from(local);
+    let mut source =
+        std::path::absolute(local).map_err(Error::file("resolve", Path::new(local)))?;
     if m.flag("follow-link") {
         source = std::fs::canonicalize(&source).map_err(Error::file("lstat", Path::new(local)))?;
     }

@@ -139,7 +139,7 @@ fn verbose(usage: &DiskUsage) -> String {
             "{repo}\t{tag}\t{}\t{}\t{}\t{}\t{}\t{}\n",
             short_id(&image.id),
             units::ago(image.created),
-            size(image.size),
+            units::size3(image.size),
             size(image.shared_size),
             size(unique),
             image.containers

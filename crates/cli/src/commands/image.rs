@@ -116,7 +116,7 @@ fn names(image: &ImageSummary, digests: bool) -> Vec<Name> {
 
 fn image_row(image: &ImageSummary, (repo, tag, digest): &Name, trunc: bool) -> Row {
     let count = |n: i64| if n < 0 { "N/A".to_owned() } else { n.to_string() };
-    let size = |n: i64| if n < 0 { "N/A".to_owned() } else { units::size3(n) };
+    let size = |n: i64| if n < 0 { "N/A".to_owned() } else { units::size4(n) };
     let unique = if image.shared_size < 0 { -1 } else { image.size - image.shared_size };
     Row::new([
         ("ID", if trunc { short_id(&image.id) } else { image.id.as_str() }.into()),
@@ -127,7 +127,7 @@ fn image_row(image: &ImageSummary, (repo, tag, digest): &Name, trunc: bool) -> R
         ("CreatedAt", units::go_time(image.created).into()),
         ("Size", units::size3(image.size).into()),
         ("Containers", count(image.containers).into()),
-        ("VirtualSize", units::size3(image.size).into()),
+        ("VirtualSize", units::size4(image.size).into()),
         ("SharedSize", size(image.shared_size).into()),
         ("UniqueSize", size(unique).into()),
     ])
@@ -136,7 +136,7 @@ fn image_row(image: &ImageSummary, (repo, tag, digest): &Name, trunc: bool) -> R
 pub(crate) async fn tag(ctx: &Ctx, m: Matches) -> Result<()> {
     let target: types::ImageRef = m.args[1].parse().map_err(|e: types::ReferenceError| {
         Error::Invalid(format!(
-            "error parsing reference: {:?} is not a valid repository/tag: {e}",
+            "Error parsing reference: {:?} is not a valid repository/tag: {e}",
             m.args[1]
         ))
     })?;
@@ -192,13 +192,17 @@ const HISTORY: Columns = Columns {
     ],
     default: &["ID", "CreatedSince", "CreatedBy", "Size", "Comment"],
 };
+const HISTORY_EXACT: Columns = Columns {
+    headers: HISTORY.headers,
+    default: &["ID", "CreatedAt", "CreatedBy", "Size", "Comment"],
+};
 
 pub(crate) async fn history(ctx: &Ctx, m: Matches) -> Result<()> {
     let items = ctx.client()?.image_history(&m.args[0], m.text("platform")).await?;
     let (human, trunc) = (m.flag("human"), !m.flag("no-trunc"));
     let rows: Vec<Row> = items.iter().map(|item| history_row(item, human, trunc)).collect();
     let format = if m.flag("quiet") { "{{.ID}}" } else { m.text("format") };
-    ctx.out(&render(format, HISTORY, &rows)?)
+    ctx.out(&render(format, if human { HISTORY } else { HISTORY_EXACT }, &rows)?)
 }
 
 fn history_row(item: &HistoryItem, human: bool, trunc: bool) -> Row {

@@ -66,7 +66,7 @@ fn server_text(i: &Info) -> String {
     line(&mut o, 1, "Init Binary", &i.init_binary);
     line(&mut o, 1, "containerd version", &i.containerd_commit.id);
     line(&mut o, 1, "runc version", &i.runc_commit.id);
-    line(&mut o, 1, "init version", &i.init_commit.id);
+    o.push_str(&format!(" init version: {}\n", i.init_commit.id));
     security_text(&mut o, &i.security_options);
     line(&mut o, 1, "Kernel Version", &i.kernel_version);
     line(&mut o, 1, "Operating System", &i.operating_system);

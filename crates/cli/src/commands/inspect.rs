@@ -85,7 +85,7 @@ async fn find(
             Err(e) => return Err(e),
         }
     }
-    Err(Error::Invalid(format!("error: no such object: {name}")))
+    Err(Error::Invalid(format!("Error: No such object: {name}")))
 }
 
 /// Names that one kind cannot have at all are refused as invalid by some engines.
@@ -100,7 +100,7 @@ async fn inspect(ctx: &Ctx, m: &Matches, kinds: &[Kind], exact: bool) -> Result<
     let source = m.text("format");
     let format = match source {
         "" | "json" => None,
-        source => Some(Format::parse(source)?),
+        source => Some(Format::parse(source).map_err(|e| format!("template parsing error: {e}"))?),
     };
     let mut shown: Vec<String> = Vec::new();
     let mut errors = Vec::new();
@@ -118,7 +118,13 @@ async fn inspect(ctx: &Ctx, m: &Matches, kinds: &[Kind], exact: bool) -> Result<
                 let json: Json = serde_json::from_slice(&bytes).map_err(|e| {
                     Error::Invalid(format!("cannot read the description of {name}: {e}"))
                 })?;
-                shown.push(format.run(&json, &|at, map| go_names(kind, at, map))?);
+                match format.run(&json, &|at, map| go_names(kind, at, map)) {
+                    Ok(text) => shown.push(text),
+                    Err(e) => {
+                        ctx.line("")?;
+                        return Err(Error::Invalid(format!("template parsing error: {e}")));
+                    }
+                }
             }
         }
     }

@@ -199,7 +199,11 @@ pub(crate) async fn run(ctx: &Ctx, m: Matches) -> Result<()> {
                 (false, false, false);
             config.stdin_once = false;
         } else {
-            check_tty(ctx, body.config.attach_stdin, body.config.tty)?;
+            check_tty(ctx, body.config.attach_stdin, body.config.tty).map_err(|e| {
+                // Told without the program's name and the hint.
+                ctx.note(&e.to_string());
+                Error::Exit(1)
+            })?;
         }
         let id = create_container(ctx, &m, &body).await?;
         Ok((body, keys, key_bytes, id))

@@ -43,7 +43,7 @@ fn warning(m: &Matches) -> String {
 pub(crate) async fn prune(ctx: &Ctx, m: Matches) -> Result<()> {
     let filters = prune_filters(ctx, &m);
     if m.flag("volumes") && filters.contains("until") {
-        return Err("the \"until\" filter is not supported with \"--volumes\"".into());
+        return Err("ERROR: The \"until\" filter is not supported with \"--volumes\"".into());
     }
     if !m.flag("force") && !confirm(&warning(&m))? {
         return Ok(());

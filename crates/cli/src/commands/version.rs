@@ -71,7 +71,7 @@ fn server_text(v: &Version) -> String {
         let detail = |name: &str| component.details.get(name).map_or("", String::as_str);
         if component.name != "Engine" {
             for (name, value) in &component.details {
-                push(&mut out, 2, name, value);
+                out.push_str(&format!("  {name}:\t{value}\n"));
             }
             continue;
         }

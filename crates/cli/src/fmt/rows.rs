@@ -60,13 +60,16 @@ pub(crate) fn render(format: &str, columns: Columns, rows: &[Row]) -> Result<Str
     let format = format.trim();
     match format {
         "" | "table" => Ok(default_table(columns, rows)),
-        "json" => Ok(rows.iter().map(|row| format!("{}\n", row.json())).collect()),
+        "json" => Ok(rows
+            .iter()
+            .map(|row| format!("{}\n", escape_html(&row.json().to_string())))
+            .collect()),
         _ => {
             match format.strip_prefix("table").filter(|rest| rest.starts_with(char::is_whitespace))
             {
                 Some(source) => template_table(source.trim_start(), columns, rows),
                 None => {
-                    let template = Format::parse(format)?;
+                    let template = parse(format)?;
                     let mut out = String::new();
                     for row in rows {
                         out.push_str(&run(&template, row)?);
@@ -79,11 +82,21 @@ pub(crate) fn render(format: &str, columns: Columns, rows: &[Row]) -> Result<Str
     }
 }
 
+/// Go's encoder writes rows so that they can stand inside HTML.
+fn escape_html(json: &str) -> String {
+    json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+}
+
+fn parse(source: &str) -> Result<Format, String> {
+    Format::parse(source).map_err(|e| format!("failed to parse template: {e}"))
+}
+
 fn run(template: &Format, row: &Row) -> Result<String, String> {
-    template.run(&row.json(), &|at, _| match (&row.labels, at) {
+    let text = template.run(&row.json(), &|at, _| match (&row.labels, at) {
         (Some(labels), "") => vec![("Label".to_owned(), label_method(labels.clone()))],
         _ => Vec::new(),
-    })
+    });
+    text.map_err(|e| format!("failed to execute template: {e}"))
 }
 
 fn label_method(labels: api_types::Map<String>) -> Value {
@@ -117,7 +130,7 @@ fn default_table(columns: Columns, rows: &[Row]) -> String {
 }
 
 fn template_table(source: &str, columns: Columns, rows: &[Row]) -> Result<String, String> {
-    let template = Format::parse(source)?;
+    let template = parse(source)?;
     let mut headers: serde_json::Map<String, Json> = serde_json::Map::new();
     if let Some(row) = rows.first() {
         headers.extend(row.fields.keys().map(|k| ((*k).to_owned(), Json::String(String::new()))));
@@ -143,7 +156,8 @@ pub(crate) fn render_value(format: &str, value: &Json) -> Result<String, String>
     if format.trim() == "json" {
         return Ok(format!("{value}\n"));
     }
-    let text = Format::parse(format)?.run(value, &nothing_more)?;
+    let text = parse(format)?.run(value, &nothing_more);
+    let text = text.map_err(|e| format!("failed to execute template: {e}"))?;
     Ok(format!("{text}\n"))
 }
 

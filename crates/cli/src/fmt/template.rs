@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 /// A parsed template.
 pub(crate) struct Format {
     template: Template,
+    source: String,
     origins: Arc<std::sync::Mutex<Origins>>,
 }
 
@@ -76,8 +77,8 @@ impl Format {
                 Ok(Value::String(text.chars().take(limit).collect::<String>().into()))
             })
             .parse(&source)
-            .map_err(|e| format!("template parsing error: {e}"))?;
-        Ok(Format { template, origins })
+            .map_err(|e| parse_error(&e))?;
+        Ok(Format { template, source, origins })
     }
 
     /// Runs the template on a value. Objects get further entries from `extra` (called with the
@@ -87,8 +88,38 @@ impl Format {
         let value = convert(data, "", &mut pointers, extra);
         *self.origins.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Origins { root: data.clone(), pointers };
-        self.template.execute_to_string(&value).map_err(|e| format!("template parsing error: {e}"))
+        self.template.execute_to_string(&value).map_err(|e| run_error(&self.source, &e))
     }
+}
+
+/// Only the line is told, as Go does while it parses.
+fn parse_error(e: &TemplateError) -> String {
+    match e {
+        TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
+            format!("template: :{line}: {message}")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Go tells where in the template a field is missing; here it is looked up by its name.
+fn run_error(source: &str, e: &TemplateError) -> String {
+    let text = e.to_string();
+    let Some(key) = text.strip_prefix("map has no entry for key: ") else { return text };
+    let field = format!(".{key}");
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let found = source
+        .match_indices(&field)
+        .map(|(at, _)| at)
+        .find(|at| !source[at + field.len()..].starts_with(word));
+    let Some(at) = found else { return text };
+    let start = source[..at].rfind(|c: char| !word(c) && c != '.').map_or(0, |i| i + 1);
+    let line = source[..at].matches('\n').count() + 1;
+    let column = at - source[..at].rfind('\n').map_or(0, |i| i + 1);
+    let chain = &source[start..at + field.len()];
+    format!(
+        "template: :{line}:{column}: executing \"\" at <{chain}>: map has no entry for key {key:?}"
+    )
 }
 
 /// Further entries for the object at a JSON pointer.
@@ -261,7 +292,11 @@ mod tests {
             assert_eq!(run(source, &data).unwrap(), want, "{source}");
         }
         assert!(run("{{.Nope}}", &data).is_err());
-        assert!(run("{{", &data).unwrap_err().starts_with("template parsing error: "));
+        assert_eq!(
+            run("a {{.Zed.Nope}}", &data).unwrap_err(),
+            "template: :1:8: executing \"\" at <.Zed.Nope>: map has no entry for key \"Nope\""
+        );
+        assert_eq!(run("{{", &data).unwrap_err(), "template: :1: unclosed action");
     }
 
     #[test]

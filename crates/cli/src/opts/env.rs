@@ -84,10 +84,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env").display().to_string();
         std::fs::write(&file, "\u{feff}# comment\n\nA=1\n  B = x\n").unwrap();
-        assert!(env_list(&[file.clone()], &[]).unwrap_err().contains("contains whitespaces"));
+        assert!(
+            env_list(std::slice::from_ref(&file), &[])
+                .unwrap_err()
+                .contains("contains whitespaces")
+        );
         std::fs::write(&file, "A=1 # kept\n\tPATH\nNOT_SET_ANYWHERE\n").unwrap();
         let path = format!("PATH={}", std::env::var("PATH").unwrap());
-        let got = env_list(&[file.clone()], &["C=3".into(), "D=".into()]).unwrap();
+        let got = env_list(std::slice::from_ref(&file), &["C=3".into(), "D=".into()]).unwrap();
         assert_eq!(got, ["A=1 # kept".to_owned(), path, "C=3".into(), "D=".into()]);
         assert!(env_list(&[], &["=x".into()]).is_err());
         let labels = label_map(&[], &["a=b=c".into(), "d".into()]).unwrap();
