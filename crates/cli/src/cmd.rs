@@ -86,7 +86,11 @@ fn program(argv0: &str) -> String {
 }
 
 /// Runs a whole command line.
-pub(crate) async fn run(words: Vec<String>, hooks: Hooks) -> Result<()> {
+pub(crate) async fn run(
+    words: Vec<String>,
+    hooks: Hooks,
+    lookup: Option<client::Lookup>,
+) -> Result<()> {
     let mut words = words.into_iter();
     let argv0 = words.next().unwrap_or_default();
     let prog = program(&argv0);
@@ -98,7 +102,7 @@ pub(crate) async fn run(words: Vec<String>, hooks: Hooks) -> Result<()> {
     if let Some(warning) = warning {
         note(&warning);
     }
-    let ctx = Ctx::new(prog, global, config, hooks);
+    let ctx = Ctx::new(prog, global, config, hooks, lookup);
     if ctx.global.flag("version") {
         return ctx.line(&crate::commands::version::line(&ctx));
     }

@@ -23,6 +23,7 @@ pub(crate) struct Ctx {
     pub(crate) global: Matches,
     pub(crate) config: RefCell<Config>,
     hooks: Hooks,
+    lookup: Option<client::Lookup>,
     client: OnceCell<Client>,
 }
 
@@ -36,9 +37,23 @@ pub(crate) struct Target {
 }
 
 impl Ctx {
-    pub(crate) fn new(prog: String, global: Matches, config: Config, hooks: Hooks) -> Ctx {
+    pub(crate) fn new(
+        prog: String,
+        global: Matches,
+        config: Config,
+        hooks: Hooks,
+        lookup: Option<client::Lookup>,
+    ) -> Ctx {
         let path = RefCell::new(prog.clone());
-        Ctx { prog, path, global, config: RefCell::new(config), hooks, client: OnceCell::new() }
+        Ctx {
+            prog,
+            path,
+            global,
+            config: RefCell::new(config),
+            hooks,
+            lookup,
+            client: OnceCell::new(),
+        }
     }
 
     /// Writes to stdout.
@@ -188,6 +203,7 @@ impl Ctx {
             api_version,
             user_agent: format!("Docker-Client/{} (linux)", crate::VERSION),
             headers: self.config.borrow().string_map("HttpHeaders"),
+            lookup: self.lookup.clone(),
         };
         Ok(self.client.get_or_init(|| Client::new(options)))
     }

@@ -47,6 +47,11 @@ pub struct Hooks {
 
 /// Runs one command line; `args[0]` is the name we were called by. Gives the exit code.
 pub fn main(args: Vec<OsString>, hooks: Hooks) -> i32 {
+    main_with_lookup(args, hooks, None)
+}
+
+/// As [`main`], with a resolver for the names of `tcp://` hosts that are not in `/etc/hosts`.
+pub fn main_with_lookup(args: Vec<OsString>, hooks: Hooks, lookup: Option<client::Lookup>) -> i32 {
     let mut words = Vec::with_capacity(args.len());
     for arg in args {
         match arg.into_string() {
@@ -64,7 +69,7 @@ pub fn main(args: Vec<OsString>, hooks: Hooks) -> i32 {
             return 1;
         }
     };
-    let result = runtime.block_on(cmd::run(words, hooks));
+    let result = runtime.block_on(cmd::run(words, hooks, lookup));
     // A thread that still reads stdin must not hold us.
     runtime.shutdown_background();
     match result {

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::body::{Body, HyperBody};
-use crate::conn::{self, Conn, Endpoint};
+use crate::conn::{self, Conn, Endpoint, Lookup};
 use crate::stream::ByteStream;
 use crate::tls::TlsOptions;
 use crate::{Error, Result};
@@ -40,6 +40,8 @@ pub struct Options {
     pub user_agent: String,
     /// Sent with every request (`HttpHeaders` of config.json).
     pub headers: BTreeMap<String, String>,
+    /// For names of tcp hosts that are not in `/etc/hosts`.
+    pub lookup: Option<Lookup>,
 }
 
 /// One engine. Cheap to share by reference; every call takes a connection of its own.
@@ -190,16 +192,18 @@ impl Client {
 
     async fn connect(&self) -> Result<Conn> {
         let endpoint = &self.options.endpoint;
-        conn::connect(endpoint, self.options.tls.as_ref()).await.map_err(|source| {
-            let host = endpoint.to_string();
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => Error::Permission { host, source },
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    Error::NotRunning { host, source }
+        conn::connect(endpoint, self.options.tls.as_ref(), self.options.lookup.as_ref())
+            .await
+            .map_err(|source| {
+                let host = endpoint.to_string();
+                match source.kind() {
+                    io::ErrorKind::PermissionDenied => Error::Permission { host, source },
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                        Error::NotRunning { host, source }
+                    }
+                    _ => Error::Connect { host, source },
                 }
-                _ => Error::Connect { host, source },
-            }
-        })
+            })
     }
 
     async fn handshake(&self) -> Result<SendRequest<HyperBody>> {

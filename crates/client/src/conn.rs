@@ -1,6 +1,7 @@
 //! Reaching an engine: the forms of `DOCKER_HOST` and the byte streams behind them.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Stdio;
@@ -134,6 +135,28 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
+type Addresses = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+
+/// Finds the addresses of host names that no literal and no hosts file gives.
+#[derive(Clone)]
+pub struct Lookup(Arc<dyn Fn(String) -> Addresses + Send + Sync>);
+
+impl Lookup {
+    /// `find` is called with the name; an empty list means that there is no such host.
+    pub fn new<Fut>(find: impl Fn(String) -> Fut + Send + Sync + 'static) -> Lookup
+    where
+        Fut: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        Lookup(Arc::new(move |name| Box::pin(find(name))))
+    }
+}
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lookup")
+    }
+}
+
 /// One open byte stream to an engine.
 #[derive(Debug)]
 pub(crate) enum Conn {
@@ -153,11 +176,15 @@ pub(crate) struct SshPipe {
 }
 
 /// Opens a stream to `endpoint`.
-pub(crate) async fn connect(endpoint: &Endpoint, tls: Option<&TlsOptions>) -> io::Result<Conn> {
+pub(crate) async fn connect(
+    endpoint: &Endpoint,
+    tls: Option<&TlsOptions>,
+    lookup: Option<&Lookup>,
+) -> io::Result<Conn> {
     match endpoint {
         Endpoint::Unix(path) => Ok(Conn::Unix(UnixStream::connect(path).await?)),
         Endpoint::Tcp { host, port } => {
-            let stream = connect_tcp(host, *port).await?;
+            let stream = connect_tcp(host, *port, lookup).await?;
             let Some(tls) = tls else { return Ok(Conn::Tcp(stream)) };
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
             let connector = TlsConnector::from(Arc::clone(&tls.config()?));
@@ -170,9 +197,17 @@ pub(crate) async fn connect(endpoint: &Endpoint, tls: Option<&TlsOptions>) -> io
     }
 }
 
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let addresses = hosts::lookup(host)?;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("lookup {host}: no such host"));
+async fn connect_tcp(host: &str, port: u16, lookup: Option<&Lookup>) -> io::Result<TcpStream> {
+    let mut addresses = hosts::lookup(host)?;
+    if let (true, Some(Lookup(find))) = (addresses.is_empty(), lookup) {
+        addresses = find(host.to_owned()).await?;
+    }
+    let mut last = match lookup {
+        Some(_) => io::Error::other(format!("lookup {host}: no such host")),
+        None => io::Error::other(format!(
+            "lookup {host}: not in /etc/hosts, and no resolver is built in"
+        )),
+    };
     for ip in addresses {
         match tokio::time::timeout(TCP_CONNECT_TIMEOUT, TcpStream::connect((ip, port))).await {
             Ok(Ok(stream)) => {

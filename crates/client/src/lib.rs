@@ -23,7 +23,7 @@ mod tls;
 
 pub use body::Body;
 pub use client::{Client, Hijacked, Options, Ping, Query, Request};
-pub use conn::{Endpoint, HostError};
+pub use conn::{Endpoint, HostError, Lookup};
 pub use containers::{AttachOptions, LogsOptions, StartExec};
 pub use error::Error;
 pub use images::{CommitOptions, ImportOptions};

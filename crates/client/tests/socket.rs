@@ -36,6 +36,7 @@ where
         api_version: None,
         user_agent: "test".into(),
         headers: [("X-Mine".to_owned(), "yes".to_owned())].into(),
+        lookup: None,
     });
     (dir, client)
 }
@@ -122,6 +123,7 @@ async fn nobody_listens() {
         api_version: None,
         user_agent: "test".into(),
         headers: Default::default(),
+        lookup: None,
     });
     let error = client.ping().await.unwrap_err();
     assert!(error.is_connect());
@@ -129,4 +131,36 @@ async fn nobody_listens() {
         error.to_string(),
         "Cannot connect to the Docker daemon at unix:///nonexistent/engine.sock. Is the docker daemon running?"
     );
+}
+
+#[tokio::test]
+async fn names_of_tcp_hosts() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut s, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n") {
+            seen.push(s.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(seen).unwrap().to_lowercase();
+        assert!(head.contains(&format!("host: engine.test:{port}")), "{head}");
+        s.write_all(PING.as_bytes()).await.unwrap();
+    });
+    let options = |name: &str, lookup| Options {
+        endpoint: Endpoint::Tcp { host: name.into(), port },
+        tls: None,
+        api_version: None,
+        user_agent: "test".into(),
+        headers: Default::default(),
+        lookup,
+    };
+    let lookup = client::Lookup::new(async |name| match name.as_str() {
+        "engine.test" => Ok(vec!["127.0.0.1".parse().unwrap()]),
+        _ => Ok(vec![]),
+    });
+    Client::new(options("engine.test", Some(lookup.clone()))).ping().await.unwrap();
+    let error = Client::new(options("other.test", Some(lookup))).ping().await.unwrap_err();
+    assert!(error.to_string().contains("lookup other.test: no such host"), "{error}");
+    assert!(Client::new(options("other.test", None)).ping().await.is_err());
 }

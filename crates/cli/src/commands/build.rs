@@ -92,7 +92,7 @@ fn told(body: Body, terminal: bool) -> Body {
         }
     });
     let end = futures_util::stream::once(async move {
-        announce(sent.load(Ordering::Relaxed), if terminal { "\r\r\n" } else { "\n" });
+        announce(sent.load(Ordering::Relaxed), "\r\r\n");
         Ok(bytes::Bytes::new())
     });
     // The empty chunk of the end must not reach hyper, which would take it for the last one.

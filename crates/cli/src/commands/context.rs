@@ -39,6 +39,7 @@ pub(crate) async fn ls(ctx: &Ctx, m: Matches) -> Result<()> {
     let current = ctx.current_context();
     let mut metas = vec![default_meta(ctx)];
     metas.extend(ctx.contexts().list()?);
+    metas.sort_by(|a, b| crate::commands::network::natural(&a.name, &b.name));
     let rows: Vec<Row> = metas
         .iter()
         .map(|meta| {

@@ -108,6 +108,9 @@ fn follow(path: &str, target: &str) -> String {
 }
 
 async fn from_container(ctx: &Ctx, m: &Matches, name: &str, path: &str, local: &str) -> Result<()> {
+    if local != "-" {
+        parent_directory(local)?;
+    }
     let client = ctx.client()?;
     let mut path = path.to_owned();
     if m.flag("follow-link") {
@@ -151,6 +154,14 @@ fn local_target(local: &str, stat: &PathStat, path: &str) -> Result<Target> {
     } else if !stat.is_dir() && asserts_directory(local) {
         return Err("no such directory".into());
     }
+    let (dir, name) = parent_directory(local)?;
+    let from = if is_contents(path) { String::new() } else { base(path) };
+    Ok(Target { dir, rename: Some((from, name)) })
+}
+
+/// The directory that a local path lies in, which must exist, and the path's last name.
+fn parent_directory(local: &str) -> Result<(PathBuf, String)> {
+    let absolute = std::path::absolute(local).map_err(Error::file("resolve", Path::new(local)))?;
     let shown = absolute.display().to_string();
     let clean = shown.trim_end_matches("/.").trim_end_matches('/');
     let dir = Path::new(clean).parent().unwrap_or(Path::new("/")).to_owned();
@@ -160,8 +171,7 @@ fn local_target(local: &str, stat: &PathStat, path: &str) -> Result<Target> {
             dir.display().to_string()
         )));
     }
-    let from = if is_contents(path) { String::new() } else { base(path) };
-    Ok(Target { dir, rename: Some((from, base(clean))) })
+    Ok((dir, base(clean)))
 }
 
 /// Renames the first component; an empty `from` puts everything below `to`.

@@ -64,21 +64,18 @@ pub(crate) fn render(format: &str, columns: Columns, rows: &[Row]) -> Result<Str
             .iter()
             .map(|row| format!("{}\n", escape_html(&row.json().to_string())))
             .collect()),
-        _ => {
-            match format.strip_prefix("table").filter(|rest| rest.starts_with(char::is_whitespace))
-            {
-                Some(source) => template_table(source.trim_start(), columns, rows),
-                None => {
-                    let template = parse(format)?;
-                    let mut out = String::new();
-                    for row in rows {
-                        out.push_str(&run(&template, row)?);
-                        out.push('\n');
-                    }
-                    Ok(out)
+        _ => match format.strip_prefix("table") {
+            Some(source) => template_table(source.trim_start(), columns, rows),
+            None => {
+                let template = parse(format)?;
+                let mut out = String::new();
+                for row in rows {
+                    out.push_str(&run(&template, row)?);
+                    out.push('\n');
                 }
+                Ok(out)
             }
-        }
+        },
     }
 }
 
