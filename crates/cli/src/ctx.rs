@@ -106,9 +106,6 @@ impl Ctx {
 
     /// Finds the engine by flags, environment, contexts, and the default.
     pub(crate) fn target(&self) -> Result<Target> {
-        if self.global.changed("context") && self.global.changed("host") {
-            return Err("conflicting options: cannot specify both --host and --context".into());
-        }
         if self.global.list("host").len() > 1 {
             return Err("specify only one -H".into());
         }
@@ -180,9 +177,15 @@ impl Ctx {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let target = self.target()?;
+        if self.global.changed("context") && self.global.changed("host") {
+            return Err("conflicting options: cannot specify both --host and --context".into());
+        }
+        let unresolved = |e: String| {
+            Error::Invalid(format!("Failed to initialize: unable to resolve docker endpoint: {e}"))
+        };
+        let target = self.target().map_err(|e| unresolved(e.to_string()))?;
         let endpoint = Endpoint::parse(&target.host, target.tls.is_some())
-            .map_err(|e| Error::Invalid(e.to_string()))?;
+            .map_err(|e| unresolved(e.to_string()))?;
         if let (true, Endpoint::Unix(path), Some(ensure)) =
             (target.implied, &endpoint, &self.hooks.ensure_daemon)
             && !has_listener(path)

@@ -161,8 +161,16 @@ pub(crate) async fn pump(conn: Hijacked, session: Session) -> Result<End> {
             buffer.reserve(CHUNK_BYTES);
             match reader.read_buf(&mut buffer).await {
                 Ok(0) => break,
-                // A reset connection is how an engine's end looks like.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break,
+                // An engine's end can look like this, over TLS too. What counts is the status,
+                // which comes by a connection of its own.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                    ) =>
+                {
+                    break;
+                }
                 Err(source) => return Err(Error::Stream { what: "read output", source }),
                 Ok(_) => {}
             }

@@ -24,7 +24,7 @@ pub enum Error {
     #[error("Error response from daemon: {message}")]
     Api { status: StatusCode, message: String },
     /// The connection failed in the middle of a call.
-    #[error("error during connect: {method} {path}: {source}")]
+    #[error("error during connect: {method} {path}: {}", chain(source))]
     Http { method: String, path: String, source: hyper::Error },
     /// A request that cannot be put into words.
     #[error("cannot build the request {method} {path}: {source}")]
@@ -42,11 +42,23 @@ pub enum Error {
     #[error("unable to upgrade to tcp, received {status}")]
     NotUpgraded { status: u16 },
     /// The body of a reply broke off.
-    #[error("the stream broke off: {source}")]
+    #[error("the stream broke off: {}", chain(source))]
     Stream { source: hyper::Error },
     /// A file to send or to receive into failed.
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
+}
+
+/// hyper tells little without its causes.
+fn chain(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 impl Error {
