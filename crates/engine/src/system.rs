@@ -98,15 +98,7 @@ impl Engine {
     }
 
     pub async fn info(self: &Arc<Self>) -> Result<Info> {
-        let mut counts = [0i64; 4];
-        for container in self.containers.all() {
-            counts[0] += 1;
-            match container.record().status {
-                Status::Running { paused: true, .. } => counts[2] += 1,
-                Status::Running { .. } | Status::Restarting { .. } => counts[1] += 1,
-                _ => counts[3] += 1,
-            }
-        }
+        let counts = self.container_counts();
         let images = self.known_images().await?.len();
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_string()).collect();
         let env = |name: &str| std::env::var(name).unwrap_or_default();
@@ -125,34 +117,15 @@ impl Engine {
                 authorization: Vec::new(),
                 log: names(&["json-file", "none"]),
             },
-            memory_limit: true,
-            swap_limit: self.has_swap_limit(),
-            cpu_cfs_period: true,
-            cpu_cfs_quota: true,
-            cpu_shares: true,
-            cpu_set: true,
-            pids_limit: true,
-            ipv4_forwarding: read_limited(Path::new("/proc/sys/net/ipv4/ip_forward"), 16)
-                .is_ok_and(|text| text.starts_with(b"1")),
             debug: self.config.debug,
             n_fd: std::fs::read_dir("/proc/self/fd")
                 .map_or(-1, |dir| i64::try_from(dir.count()).unwrap_or(-1)),
-            oom_kill_disable: !self.facts.cgroup_v2,
             n_goroutines: tokio_tasks(),
             system_time: rfc3339(Some(store_api::Timestamp::now())),
             logging_driver: self.config.log_driver.clone(),
-            cgroup_driver: "cgroupfs".into(),
-            cgroup_version: if self.facts.cgroup_v2 { "2".into() } else { "1".into() },
             n_events_listener: i64::try_from(self.events.listeners()).unwrap_or(0),
-            kernel_version: self.facts.kernel.clone(),
-            operating_system: self.facts.os_name.clone(),
-            os_version: self.facts.os_version.clone(),
-            os_type: "linux".into(),
-            architecture: self.facts.architecture.clone(),
             index_server_address: "https://index.docker.io/v1/".into(),
             registry_config: Some(self.registry_shape()),
-            ncpu: i64::from(crate::container::online_cpus()),
-            mem_total: i64::try_from(memory_total()).unwrap_or(i64::MAX),
             docker_root_dir: self.config.data_root.to_string_lossy().into_owned(),
             http_proxy: env("HTTP_PROXY"),
             https_proxy: env("HTTPS_PROXY"),
@@ -183,8 +156,48 @@ impl Engine {
                 },
             }),
             warnings: self.networks.blockers(),
-            ..Info::default()
+            ..self.host_info()
         })
+    }
+
+    /// All, running, paused, others.
+    fn container_counts(&self) -> [i64; 4] {
+        let mut counts = [0i64; 4];
+        for container in self.containers.all() {
+            counts[0] += 1;
+            match container.record().status {
+                Status::Running { paused: true, .. } => counts[2] += 1,
+                Status::Running { .. } | Status::Restarting { .. } => counts[1] += 1,
+                _ => counts[3] += 1,
+            }
+        }
+        counts
+    }
+
+    /// The part that tells of the host.
+    fn host_info(&self) -> Info {
+        Info {
+            memory_limit: true,
+            swap_limit: self.has_swap_limit(),
+            cpu_cfs_period: true,
+            cpu_cfs_quota: true,
+            cpu_shares: true,
+            cpu_set: true,
+            pids_limit: true,
+            ipv4_forwarding: read_limited(Path::new("/proc/sys/net/ipv4/ip_forward"), 16)
+                .is_ok_and(|text| text.starts_with(b"1")),
+            oom_kill_disable: !self.facts.cgroup_v2,
+            cgroup_driver: "cgroupfs".into(),
+            cgroup_version: if self.facts.cgroup_v2 { "2".into() } else { "1".into() },
+            kernel_version: self.facts.kernel.clone(),
+            operating_system: self.facts.os_name.clone(),
+            os_version: self.facts.os_version.clone(),
+            os_type: "linux".into(),
+            architecture: self.facts.architecture.clone(),
+            ncpu: i64::from(crate::container::online_cpus()),
+            mem_total: i64::try_from(memory_total()).unwrap_or(i64::MAX),
+            ..Info::default()
+        }
     }
 
     fn own_commit(&self) -> Commit {

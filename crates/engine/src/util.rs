@@ -32,16 +32,13 @@ pub(crate) fn unix_nanos(time: Timestamp) -> i64 {
 pub fn parse_time(text: &str) -> Result<Timestamp> {
     let bad = || Error::invalid(format!("invalid value for time: {text:?}"));
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'-') && !text.contains('T') {
-        let negative = text.starts_with('-');
         if let Some((seconds, fraction)) = text.split_once('.') {
             let seconds: i64 = seconds.parse().map_err(|_| bad())?;
             let digits: String = format!("{fraction:0<9}").chars().take(9).collect();
             return Ok(Timestamp { seconds, nanos: digits.parse().map_err(|_| bad())? });
         }
-        if !text[1..].contains('-') || negative {
-            if let Ok(seconds) = text.parse::<i64>() {
-                return Ok(Timestamp { seconds, nanos: 0 });
-            }
+        if let Ok(seconds) = text.parse::<i64>() {
+            return Ok(Timestamp { seconds, nanos: 0 });
         }
     }
     if let Ok(stamp) = text.parse::<jiff::Timestamp>() {

@@ -239,7 +239,12 @@ impl Engine {
         let mut networks = BTreeMap::new();
         let own = [host.network_mode.clone(), main.name.clone(), main.id.clone(), "default".into()];
         let given = own.iter().find_map(|key| endpoints.remove(key)).flatten();
-        networks.insert(main.name.clone(), attachment(&main, given.unwrap_or_default())?);
+        let mut given = given.unwrap_or_default();
+        if given.mac_address.is_empty() {
+            // Where clients below API 1.44 put it.
+            given.mac_address.clone_from(&config.mac_address);
+        }
+        networks.insert(main.name.clone(), attachment(&main, given)?);
         for (name, settings) in endpoints {
             let network = self.networks.find(&name)?;
             networks
@@ -249,8 +254,25 @@ impl Engine {
     }
 }
 
-fn attachment(network: &crate::net::Network, settings: EndpointSettings) -> Result<Attachment> {
+/// What a container asks of a network, checked; also by `network connect`.
+pub(crate) fn attachment(
+    network: &crate::net::Network,
+    settings: EndpointSettings,
+) -> Result<Attachment> {
     let addresses = settings.ipam_config.clone().unwrap_or_default();
+    for (set, field) in [
+        (!settings.links.is_empty(), "Links"),
+        (!settings.driver_opts.is_empty(), "DriverOpts"),
+        (settings.gw_priority != 0, "GwPriority"),
+        (!addresses.link_local_ips.is_empty(), "IPAMConfig.LinkLocalIPs"),
+    ] {
+        if set {
+            return Err(Error::not_implemented(format!(
+                "EndpointSettings.{field} (network {})",
+                network.name
+            )));
+        }
+    }
     let fixed = !addresses.ipv4_address.is_empty() || !addresses.ipv6_address.is_empty();
     if fixed && !network.has_user_subnet {
         return Err(Error::invalid(

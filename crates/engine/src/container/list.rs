@@ -66,7 +66,7 @@ impl Engine {
         let (before, since) = (created_of("before")?, created_of("since")?);
         let mut containers: Vec<(Record, Arc<Container>)> =
             self.containers.all().into_iter().map(|c| (c.snapshot(), c)).collect();
-        containers.sort_by(|a, b| b.0.created.cmp(&a.0.created));
+        containers.sort_by_key(|(record, _)| std::cmp::Reverse(record.created));
         // A filter by state, and a limit, mean all containers.
         let everything = options.all
             || options.limit > 0

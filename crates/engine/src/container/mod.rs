@@ -7,6 +7,7 @@
 mod archive;
 mod attach;
 mod create;
+mod devices;
 mod exec;
 mod exit;
 mod files;
@@ -36,7 +37,7 @@ pub use archive::{ArchivePut, PathTar};
 pub use attach::{AttachOptions, AttachSession, Input, Output};
 pub(crate) use attach::{session, wanted_outputs};
 pub use create::Created;
-pub(crate) use create::ImageForContainer;
+pub(crate) use create::{ImageForContainer, attachment};
 pub(crate) use exec::Exec;
 pub(crate) use files::host_name;
 pub(crate) use inspect::descriptor_shape;

@@ -267,7 +267,9 @@ fn volume_options(parsed: &mut MountUse, mount: &Mount) -> Result<()> {
     }
     parsed.name.clone_from(&mount.source);
     parsed.no_copy = options.no_copy;
-    parsed.subpath = options.subpath;
+    if !options.subpath.is_empty() {
+        return Err(Error::not_implemented("VolumeOptions.Subpath"));
+    }
     parsed.options.push("rbind".into());
     Ok(())
 }

@@ -111,16 +111,7 @@ impl Engine {
         let code = start_exit_code(&error.message);
         let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
         container.update_or_log(|record| {
-            record.status = match record.status {
-                Status::Created => Status::Created,
-                _ => {
-                    Status::Exited { started_at: record.status.started_at(), ended: ended.clone() }
-                }
-            };
-            if record.status == Status::Created {
-                // docker shows "created" with the error and its exit code.
-                record.status = Status::Exited { started_at: None, ended };
-            }
+            record.status = Status::Exited { started_at: record.status.started_at(), ended };
         });
         container.fail_pending(&error.message);
         container.progress.send_modify(|progress| {

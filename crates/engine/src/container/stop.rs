@@ -151,7 +151,9 @@ impl Engine {
         }
         let _lifecycle = container.lifecycle.lock().await;
         container.update(|record| record.manually_stopped = false)?;
-        match container.record().status {
+        // A copy: the record's lock must not be held while it starts.
+        let status = container.record().status.clone();
+        match status {
             Status::Running { .. } => {}
             Status::Dead { .. } => {
                 return Err(Error::conflict(
@@ -223,7 +225,7 @@ impl Engine {
             return Err(error);
         }
         self.containers.release_name(&old, &container.id);
-        self.networks.renamed(&container.snapshot(), &old);
+        self.networks.renamed(&container.snapshot());
         let mut attributes = container.record().attributes();
         attributes.insert("oldName".into(), format!("/{old}"));
         self.events.publish("container", "rename", container.id.as_str(), attributes);

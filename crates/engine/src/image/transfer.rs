@@ -126,27 +126,22 @@ fn bar(detail: &ProgressDetail) -> String {
     )
 }
 
-/// go-units `HumanSize`: four digits, powers of 1000.
+/// go-units `HumanSize`: four significant digits, powers of 1000.
 pub(crate) fn human(bytes: i64) -> String {
-    #[allow(clippy::cast_precision_loss)]
-    let mut value = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB", "TB"] {
-        if value < 1000.0 {
-            let text = format!("{value:.3}");
-            let text: String = text
-                .chars()
-                .take(if value >= 100.0 { 5 } else { 4 + usize::from(value >= 10.0) })
-                .collect();
-            let text = if text.contains('.') {
-                text.trim_end_matches('0').trim_end_matches('.')
-            } else {
-                &text
-            };
-            return format!("{text}{unit}");
-        }
-        value /= 1000.0;
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut divisor = 1i64;
+    let mut unit = 0;
+    while bytes / divisor >= 1000 && unit + 1 < UNITS.len() {
+        divisor *= 1000;
+        unit += 1;
     }
-    format!("{value:.1}PB")
+    let whole = bytes / divisor;
+    // Digits behind the point, so that there are four in all.
+    let digits = 4 - whole.max(1).to_string().len();
+    let scale = 10i64.pow(u32::try_from(digits).unwrap_or(0));
+    let fraction = (bytes % divisor).saturating_mul(scale) / divisor;
+    let text = format!("{whole}.{fraction:0digits$}");
+    format!("{}{}", text.trim_end_matches('0').trim_end_matches('.'), UNITS[unit])
 }
 
 impl Engine {
@@ -468,7 +463,13 @@ mod tests {
 
     #[test]
     fn sizes_as_docker_prints_them() {
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1024, "1.024kB"), (3_370_706, "3.37MB")] {
+        for (bytes, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1024, "1.024kB"),
+            (3_370_706, "3.37MB"),
+            (12_345_678, "12.34MB"),
+        ] {
             assert_eq!(human(bytes), text);
         }
     }

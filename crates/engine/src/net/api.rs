@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use api_types::{
-    EndpointResource, EndpointSettings, Filters, Ipam, IpamConfig, Map, NetworkConnect,
-    NetworkCreate, NetworkCreateResponse, NetworkDisconnect, NetworksPruneReport,
+    EndpointResource, Filters, Ipam, IpamConfig, Map, NetworkConnect, NetworkCreate,
+    NetworkCreateResponse, NetworkDisconnect, NetworksPruneReport,
 };
 use types::ErrorKind;
 
 use super::{Driver, Network};
 use crate::{
     Engine, Error, Result,
-    container::record::{Attachment, Record},
+    container::{
+        attachment,
+        record::{Attachment, Record},
+    },
     util::{blocking, parse_time, rfc3339, unix_nanos},
 };
 
@@ -60,7 +63,7 @@ impl Engine {
             created: rfc3339(Some(network.created)),
             scope: "local".into(),
             driver: network.driver.name().into(),
-            enable_ipv4: true,
+            enable_ipv4: network.pools.iter().any(|pool| pool.subnet.is_ipv4()),
             enable_ipv6: network.ipv6,
             ipam: Ipam { driver: "default".into(), options: Map::new(), config: config.collect() },
             internal: network.internal,
@@ -170,17 +173,7 @@ impl Engine {
                 record.name, network.name
             ));
         }
-        let settings = body.endpoint_config.unwrap_or_default();
-        let fixed = settings.ipam_config.clone().unwrap_or_default();
-        let fixed = !fixed.ipv4_address.is_empty() || !fixed.ipv6_address.is_empty();
-        if fixed && !network.has_user_subnet {
-            return Err(Error::invalid(
-                "invalid config for network: user specified IP address is supported only when connecting to networks with user configured subnets",
-            ));
-        }
-        let settings = EndpointSettings { network_id: network.id.clone(), ..settings };
-        let mut attachment =
-            Attachment { settings, ifname: String::new(), host_ifname: String::new() };
+        let mut attachment = attachment(&network, body.endpoint_config.unwrap_or_default())?;
         if record.status.pid().is_some() {
             let (engine, owner, target) = (self.clone(), container.clone(), network.clone());
             attachment = blocking(move || {

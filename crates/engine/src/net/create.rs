@@ -157,6 +157,9 @@ impl Networks {
                     .map_err(|e| Error::conflict(format!("network {}: {e}", network.name)))?;
             }
         }
+        if network.ipv6 {
+            network::sysctl::enable_ip_forward(true)?;
+        }
         let addresses = network
             .pools
             .iter()

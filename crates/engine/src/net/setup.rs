@@ -396,7 +396,7 @@ impl Networks {
         }
     }
 
-    pub(crate) fn renamed(&self, record: &Record, _old_name: &str) {
+    pub(crate) fn renamed(&self, record: &Record) {
         if record.status.pid().is_none() {
             return;
         }
