@@ -147,5 +147,14 @@ fn replace_file(path: &Path, text: &[u8]) -> Result<()> {
         Err(error) => return Err(Error::io("create record", temporary)(error)),
     };
     file.write_all(text).map_err(Error::io("write record", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(Error::io("rename record", path))
+    match std::fs::rename(&temporary, path) {
+        // A snapshot that was removed meanwhile took its directory, and the file in it, to the trash.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound
+                && path.parent().is_some_and(|dir| !dir.exists()) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(Error::io("rename record", path)),
+    }
 }
