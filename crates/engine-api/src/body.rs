@@ -47,7 +47,9 @@ pub(crate) fn ok<T: Serialize>(value: &T) -> Reply {
 }
 
 /// A streamed reply: what the sender is given is sent on at once; the headers go first.
-pub(crate) fn stream(content_type: &'static str) -> (mpsc::Sender<Result<Bytes, String>>, Response<Body>) {
+pub(crate) fn stream(
+    content_type: &'static str,
+) -> (mpsc::Sender<Result<Bytes, String>>, Response<Body>) {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, String>>(QUEUE);
     let frames = ReceiverStream::new(receiver).map(|chunk| chunk.map(Frame::data).map_err(CutOff));
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
@@ -86,19 +88,4 @@ pub(crate) fn upload(mut body: Incoming) -> ByteStream {
         }
     });
     receiver
-}
-
-/// JSON messages, one a line, each flushed.
-pub(crate) fn messages<T: Serialize + Send + 'static>(mut source: mpsc::Receiver<T>) -> Response<Body> {
-    let (sender, response) = stream("application/json");
-    tokio::spawn(async move {
-        while let Some(message) = source.recv().await {
-            let Ok(mut line) = serde_json::to_vec(&message) else { continue };
-            line.extend_from_slice(b"\r\n");
-            if sender.send(Ok(Bytes::from(line))).await.is_err() {
-                return;
-            }
-        }
-    });
-    response
 }

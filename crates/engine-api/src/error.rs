@@ -40,10 +40,9 @@ impl ApiError {
         let bytes = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = Response::new(full(bytes));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static("application/json"),
-        );
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
         response
     }
 }

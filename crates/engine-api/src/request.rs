@@ -22,6 +22,8 @@ pub(crate) struct Context {
     /// What stands in the path for the route's `{}`.
     pub(crate) name: String,
     pub(crate) query: Query,
+    /// Keeps the client counted while its stream outlives the request.
+    pub(crate) client: Arc<crate::server::Counted>,
 }
 
 /// Query parameters, decoded; a name may come several times.

@@ -27,7 +27,7 @@ use crate::{
         record::{ImageUse, MountKind, MountUse, NewRecord, Record},
         wanted_outputs,
     },
-    image::{Teller, failed, failure},
+    image::{Failure, MessageSender, Messages, Teller, failure},
     pipe::StreamReader,
     util::{blocking, make_dir, random_id},
 };
@@ -275,18 +275,15 @@ impl Engine {
         options: BuildOptions,
         body: ByteStream,
         _auth: BTreeMap<String, AuthConfig>,
-    ) -> Result<mpsc::Receiver<JsonMessage>> {
+    ) -> Result<Messages> {
         let request = build_request(&options)?;
         let (sender, messages) = mpsc::channel(QUEUE);
         let engine = self.clone();
         tokio::spawn(async move {
             let result = engine.build_telling(request, body, options.quiet, &sender).await;
             if let Err((error, code)) = result {
-                let mut message = failed(&error.message);
-                if let (Some(detail), Some(code)) = (&mut message.error_detail, code) {
-                    detail.code = i64::from(code);
-                }
-                drop(sender.send(message).await);
+                let failure = Failure { error, code: code.map_or(0, i64::from) };
+                drop(sender.send(Err(failure)).await);
             }
         });
         Ok(messages)
@@ -297,7 +294,7 @@ impl Engine {
         mut request: BuildRequest,
         body: ByteStream,
         quiet: bool,
-        sender: &mpsc::Sender<JsonMessage>,
+        sender: &MessageSender,
     ) -> Result<(), (Error, Option<i32>)> {
         let plain = |error: Error| (error, None);
         let spool = self.spool_context(body).await.map_err(plain)?;
@@ -310,7 +307,7 @@ impl Engine {
             let mut teller = Teller::new(false);
             while let Some(event) = received.recv().await {
                 for message in messages_of(event, &mut teller, quiet) {
-                    if sender.send(message).await.is_err() {
+                    if sender.send(Ok(message)).await.is_err() {
                         // Nobody reads any more: docker ends the build then.
                         cancel.cancel();
                     }
@@ -333,7 +330,7 @@ impl Engine {
         })?;
         if quiet {
             let text = format!("{}\n", built.target.digest);
-            drop(sender.send(JsonMessage { stream: text, ..JsonMessage::default() }).await);
+            drop(sender.send(Ok(JsonMessage { stream: text, ..JsonMessage::default() })).await);
         }
         self.image_event("build", &built.target.digest.to_string(), "");
         Ok(())

@@ -53,7 +53,7 @@ use container::{Container, Registry, record::Record, record::Status};
 pub use error::{Error, Result};
 use events::EventLog;
 pub use events::EventSubscription;
-pub use image::{CommitOptions, Messages};
+pub use image::{CommitOptions, Failure, Messages};
 use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};
 use types::ContainerId;
 pub use util::{parse_go_duration, parse_time};

@@ -15,8 +15,8 @@ use store_api::{Credentials, Descriptor, Image, RegistryAccess, Timestamp, Unpac
 use types::{Digest, ImageRef, Platform, limits};
 
 pub use commit::CommitOptions;
-pub use transfer::Messages;
-pub(crate) use transfer::{Teller, failed};
+pub use transfer::{Failure, Messages};
+pub(crate) use transfer::{MessageSender, Teller};
 
 use crate::{
     Engine, Error, Result,

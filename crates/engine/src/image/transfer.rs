@@ -21,19 +21,39 @@ const QUEUE: usize = 64;
 /// Steps of progress that the store is ahead.
 const PROGRESS_QUEUE: usize = 256;
 
-/// A stream of JSON messages; it ends with the operation. A failure is its last message.
-pub type Messages = mpsc::Receiver<JsonMessage>;
+/// A stream of JSON messages; it ends with the operation. A failure is its last item.
+pub type Messages = mpsc::Receiver<std::result::Result<JsonMessage, Failure>>;
+pub(crate) type MessageSender = mpsc::Sender<std::result::Result<JsonMessage, Failure>>;
+
+/// Why an operation that streams messages failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    pub error: Error,
+    /// Exit code of the build step that failed, 0 when it was none.
+    pub code: i64,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, code: 0 }
+    }
+}
+
+impl Failure {
+    /// As the last message of a stream that has begun.
+    pub fn message(&self) -> JsonMessage {
+        let text = &self.error.message;
+        JsonMessage {
+            error_detail: Some(ErrorDetail { message: text.clone(), code: self.code }),
+            error: text.clone(),
+            ..JsonMessage::default()
+        }
+    }
+}
 
 pub(crate) fn status(text: impl Into<String>) -> JsonMessage {
     JsonMessage { status: text.into(), ..JsonMessage::default() }
-}
-
-pub(crate) fn failed(message: &str) -> JsonMessage {
-    JsonMessage {
-        error_detail: Some(ErrorDetail { message: message.into(), ..ErrorDetail::default() }),
-        error: message.into(),
-        ..JsonMessage::default()
-    }
 }
 
 /// Turns progress into messages. Every layer is told of once per state, and by bytes while it moves.
@@ -160,7 +180,7 @@ impl Engine {
             let result = engine.pull_telling(&reference, platform, access, &sender).await;
             if let Err(error) = result {
                 // A client that is gone cannot be told.
-                drop(sender.send(failed(&error.message)).await);
+                drop(sender.send(Err(error.into())).await);
             }
         });
         Ok(messages)
@@ -188,7 +208,7 @@ impl Engine {
                     Err(error) => Err(error.into()),
                 };
                 if let Err(error) = pulled {
-                    drop(sender.send(failed(&error.message)).await);
+                    drop(sender.send(Err(error.into())).await);
                     return;
                 }
             }
@@ -201,7 +221,7 @@ impl Engine {
         reference: &ImageRef,
         platform: Option<Platform>,
         access: RegistryAccess,
-        sender: &mpsc::Sender<JsonMessage>,
+        sender: &MessageSender,
     ) -> Result<()> {
         let reference = reference.clone().with_default_tag();
         let tag = reference.tag().map_or_else(
@@ -227,7 +247,7 @@ impl Engine {
                 while let Some(step) = received.recv().await {
                     for message in teller.tell(&step) {
                         // The pull goes on for others who wait for the same image.
-                        drop(sender.send(message).await);
+                        drop(sender.send(Ok(message)).await);
                     }
                 }
             };
@@ -245,9 +265,9 @@ impl Engine {
         self.say(sender, status(outcome)).await
     }
 
-    async fn say(&self, sender: &mpsc::Sender<JsonMessage>, message: JsonMessage) -> Result<()> {
+    async fn say(&self, sender: &MessageSender, message: JsonMessage) -> Result<()> {
         sender
-            .send(message)
+            .send(Ok(message))
             .await
             .map_err(|_| Error::new(types::ErrorKind::Cancelled, "the client went away"))
     }
@@ -300,7 +320,7 @@ impl Engine {
                     .await;
             }
             if let Err(error) = result {
-                drop(sender.send(failed(&error.message)).await);
+                drop(sender.send(Err(error.into())).await);
             }
         });
         Ok(messages)
@@ -311,7 +331,7 @@ impl Engine {
         reference: &ImageRef,
         platform: Option<Platform>,
         access: RegistryAccess,
-        sender: &mpsc::Sender<JsonMessage>,
+        sender: &MessageSender,
     ) -> Result<()> {
         let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
         let request = PushRequest {
@@ -325,7 +345,7 @@ impl Engine {
             let mut teller = Teller::new(true);
             while let Some(step) = received.recv().await {
                 for message in teller.tell(&step) {
-                    drop(sender.send(message).await);
+                    drop(sender.send(Ok(message)).await);
                 }
             }
         };
@@ -372,10 +392,10 @@ impl Engine {
                         };
                         engine.image_event("load", &image.target.digest.to_string(), &name);
                         let message = JsonMessage { stream: text, ..JsonMessage::default() };
-                        drop(sender.send(message).await);
+                        drop(sender.send(Ok(message)).await);
                     }
                 }
-                Err(error) => drop(sender.send(failed(&error.message)).await),
+                Err(error) => drop(sender.send(Err(Error::from(error).into())).await),
             }
         });
         Ok(messages)

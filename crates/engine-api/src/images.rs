@@ -1,0 +1,206 @@
+//! Images and builds.
+
+use api_types::BuildOptions;
+use bytes::Bytes;
+use engine::Messages;
+use http::StatusCode;
+use types::{ErrorKind, ImageRef, Platform};
+
+use crate::{
+    body::{bytes_reply, ok, stream},
+    error::{ApiError, Reply, empty},
+    request::{Context, parse_platform},
+    route::Route,
+    server::misrouted,
+};
+
+pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
+    let engine = context.engine.clone();
+    match route {
+        Route::ImageList => list(context).await,
+        Route::ImageCreate => create(context).await,
+        Route::ImageInspect => {
+            let platform = context.query.platform()?;
+            let mut image = engine.image_inspect(&context.name, platform.as_ref()).await?;
+            if !context.version.at_least(44) {
+                image.virtual_size = image.size;
+            }
+            ok(&image)
+        }
+        Route::ImageHistory => {
+            let platform = context.query.platform()?;
+            ok(&engine.image_history(&context.name, platform.as_ref()).await?)
+        }
+        Route::ImagePush => {
+            let (platform, auth) = (context.query.platform()?, context.registry_auth());
+            let tag = context.query.get("tag");
+            reply(engine.image_push(&context.name, tag, (platform, auth)).await?).await
+        }
+        Route::ImageTag => {
+            let (repository, tag) = (context.query.get("repo"), context.query.get("tag"));
+            engine.image_tag(&context.name, repository, tag).await?;
+            Ok(empty(StatusCode::CREATED))
+        }
+        Route::ImageDelete => {
+            if context.query.has("platforms") {
+                return Err(ApiError::not_implemented("removing single platforms of an image"));
+            }
+            let (force, keep) = (context.query.flag("force"), context.query.flag("noprune"));
+            ok(&engine.image_remove(&context.name, force, keep).await?)
+        }
+        Route::ImageSearch => Err(ApiError::not_implemented("searching a registry for images")),
+        Route::Attestations => Err(ApiError::not_implemented("attestations of an image")),
+        Route::ImagesPrune => ok(&engine.image_prune(&context.query.filters()?).await?),
+        Route::ImageSave | Route::ImagesSave => save(route, context).await,
+        Route::ImageLoad => load(context).await,
+        Route::Build => build(context).await,
+        Route::BuildPrune => build_prune(context).await,
+        other => misrouted(other),
+    }
+}
+
+/// Sends messages on. A failure before the first one becomes the HTTP status, as in dockerd; a later one
+/// is the last message.
+async fn reply(mut messages: Messages) -> Reply {
+    let first = match messages.recv().await {
+        Some(Err(failure)) => return Err(failure.error.into()),
+        first => first,
+    };
+    let (sender, response) = stream("application/json");
+    tokio::spawn(async move {
+        let mut next = first;
+        while let Some(item) = next {
+            let message = item.unwrap_or_else(|failure| failure.message());
+            let Ok(mut line) = serde_json::to_vec(&message) else { return };
+            line.extend_from_slice(b"\r\n");
+            if sender.send(Ok(Bytes::from(line))).await.is_err() {
+                return;
+            }
+            next = tokio::select! {
+                biased;
+                () = sender.closed() => None,
+                item = messages.recv() => item,
+            };
+        }
+    });
+    Ok(response)
+}
+
+async fn list(context: &Context) -> Reply {
+    let mut filters = context.query.filters()?;
+    // Gone since 1.41; older clients' `filter` was a reference.
+    if !context.version.at_least(41)
+        && let Some(reference) = context.query.optional("filter")
+    {
+        filters.add("reference", reference);
+    }
+    let mut images = context.engine.image_list(&filters).await?;
+    if !context.version.at_least(44) {
+        for image in &mut images {
+            image.virtual_size = image.size;
+        }
+    }
+    ok(&images)
+}
+
+/// `fromImage` pulls, `fromSrc` imports.
+async fn create(context: &mut Context) -> Reply {
+    let platform = context.query.platform()?;
+    let query = &context.query;
+    if let Some(name) = query.optional("fromImage").map(str::to_owned) {
+        return pull(context, &name, platform).await;
+    }
+    let Some(source) = query.optional("fromSrc").map(str::to_owned) else {
+        return Err(ApiError::bad("either fromImage or fromSrc is needed"));
+    };
+    if source != "-" {
+        return Err(ApiError::not_implemented("importing from a URL (fromSrc other than -)"));
+    }
+    let reference = match query.optional("repo") {
+        None => None,
+        Some(repository) => {
+            let reference: ImageRef = repository.parse()?;
+            Some(match query.optional("tag") {
+                Some(tag) => reference.with_tag(tag)?,
+                None => reference.with_default_tag(),
+            })
+        }
+    };
+    let lines = query.all("changes").iter().flat_map(|c| c.lines().map(str::to_owned)).collect();
+    let message = query.get("message").to_owned();
+    let archive = context.upload();
+    let id = context.engine.image_import(archive, reference, (message, lines, platform)).await?;
+    let (sender, response) = stream("application/json");
+    let line = serde_json::json!({ "status": id.to_string() });
+    drop(sender.send(Ok(Bytes::from(format!("{line}\r\n")))).await);
+    Ok(response)
+}
+
+async fn pull(context: &Context, name: &str, platform: Option<Platform>) -> Reply {
+    let engine = &context.engine;
+    let auth = context.registry_auth();
+    let reference: ImageRef = name.parse()?;
+    let reference = match context.query.optional("tag") {
+        Some(tag) if tag.contains(':') => format!("{name}@{tag}").parse()?,
+        Some(tag) => reference.with_tag(tag)?,
+        None if reference.tag().is_none() && reference.digest().is_none() => {
+            return reply(engine.image_pull_all(reference, platform, auth).await?).await;
+        }
+        None => reference,
+    };
+    reply(engine.image_pull(reference, platform, auth).await?).await
+}
+
+async fn save(route: Route, context: &Context) -> Reply {
+    let names = match route {
+        Route::ImageSave => vec![context.name.clone()],
+        _ => context.query.all("names"),
+    };
+    if names.is_empty() {
+        return Err(ApiError::bad("names of images are needed"));
+    }
+    let tar = context.engine.image_save(&names, context.query.platform()?).await?;
+    Ok(bytes_reply("application/x-tar", tar))
+}
+
+async fn load(context: &mut Context) -> Reply {
+    let platforms: Vec<Platform> = context
+        .query
+        .all("platform")
+        .iter()
+        .map(|text| parse_platform(text))
+        .collect::<Result<_, _>>()?;
+    let archive = context.upload();
+    reply(context.engine.image_load(archive, platforms).await?).await
+}
+
+async fn build(context: &mut Context) -> Reply {
+    let options = BuildOptions::from_query(context.query.pairs())
+        .map_err(|error| ApiError::bad(error.to_string()))?;
+    if options.version == "2" || !options.session.is_empty() {
+        return Err(ApiError::not_implemented(
+            "building through a BuildKit session (set DOCKER_BUILDKIT=0: the same Dockerfile features are offered there)",
+        ));
+    }
+    let auth = context.registry_config();
+    let body = context.upload();
+    reply(context.engine.build(options, body, auth).await?).await
+}
+
+async fn build_prune(context: &Context) -> Reply {
+    let query = &context.query;
+    for name in ["max-used-space", "min-free-space"] {
+        if query.optional(name).is_some_and(|value| value != "0") {
+            return Err(ApiError::new(
+                ErrorKind::NotImplemented,
+                format!("build/prune: {name} is not supported by this engine yet"),
+            ));
+        }
+    }
+    let keep: Option<u64> = match query.number("reserved-space")? {
+        None => query.number("keep-storage")?,
+        some => some,
+    };
+    let filters = query.filters()?;
+    ok(&context.engine.build_prune(query.flag("all"), keep.unwrap_or(0), &filters).await?)
+}

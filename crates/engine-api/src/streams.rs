@@ -1,0 +1,380 @@
+//! Streams that a container writes and reads: attach, exec, logs; and those that wait: stats, wait.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use engine::{AttachOptions, AttachSession, Input, LogLine, LogOptions, Output, WaitCondition};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use crate::{
+    body::{Body, stream},
+    error::{ApiError, Reply, empty},
+    request::Context,
+    route::Route,
+    server::misrouted,
+};
+
+const RAW: &str = "application/vnd.docker.raw-stream";
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+/// Bytes read from a client at once.
+const INPUT_BYTES: usize = 32 << 10;
+
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const SYSTEM_ERROR: u8 = 3;
+
+pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
+    match route {
+        Route::ContainerLogs => logs(context),
+        Route::ContainerStats => stats(context).await,
+        Route::ContainerAttach => attach(context).await,
+        Route::ContainerAttachWs => Err(ApiError::not_implemented("attaching by websocket")),
+        Route::ContainerWait => wait(context),
+        Route::ExecStart => exec_start(context).await,
+        other => misrouted(other),
+    }
+}
+
+/// stdcopy's framing: stream, three zeros, length in big endian.
+fn framed(kind: u8, payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(payload.len() + 8);
+    frame.put_slice(&[kind, 0, 0, 0]);
+    frame.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
+fn encode(item: Output, terminal: bool) -> Bytes {
+    let (kind, bytes) = match item {
+        Output::Stdout(bytes) => (STDOUT, bytes),
+        Output::Stderr(bytes) => (STDERR, bytes),
+        Output::Failure(text) => (SYSTEM_ERROR, Bytes::from(text)),
+    };
+    if terminal { bytes } else { framed(kind, &bytes) }
+}
+
+async fn attach(context: &mut Context) -> Reply {
+    let query = &context.query;
+    let options = AttachOptions {
+        logs: query.flag("logs"),
+        stream: query.flag("stream"),
+        stdin: query.flag("stdin"),
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        detach_keys: query.get("detachKeys").into(),
+    };
+    let session = context.engine.container_attach(&context.name, options).await?;
+    hijack(context, session)
+}
+
+async fn exec_start(context: &mut Context) -> Reply {
+    let start: api_types::ExecStart = context.json().await?;
+    match context.engine.exec_start(&context.name, start).await? {
+        Some(session) => hijack(context, session),
+        None => Ok(empty(StatusCode::OK)),
+    }
+}
+
+/// Hands the connection over to a session: after 101 the bytes are the container's. A client that did not
+/// ask for an upgrade gets the output as the reply's body, and the request's body is the input.
+fn hijack(context: &mut Context, session: AttachSession) -> Reply {
+    let upgrade = context
+        .wants_upgrade()
+        .then(|| context.parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
+        .flatten();
+    let Some(upgrade) = upgrade else {
+        return Ok(plain_session(session, context.body.take()));
+    };
+    let multiplexed = !session.terminal && context.version.at_least(42);
+    let client = context.client.clone();
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => {
+                let (read, write) = tokio::io::split(TokioIo::new(upgraded));
+                carry(session, read, write).await;
+            }
+            Err(error) => tracing::debug!(%error, "a client left before its stream began"),
+        }
+        drop(client);
+    });
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+    let kind = if multiplexed { MULTIPLEXED } else { RAW };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
+    Ok(response)
+}
+
+/// Both directions until the output has ended; the end of the input is passed on and ends nothing.
+async fn carry(
+    session: AttachSession,
+    mut read: impl AsyncRead + Send + Unpin + 'static,
+    mut write: impl AsyncWrite + Unpin,
+) {
+    let AttachSession { terminal, mut output, input } = session;
+    let reader = tokio::spawn(async move {
+        let mut buffer = BytesMut::with_capacity(INPUT_BYTES);
+        loop {
+            buffer.reserve(INPUT_BYTES);
+            let item = match read.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => Input::End,
+                Ok(_) => Input::Data(buffer.split().freeze()),
+            };
+            let end = item == Input::End;
+            if input.send(item).await.is_err() || end {
+                break;
+            }
+        }
+        // What still comes is read and let go, so that a client that writes is not stuck.
+        while matches!(read.read(&mut [0; 4096]).await, Ok(n) if n > 0) {}
+    });
+    while let Some(item) = output.recv().await {
+        let bytes = encode(item, terminal);
+        if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
+            break;
+        }
+    }
+    drop(write.shutdown().await);
+    reader.abort();
+}
+
+fn plain_session(session: AttachSession, body: Option<Incoming>) -> Response<Body> {
+    let AttachSession { terminal, mut output, input } = session;
+    let (sender, response) = stream(RAW);
+    tokio::spawn(async move {
+        let feed = feed(body, input);
+        let tell = async {
+            while let Some(item) = next_unless_gone(&sender, &mut output).await {
+                if sender.send(Ok(encode(item, terminal))).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::pin!(tell);
+        tokio::select! {
+            () = &mut tell => {}
+            () = feed => tell.await,
+        }
+    });
+    response
+}
+
+async fn feed(body: Option<Incoming>, input: mpsc::Sender<Input>) {
+    let mut body = body;
+    while let Some(Ok(frame)) = match &mut body {
+        Some(body) => body.frame().await,
+        None => None,
+    } {
+        if let Ok(data) = frame.into_data()
+            && input.send(Input::Data(data)).await.is_err()
+        {
+            return;
+        }
+    }
+    drop(input.send(Input::End).await);
+}
+
+async fn next_unless_gone<T, S>(
+    sender: &mpsc::Sender<S>,
+    source: &mut mpsc::Receiver<T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = sender.closed() => None,
+        item = source.recv() => item,
+    }
+}
+
+fn logs(context: &mut Context) -> Reply {
+    let query = &context.query;
+    let time = |key: &str| match query.get(key) {
+        "" | "0" => Ok(None),
+        text => engine::parse_time(text).map(Some),
+    };
+    let tail = match query.get("tail") {
+        "" | "all" => None,
+        // docker: what is not a number of lines means all of them.
+        text => text.parse::<i64>().ok().and_then(|lines| u64::try_from(lines).ok()),
+    };
+    let options = LogOptions {
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        follow: query.flag("follow"),
+        since: time("since")?,
+        until: time("until")?,
+        tail,
+    };
+    let (timestamps, details) = (query.flag("timestamps"), query.flag("details"));
+    let (mut lines, terminal) = context.engine.container_logs(&context.name, options)?;
+    let multiplexed = !terminal && context.version.at_least(42);
+    let (sender, response) = stream(if multiplexed { MULTIPLEXED } else { RAW });
+    tokio::spawn(async move {
+        loop {
+            let line = tokio::select! {
+                biased;
+                () = sender.closed() => return,
+                line = lines.next() => line,
+            };
+            let bytes = match line {
+                None => return,
+                Some(Ok(line)) => {
+                    let text = log_text(&line, timestamps, details);
+                    let kind = if line.stderr { STDERR } else { STDOUT };
+                    if terminal { Bytes::from(text) } else { framed(kind, text.as_bytes()) }
+                }
+                Some(Err(error)) => {
+                    let text = format!("Error grabbing logs: {}\n", error.message);
+                    let bytes =
+                        if terminal { text.into() } else { framed(SYSTEM_ERROR, text.as_bytes()) };
+                    drop(sender.send(Ok(bytes)).await);
+                    return;
+                }
+            };
+            if sender.send(Ok(bytes)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(response)
+}
+
+/// An entry as `docker logs` shows it: time, attributes, text.
+fn log_text(line: &LogLine, timestamps: bool, details: bool) -> String {
+    let mut text = String::with_capacity(line.text.len() + 32);
+    if timestamps {
+        text.push_str(&fixed_nanos(&line.time));
+        text.push(' ');
+    }
+    if details {
+        let pairs: Vec<String> = line
+            .attrs
+            .iter()
+            .map(|(key, value)| format!("{}={}", escape(key), escape(value)))
+            .collect();
+        text.push_str(&pairs.join(","));
+        text.push(' ');
+    }
+    text.push_str(&line.text);
+    text
+}
+
+/// Query escaping, as moby does for `details`.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte));
+            }
+            b' ' => out.push('+'),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+/// The log has times without trailing zeros; replies have nine digits (moby's RFC3339NanoFixed).
+fn fixed_nanos(time: &str) -> String {
+    let Some(body) = time.strip_suffix('Z') else { return time.to_string() };
+    let (seconds, fraction) = body.split_once('.').unwrap_or((body, ""));
+    format!("{seconds}.{fraction:0<9}Z")
+}
+
+fn json_line<T: Serialize>(value: &T) -> Option<Bytes> {
+    let mut line = serde_json::to_vec(value).ok()?;
+    line.push(b'\n');
+    Some(line.into())
+}
+
+async fn stats(context: &mut Context) -> Reply {
+    let streaming = context.query.flag_or_yes("stream");
+    let one_shot = context.query.flag("one-shot");
+    let mut samples = context.engine.container_stats(&context.name, streaming, one_shot)?;
+    let (sender, response) = stream("application/json");
+    tokio::spawn(async move {
+        loop {
+            let sample = tokio::select! {
+                biased;
+                () = sender.closed() => return,
+                sample = samples.next() => sample,
+            };
+            let Some(line) = sample.as_ref().and_then(json_line) else { return };
+            if sender.send(Ok(line)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(response)
+}
+
+/// The reply's head goes out once the wait has begun: clients start the container after it.
+fn wait(context: &mut Context) -> Reply {
+    let condition: WaitCondition = context.query.get("condition").parse()?;
+    let waiter = context.engine.wait(&context.name, condition)?;
+    let (sender, response) = stream("application/json");
+    tokio::spawn(async move {
+        let ended = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            ended = waiter.wait() => ended,
+        };
+        if let Some(line) = json_line(&ended) {
+            drop(sender.send(Ok(line)).await);
+        }
+    });
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn frames() {
+        assert_eq!(&framed(2, b"ab")[..], b"\x02\0\0\0\0\0\0\x02ab");
+        assert_eq!(encode(Output::Stdout("x".into()), true), "x");
+        assert_eq!(&encode(Output::Failure("no".into()), false)[..], b"\x03\0\0\0\0\0\0\x02no");
+    }
+
+    #[test]
+    fn log_lines_in_all_dresses() {
+        let line = LogLine {
+            text: "hi\n".into(),
+            stderr: false,
+            time: "2024-01-02T03:04:05.1Z".into(),
+            attrs: [("a b".to_string(), "c,d".to_string())].into_iter().collect(),
+        };
+        assert_eq!(log_text(&line, false, false), "hi\n");
+        assert_eq!(log_text(&line, true, false), "2024-01-02T03:04:05.100000000Z hi\n");
+        assert_eq!(log_text(&line, true, true), "2024-01-02T03:04:05.100000000Z a+b=c%2Cd hi\n");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_input_does_not_end_the_output() {
+        let (output, received) = mpsc::channel(4);
+        let (input, mut fed) = mpsc::channel(4);
+        let session = AttachSession { terminal: false, output: received, input };
+        let (client, server) = tokio::io::duplex(1024);
+        let (read, write) = tokio::io::split(server);
+        let carrying = tokio::spawn(carry(session, read, write));
+        let (mut from_server, mut to_server) = tokio::io::split(client);
+        to_server.write_all(b"question").await.unwrap();
+        to_server.shutdown().await.unwrap();
+        assert_eq!(fed.recv().await, Some(Input::Data("question".into())));
+        assert_eq!(fed.recv().await, Some(Input::End));
+        output.send(Output::Stdout("answer".into())).await.unwrap();
+        drop(output);
+        let mut text = Vec::new();
+        from_server.read_to_end(&mut text).await.unwrap();
+        assert_eq!(text, b"\x01\0\0\0\0\0\0\x06answer");
+        carrying.await.unwrap();
+    }
+}
