@@ -104,8 +104,14 @@ impl Cmd {
     }
 
     fn build(&self, own_group: bool) -> std::process::Command {
-        let mut line = self.prefix.clone();
-        let inside = !line.is_empty();
+        self.build_behind(&[], own_group)
+    }
+
+    /// The command with `way`, a program that starts another, before everything else.
+    pub(crate) fn build_behind(&self, way: &[&str], own_group: bool) -> std::process::Command {
+        let inside = !self.prefix.is_empty();
+        let mut line: Vec<String> = way.iter().map(|&word| word.to_owned()).collect();
+        line.extend(self.prefix.iter().cloned());
         if inside || self.clear_env {
             line.push("/usr/bin/env".to_owned());
             line.push("-i".to_owned());
@@ -134,6 +140,11 @@ impl Cmd {
         let status = self.build(false).status();
         let status = status.context("run", self.shown())?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+    }
+
+    /// How long it may take, and a [`crate::terminal::Terminal`] may be waited on.
+    pub(crate) fn limit(&self) -> Duration {
+        self.timeout
     }
 
     /// Starts it and comes back at once.
@@ -231,12 +242,12 @@ impl Output {
 
 /// One output of a running program, read by a thread of its own.
 #[derive(Debug, Clone, Default)]
-struct Collected {
+pub(crate) struct Collected {
     state: Arc<Mutex<(Vec<u8>, bool)>>,
 }
 
 impl Collected {
-    fn from(source: Option<impl Read + Send + 'static>) -> Self {
+    pub(crate) fn from(source: Option<impl Read + Send + 'static>) -> Self {
         let collected = Self::default();
         let Some(mut source) = source else { return collected };
         let state = Arc::clone(&collected.state);
@@ -255,7 +266,7 @@ impl Collected {
         collected
     }
 
-    fn so_far(&self) -> Vec<u8> {
+    pub(crate) fn so_far(&self) -> Vec<u8> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
@@ -394,7 +405,7 @@ impl Drop for Running {
     }
 }
 
-fn raw_pid(pid: u32) -> Result<Pid> {
+pub(crate) fn raw_pid(pid: u32) -> Result<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| Error::Parse {
         what: "process id".to_owned(),
         wanted: "a positive number",

@@ -26,6 +26,7 @@ pub mod peer;
 pub mod random;
 pub mod registry;
 pub mod sandbox;
+pub mod terminal;
 pub mod wait;
 
 pub use error::{Error, Result};

@@ -1,0 +1,283 @@
+//! Who reaches whom: published ports, names, networks apart, and firewalls of others.
+
+use crate::ground::{Ground, fetch, in_sandbox, on_engine};
+use testkit::command::{Cmd, DEFAULT_TIMEOUT, Running};
+use testkit::leak::LeakCheck;
+use testkit::peer::{self, Release};
+use testkit::sandbox::{INSIDE_ADDRESS, Net, OUTSIDE_ADDRESS, Sandbox};
+use testkit::{random, wait};
+
+/// A container that serves `word` on port 80 as `/page`.
+fn serve(ground: &Ground<'_>, options: &[&str], word: &str) -> String {
+    let script = format!("mkdir /w; echo {word} > /w/page; exec httpd -f -h /w -p 80");
+    ground.start(options, &["sh", "-c", &script])
+}
+
+/// A web server on the host outside, which notes who asks.
+fn outside_server(sandbox: &Sandbox, port: u16, word: &str) -> Running {
+    sandbox.write("/run/www/page", word).unwrap();
+    let args = ["httpd", "-f", "-vv", "-p", &port.to_string(), "-h", "/run/www"].map(str::to_owned);
+    let server = sandbox.outside("busybox", args).spawn().unwrap();
+    let url = format!("http://{OUTSIDE_ADDRESS}:{port}/page");
+    fetch(|| sandbox.command("curl", ["-sSf", "--max-time", "5", url.as_str()])).unwrap();
+    server
+}
+
+/// What a container gets from the outside, which is up already.
+fn reach_out(ground: &Ground<'_>, options: &[&str], port: u16) -> Cmd {
+    let url = format!("http://{OUTSIDE_ADDRESS}:{port}/page");
+    let wget = ["timeout", "10", "wget", "-qO-", &url];
+    let line: Vec<String> = ["run", "--rm"]
+        .iter()
+        .chain(options)
+        .chain(&[ground.reference()])
+        .chain(&wget)
+        .map(|&word| word.to_owned())
+        .collect();
+    ground.daemon.docker(line)
+}
+
+#[test]
+fn published_tcp_ports_are_reached_from_everywhere() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, local, word) = (random::port(), random::port(), random::token(12));
+        let (everywhere, only_local) = (format!("{port}:80"), format!("127.0.0.1:{local}:80"));
+        let name = random::name("web");
+        serve(ground, &["--name", &name, "-p", &everywhere, "-p", &only_local], &word);
+        assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}:{port}/page")), word);
+        let from_host = |url: &str| {
+            fetch(|| ground.sandbox.command("curl", ["-sSf", "--max-time", "5", url])).unwrap()
+        };
+        assert_eq!(from_host(&format!("http://127.0.0.1:{port}/page")), word, "loopback");
+        assert_eq!(from_host(&format!("http://127.0.0.1:{local}/page")), word, "loopback only");
+        assert_eq!(from_host(&format!("http://[::1]:{port}/page")), word, "IPv6 loopback");
+        assert_eq!(from_host(&format!("http://{INSIDE_ADDRESS}:{port}/page")), word, "own address");
+        let six = format!("http://[2001:db8:100::2]:{port}/page");
+        assert_eq!(ground.fetch(&six), word, "IPv6 from outside");
+        let hairpin = format!("http://{INSIDE_ADDRESS}:{port}/page");
+        let seen = ground.docker(&["exec", &name, "wget", "-qO-", &hairpin]);
+        assert_eq!(seen, word, "a container to its own published port");
+        let other = ground.docker(&["run", "--rm", ground.reference(), "wget", "-qO-", &hairpin]);
+        assert_eq!(other, word, "another container");
+        let url = format!("http://{INSIDE_ADDRESS}:{local}/page");
+        let refused = ground.sandbox.outside("curl", ["-sS", "--max-time", "2", &url]).output();
+        assert_ne!(refused.unwrap().code(), 0, "a port of the loopback is reached from outside");
+        assert!(ground.sandbox.listens(port), "the port is not taken");
+    });
+}
+
+/// Answers each datagram with its content and one more byte; needs only perl-base.
+const UDP_ECHO: &str = "use Socket; socket(S, PF_INET, SOCK_DGRAM, 0); \
+    bind(S, sockaddr_in($ARGV[0], INADDR_ANY)) or die; print \"bound\\n\"; $| = 1; print \"\"; \
+    while (my $from = recv(S, my $data, 2000, 0)) { send(S, \"$data!\", 0, $from) }";
+const UDP_ASK: &str = "use Socket; socket(S, PF_INET, SOCK_DGRAM, 0); \
+    connect(S, sockaddr_in($ARGV[1], inet_aton($ARGV[0]))) or die; send(S, $ARGV[2], 0); \
+    alarm 2; defined(recv(S, my $data, 2000, 0)) or die; print $data";
+
+#[test]
+fn published_udp_ports_answer() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word) = (random::port(), random::token(12));
+        let name = random::name("udp");
+        let publish = format!("{port}:53/udp");
+        ground.start(&["--name", &name, "-p", &publish], &["sleep", "1000"]);
+        let pid = ground.inspect(&name, "{{.State.Pid}}");
+        // The image has no UDP server, so that one of the machine joins the container's network.
+        let join = ["-t", &pid, "-n", "perl", "-e", UDP_ECHO, "53"];
+        let _server = ground.sandbox.command("nsenter", join).spawn().unwrap();
+        let ask = |cmd: &dyn Fn(&str, Vec<String>) -> Cmd, address: &str| {
+            let args = ["-e", UDP_ASK, address, &port.to_string(), &word].map(str::to_owned);
+            let answer = wait::until_ok("an answer by UDP", DEFAULT_TIMEOUT, || {
+                cmd("perl", args.to_vec()).ok()
+            });
+            assert_eq!(answer.unwrap().text(), format!("{word}!"), "{address}");
+        };
+        ask(&|program, args| ground.sandbox.outside(program, args), INSIDE_ADDRESS);
+        ask(&|program, args| ground.sandbox.command(program, args), "127.0.0.1");
+        assert_eq!(
+            ground.docker(&["port", &name, "53/udp"]).lines().next().unwrap(),
+            format!("0.0.0.0:{port}")
+        );
+    });
+}
+
+#[test]
+fn names_resolve_in_user_networks_and_nowhere_else() {
+    on_engine(Net::Isolated, |ground| {
+        let (one, two, word) = (random::name("net"), random::name("net"), random::token(12));
+        ground.docker(&["network", "create", &one]);
+        ground.docker(&["network", "create", &two]);
+        let (name, alias) = (random::name("server"), random::name("alias"));
+        let id =
+            serve(ground, &["--name", &name, "--network", &one, "--network-alias", &alias], &word);
+        let get = |network: &str, host: &str| {
+            let url = format!("http://{host}/page");
+            let wget = ["timeout", "10", "wget", "-qO-", &url];
+            let line: Vec<String> = ["run", "--rm", "--network", network, ground.reference()]
+                .iter()
+                .chain(&wget)
+                .map(|&word| word.to_owned())
+                .collect();
+            ground.daemon.docker(line)
+        };
+        for host in [&name, &alias, &id[..12].to_owned()] {
+            assert_eq!(fetch(|| get(&one, host)).unwrap(), word, "by {host}");
+        }
+        assert_ne!(get(&two, &name).output().unwrap().code(), 0, "a name of another network");
+        assert_ne!(
+            get("bridge", &name).output().unwrap().code(),
+            0,
+            "a name on the default bridge"
+        );
+        let address = ground.inspect(
+            &name,
+            &format!("{{{{(index .NetworkSettings.Networks \"{one}\").IPAddress}}}}"),
+        );
+        assert_eq!(get(&one, &address).ok().unwrap().text(), word, "by address");
+        assert_ne!(get(&two, &address).output().unwrap().code(), 0, "networks are not apart");
+        assert_ne!(get("bridge", &address).output().unwrap().code(), 0, "the bridge is not apart");
+        ground.docker(&["network", "connect", &two, &name]);
+        assert_eq!(fetch(|| get(&two, &name)).unwrap(), word, "after connect");
+        ground.docker(&["network", "disconnect", &one, &name]);
+        assert_ne!(get(&one, &name).output().unwrap().code(), 0, "after disconnect");
+        ground.docker(&["rm", "-f", &name]);
+        ground.docker(&["network", "rm", &one, &two]);
+    });
+}
+
+#[test]
+fn containers_reach_out_under_the_machines_address() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word) = (random::port(), random::token(12));
+        let server = outside_server(ground.sandbox, port, &word);
+        let before = server.stderr_so_far().matches(INSIDE_ADDRESS).count();
+        assert_eq!(reach_out(ground, &[], port).ok().unwrap().text(), word);
+        wait::until_ok("the request from the machine's address", DEFAULT_TIMEOUT, || {
+            let log = server.stderr_so_far();
+            if log.matches(INSIDE_ADDRESS).count() > before { Ok(()) } else { Err(log) }
+        })
+        .unwrap();
+        let log = server.stderr_so_far();
+        assert!(!log.contains("172.17."), "not masqueraded: {log}");
+        let net = random::name("net");
+        ground.docker(&["network", "create", &net]);
+        assert_eq!(reach_out(ground, &["--network", &net], port).ok().unwrap().text(), word);
+        let inner = random::name("inner");
+        ground.docker(&["network", "create", "--internal", &inner]);
+        let inside = reach_out(ground, &["--network", &inner], port).output().unwrap();
+        assert_ne!(inside.code(), 0, "an internal network leads out");
+        let none = reach_out(ground, &["--network", "none"], port).output().unwrap();
+        assert_ne!(none.code(), 0, "no network leads out");
+        assert_eq!(reach_out(ground, &["--network", "host"], port).ok().unwrap().text(), word);
+        ground.docker(&["network", "rm", &net, &inner]);
+    });
+}
+
+/// Firewalls that drop what is forwarded, set by others before our engine starts and after: the
+/// container reaches out all the same, or the engine says what blocks.
+fn a_firewall_that_drops(rule: &str, name_of_it: &[&str]) {
+    let leak = LeakCheck::new().unwrap();
+    for at_start in [true, false] {
+        let sandbox = Sandbox::new().unwrap();
+        let set = || sandbox.shell(rule).ok().unwrap();
+        if at_start {
+            set();
+        }
+        let mut before_it: Option<()> = None;
+        let run = |ground: &mut Ground<'_>| {
+            let (port, word) = (random::port(), random::token(12));
+            let _server = outside_server(&sandbox, port, &word);
+            let publish_port = random::port();
+            let publish = format!("{publish_port}:80");
+            if !at_start {
+                assert_eq!(reach_out(ground, &[], port).ok().unwrap().text(), word);
+                set();
+            }
+            let out = wait::until_ok("the way out", DEFAULT_TIMEOUT, || {
+                let output = reach_out(ground, &[], port).output().unwrap();
+                let info = ground.docker(&["info"]);
+                let told = |text: &str| name_of_it.iter().all(|word| text.contains(word));
+                if output.text() == word || told(&info) || told(&output.stderr_text()) {
+                    Ok(output.text() == word)
+                } else {
+                    Err(output.both() + &info)
+                }
+            });
+            if out.unwrap() {
+                serve(ground, &["-p", &publish], &word);
+                let page = ground.fetch(&format!("http://{INSIDE_ADDRESS}:{publish_port}/page"));
+                assert_eq!(page, word, "a published port behind the firewall");
+            }
+            if !at_start {
+                // What the test has set, so that the look at what the engine left does not see it.
+                sandbox.shell("iptables -P FORWARD ACCEPT; iptables-legacy -P FORWARD ACCEPT; nft delete table inet other 2> /dev/null || :").ok().unwrap();
+            }
+            before_it = Some(());
+        };
+        if at_start {
+            in_sandbox(&sandbox, run);
+        } else {
+            // Tables exist before the look, for the same reason.
+            sandbox.shell("iptables -S > /dev/null; iptables-legacy -S > /dev/null; iptables -P FORWARD ACCEPT; iptables-legacy -P FORWARD ACCEPT").ok().unwrap();
+            in_sandbox(&sandbox, run);
+        }
+        sandbox.close().unwrap();
+    }
+    leak.finish().unwrap();
+}
+
+#[test]
+fn an_iptables_nft_policy_of_drop() {
+    a_firewall_that_drops("iptables-nft -P FORWARD DROP", &["FORWARD"]);
+}
+
+#[test]
+fn an_iptables_legacy_policy_of_drop() {
+    a_firewall_that_drops("iptables-legacy -P FORWARD DROP", &["FORWARD"]);
+}
+
+#[test]
+fn a_table_of_another_firewall_that_drops() {
+    let rule = "nft 'table inet other { chain barrier { type filter hook forward priority 10; policy drop; } }'";
+    a_firewall_that_drops(rule, &["barrier"]);
+}
+
+/// Debian's dockerd in the same network: it sets DROP, has 172.17.0.0/16, and works on.
+#[test]
+fn beside_a_running_dockerd() {
+    let leak = LeakCheck::new().unwrap();
+    let sandbox = Sandbox::new().unwrap();
+    let mut other = peer::dockerd(&sandbox, Release::Bookworm, &serde_json::Value::Null).unwrap();
+    let policy =
+        sandbox.shell("iptables -S FORWARD; iptables-legacy -S FORWARD").ok().unwrap().text();
+    assert!(policy.contains("-P FORWARD DROP"), "{policy}");
+    in_sandbox(&sandbox, |ground| {
+        let (port, word) = (random::port(), random::token(12));
+        let _server = outside_server(&sandbox, port, &word);
+        assert_eq!(reach_out(ground, &[], port).ok().unwrap().text(), word, "ours");
+        let published = random::port();
+        serve(ground, &["-p", &format!("{published}:80")], &word);
+        assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}:{published}/page")), word);
+        other.docker(["load"]).stdin(ground.image.docker_archive()).ok().unwrap();
+        let url = format!("http://{OUTSIDE_ADDRESS}:{port}/page");
+        let theirs = ["run", "--rm", ground.reference(), "wget", "-qO-", &url];
+        assert_eq!(other.docker(theirs).ok().unwrap().text(), word, "theirs, beside ours");
+    });
+    other.stop().unwrap();
+    drop(other);
+    sandbox.close().unwrap();
+    leak.finish().unwrap();
+}
+
+/// Somebody flushes all rules: they come back, as does the way out.
+#[test]
+fn rules_come_back_after_a_flush() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word) = (random::port(), random::token(12));
+        let _server = outside_server(ground.sandbox, port, &word);
+        assert_eq!(reach_out(ground, &[], port).ok().unwrap().text(), word);
+        ground.sandbox.shell("nft flush ruleset").ok().unwrap();
+        let seen = fetch(|| reach_out(ground, &[], port)).unwrap();
+        assert_eq!(seen, word);
+    });
+}
