@@ -1,0 +1,46 @@
+//! `containerd.services.events.v1`.
+
+crate::grpc::service! {
+    /// containerd's events service.
+    pub trait Events, EventsServer = "containerd.services.events.v1.Events" {
+        unary publish = "Publish": PublishRequest => ();
+        unary forward = "Forward": ForwardRequest => ();
+        stream subscribe = "Subscribe": SubscribeRequest => Envelope;
+    }
+}
+
+/// `containerd.services.events.v1.PublishRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PublishRequest {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(message, optional, tag = "2")]
+    pub event: Option<prost_types::Any>,
+}
+
+/// `containerd.services.events.v1.ForwardRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForwardRequest {
+    #[prost(message, optional, tag = "1")]
+    pub envelope: Option<Envelope>,
+}
+
+/// `containerd.services.events.v1.SubscribeRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SubscribeRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filters: Vec<String>,
+}
+
+/// `containerd.services.events.v1.Envelope`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Envelope {
+    #[prost(message, optional, tag = "1")]
+    pub timestamp: Option<prost_types::Timestamp>,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    #[prost(message, optional, tag = "4")]
+    pub event: Option<prost_types::Any>,
+}

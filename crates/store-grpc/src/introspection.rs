@@ -1,0 +1,102 @@
+use std::{os::unix::fs::MetadataExt as _, sync::Arc};
+
+use ::types::{Digest, Platform};
+use protos::containerd::{introspection as api, types};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    context::{Context, status},
+    filter::Filter,
+};
+
+/// Services that are served, by the names of containerd's plugins of type `io.containerd.grpc.v1`.
+const SERVICES: [&str; 12] = [
+    "containers",
+    "content",
+    "diff",
+    "events",
+    "healthcheck",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "snapshots",
+    "tasks",
+    "version",
+];
+
+pub(crate) struct Introspection(pub(crate) Arc<Context>);
+
+/// What containerd would call the parts that there are.
+fn plugins(snapshotter: &str) -> Vec<api::Plugin> {
+    let host = Platform::host();
+    let platform =
+        types::Platform { os: host.os, architecture: host.architecture, variant: host.variant };
+    let on_host = [
+        ("io.containerd.snapshotter.v1", snapshotter),
+        ("io.containerd.differ.v1", "walking"),
+        ("io.containerd.runtime.v2", "task"),
+    ];
+    let anywhere = [("io.containerd.content.v1", "content"), ("io.containerd.gc.v1", "scheduler")];
+    let services = SERVICES.map(|name| ("io.containerd.grpc.v1", name));
+    let plugin = |(kind, id): (&str, &str), platforms: &[types::Platform]| api::Plugin {
+        kind: kind.to_owned(),
+        id: id.to_owned(),
+        platforms: platforms.to_vec(),
+        ..api::Plugin::default()
+    };
+    let bound = on_host.into_iter().map(|of| plugin(of, std::slice::from_ref(&platform)));
+    let free = anywhere.into_iter().chain(services).map(|of| plugin(of, &[]));
+    bound.chain(free).collect()
+}
+
+impl api::Introspection for Introspection {
+    async fn plugins(
+        &self,
+        request: Request<api::PluginsRequest>,
+    ) -> Result<Response<api::PluginsResponse>, Status> {
+        let filter = Filter::parse(&request.get_ref().filters)?;
+        let services = self.0.namespaces.open("default").map_err(status)?;
+        let mut plugins = plugins(services.snapshots.name());
+        plugins.retain(|plugin| {
+            filter.matches(|field| match field {
+                "type" => Some(plugin.kind.as_str()),
+                "id" => Some(plugin.id.as_str()),
+                _ => None,
+            })
+        });
+        Ok(Response::new(api::PluginsResponse { plugins }))
+    }
+
+    async fn server(&self, _: Request<()>) -> Result<Response<api::ServerResponse>, Status> {
+        let failed = |error| Status::internal(format!("look at the pid namespace: {error}"));
+        let pidns = std::fs::metadata("/proc/self/ns/pid").map_err(failed)?.ino();
+        Ok(Response::new(api::ServerResponse {
+            uuid: uuid()?,
+            pid: u64::from(std::process::id()),
+            pidns,
+        }))
+    }
+}
+
+/// The same for as long as the machine is the same, as machine-id(5) wants it made: not the id itself.
+/// Without one, the same until the next boot.
+fn uuid() -> Result<String, Status> {
+    let read = |path| std::fs::read_to_string(path);
+    let id = match read("/etc/machine-id") {
+        Ok(id) if !id.trim().is_empty() => id,
+        _ => read("/proc/sys/kernel/random/boot_id")
+            .map_err(|error| Status::internal(format!("read the boot id: {error}")))?,
+    };
+    let digest = Digest::sha256(format!("gantry store {}", id.trim()));
+    let hex = digest.hex();
+    // The form of a random UUID (RFC 9562, version 8: of one's own making).
+    Ok(format!(
+        "{}-{}-8{}-8{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[13..16],
+        &hex[17..20],
+        &hex[20..32]
+    ))
+}
