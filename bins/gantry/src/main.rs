@@ -6,6 +6,9 @@
 //! there is any flag, descriptor, log or second thread: the runtime and the shim must have a single
 //! thread, and must not be reachable from a container (see [`runtime::selfexe`]).
 
+mod daemon;
+mod on_demand;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -51,8 +54,9 @@ fn main() {
         Role::Client => client(args, persona),
         Role::Shim => shim(rest()),
         Role::Runtime => runtime::cli::main(rest()),
-        Role::Daemon | Role::Store => {
-            eprintln!("gantry: the daemons are not in this build");
+        Role::Daemon => daemon::main(rest(), persona),
+        Role::Store => {
+            eprintln!("gantry containerd is not in this build");
             1
         }
     };
@@ -91,7 +95,9 @@ fn shim(args: Vec<OsString>) -> i32 {
 }
 
 fn client(args: Vec<OsString>, persona: Persona) -> i32 {
-    let hooks = cli::Hooks { default_socket: persona.socket().into(), ensure_daemon: None };
+    let ensure_daemon = Box::new(move |socket: &Path| on_demand::ensure(persona, socket));
+    let hooks =
+        cli::Hooks { default_socket: persona.socket().into(), ensure_daemon: Some(ensure_daemon) };
     let lookup = client::Lookup::new(|name: String| async move {
         let addresses = registry::dns::Resolver::system().lookup(&name).await;
         addresses.map_err(std::io::Error::other)

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod exec;
+pub mod heap;
 pub mod mount;
 pub mod netns;
 pub mod packet;
