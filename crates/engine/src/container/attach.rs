@@ -270,16 +270,16 @@ impl Engine {
         let engine = self.clone();
         let Backend { output, input } = backend;
         tokio::spawn(async move {
-            let outward = tokio::spawn(forward_output(reader, output.clone()));
+            let mut outward = tokio::spawn(forward_output(reader, output.clone()));
             let detached = tokio::select! {
                 detached = forward_input(input, writer, wanted.detach) => detached,
                 () = output.closed() => false,
+                // The session's output ends with the last sender: this task must not hold one longer.
+                _ = &mut outward => return,
             };
+            outward.abort();
             if detached {
-                outward.abort();
                 engine.container_event(&container, "detach");
-            } else if output.is_closed() {
-                outward.abort();
             }
         });
     }
