@@ -69,8 +69,9 @@ impl api::Images for Images {
         let request = request.into_inner();
         let mut new = required("image", request.image)?;
         let paths = paths(request.update_mask);
-        if new.target.is_none() && !paths.is_empty() && !paths.iter().any(|path| path == "target") {
-            // A change of labels alone may leave the target out.
+        let without = new.target.as_ref().is_none_or(|target| target.digest.is_empty());
+        if without && !paths.is_empty() && !paths.iter().any(|path| path == "target") {
+            // A change of labels alone leaves the target out.
             let present = services.images.get(&new.name).await.map_err(status)?;
             new.target = descriptor_out(present.target);
         }
