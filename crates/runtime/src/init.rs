@@ -79,7 +79,7 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
     let new_cgroupns = init.namespaces.new & flag::CLONE_NEWCGROUP != 0;
     let entered = std::cell::Cell::new(!new_cgroupns);
     // The namespace's root is the cgroup that the process is in: the caller has put it there.
-    let mut enter_cgroupns = || -> Result<()> {
+    let mut cgroup_ready = || -> Result<()> {
         wait_go()?;
         if !entered.replace(true) {
             sys::process::unshare(flag::CLONE_NEWCGROUP).ctx("unshare", || "cgroup namespace")?;
@@ -89,7 +89,7 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
     let hooks_ = &init.spec.hooks;
     let built;
     {
-        let root = rootfs::build(&init.root, &init.spec, &mut enter_cgroupns)?;
+        let root = rootfs::build(&init.root, &init.spec, &mut cgroup_ready)?;
         built = finish_root(&init, sync, &wait_go, root)?;
     }
     if !entered.get() {

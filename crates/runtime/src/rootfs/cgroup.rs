@@ -19,9 +19,8 @@ use crate::spec::Mount;
 const HARDENED: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
 
 pub(super) fn mount(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> {
-    if root.cgroupns {
-        (root.enter_cgroupns)()?;
-    }
+    // Even without a namespace: what is bound here is made by the caller meanwhile.
+    (root.cgroup_ready)()?;
     let made = match root.view {
         View::None => return Err(Error::config("mounts.type", "cgroup: the host has no cgroups")),
         View::V2 { .. } => version_2(root, m, options)?,

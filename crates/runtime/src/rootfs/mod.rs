@@ -60,8 +60,9 @@ pub(crate) struct Root<'a> {
     sources: &'a [Option<OwnedFd>],
     /// The verified null device.
     null: OwnedFd,
-    /// Enters the cgroup namespace, once; needed before a cgroup file system is mounted.
-    enter_cgroupns: &'a mut dyn FnMut() -> Result<()>,
+    /// Waits until the caller has made the cgroup, and enters the cgroup namespace, once; needed before a
+    /// cgroup file system is mounted.
+    cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
     index: usize,
 }
 
@@ -123,7 +124,7 @@ pub(crate) fn idmapped_source(bundle: &Path, m: &Mount, userns: &OwnedFd) -> Res
 pub(crate) fn build<'a>(
     plan: &'a Plan,
     spec: &Spec,
-    enter_cgroupns: &'a mut dyn FnMut() -> Result<()>,
+    cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
 ) -> Result<Root<'a>> {
     isolate(plan)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -147,7 +148,7 @@ pub(crate) fn build<'a>(
         view: &plan.view,
         sources: &plan.sources,
         null: masks::null_device()?,
-        enter_cgroupns,
+        cgroup_ready,
         index: 0,
     };
     for (index, m) in spec.mounts.iter().enumerate() {
