@@ -8,6 +8,7 @@
 
 mod daemon;
 mod on_demand;
+mod store_role;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ enum Role {
 pub(crate) enum Persona {
     /// Our own.
     Gantry,
-    /// Docker's socket, configuration and bridge; the data stays ours.
+    /// Docker's (and containerd's) socket, configuration and bridge; the data stays ours.
     Docker,
 }
 
@@ -55,10 +56,7 @@ fn main() {
         Role::Shim => shim(rest()),
         Role::Runtime => runtime::cli::main(rest()),
         Role::Daemon => daemon::main(rest(), persona),
-        Role::Store => {
-            eprintln!("gantry containerd is not in this build");
-            1
-        }
+        Role::Store => store_role::main(rest(), persona),
     };
     std::process::exit(code);
 }
@@ -70,7 +68,7 @@ fn role(args: &[OsString]) -> (Role, Persona, usize) {
     match name {
         Some("docker") => return (Role::Client, Persona::Docker, 1),
         Some("dockerd") => return (Role::Daemon, Persona::Docker, 1),
-        Some("containerd") => return (Role::Store, Persona::Gantry, 1),
+        Some("containerd") => return (Role::Store, Persona::Docker, 1),
         Some("runc") => return (Role::Runtime, Persona::Gantry, 1),
         Some(shim::PROGRAM_NAME) => return (Role::Shim, Persona::Gantry, 1),
         _ => {}
@@ -135,7 +133,7 @@ mod tests {
         assert_eq!(of(&["/usr/bin/docker", "daemon"]), (Role::Client, Persona::Docker, 1));
         assert_eq!(of(&["dockerd", "runtime"]), (Role::Daemon, Persona::Docker, 1));
         assert_eq!(of(&["/x/runc", "shim"]), (Role::Runtime, Persona::Gantry, 1));
-        assert_eq!(of(&["/x/containerd"]), (Role::Store, Persona::Gantry, 1));
+        assert_eq!(of(&["/x/containerd"]), (Role::Store, Persona::Docker, 1));
         let shim = of(&["containerd-shim-gantry-v2", "-namespace", "moby"]);
         assert_eq!(shim, (Role::Shim, Persona::Gantry, 1));
     }

@@ -174,9 +174,9 @@ pub(crate) static FLAGS: &[Flag] = &[
     flag("userns-remap", "userns-remap", Text, "", Unbuilt, "User whose subordinate ids containers get"),
     flag("validate", "", Bool, "false", Built, "Check the configuration and exit"),
     short('v', flag("version", "", Bool, "false", Built, "Print version information and quit")),
-    // Our own, used by the client that starts a daemon on demand.
+    // Our own: a client starts a daemon on demand; it ends after so many seconds without work.
     flag("on-demand", "", Bool, "false", Built, ""),
-    flag("idle-timeout", "", Int, "300", Built, ""),
+    flag("idle-timeout", "idle-timeout", Int, "300", Built, ""),
     // In the file alone.
     flag("", "builder", Custom(add_text), "", Unbuilt, ""),
     flag("", "default-init", Text, "", Unbuilt, ""),

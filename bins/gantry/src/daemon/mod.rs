@@ -6,15 +6,16 @@
 //! On disk: `DATA_ROOT/gantry.lock` and the pid file, both locked as long as the daemon runs;
 //! `DATA_ROOT/store` and `EXEC_ROOT/containerd` are the store's, the rest of both is the engine's.
 //!
-//! Tasks: one for each listener's server, one that counts idle time on a daemon started on demand.
+//! Tasks: one for the API's listeners, one for the store's socket; the first one waits for signals
+//! and, on a daemon started on demand, for idleness.
 
 mod config;
 mod file;
 mod flags;
 mod hosts;
 mod locks;
-mod log;
-mod notify;
+pub(crate) mod log;
+pub(crate) mod notify;
 mod run;
 mod tls;
 
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use crate::Persona;
 use config::Places;
 use flags::{Given, Value};
+pub(crate) use run::{LAST_TASKS, Signals, failed, forced, prepare_process, runtime};
 
 /// What a start is made of; kept for reloads.
 struct Start {
@@ -105,7 +107,7 @@ fn defaults(places: &Places) -> [(&'static str, &'static str); 5] {
 }
 
 /// Prints what was asked for; a reader who has gone is no failure.
-fn say(text: &str) -> i32 {
+pub(crate) fn say(text: &str) -> i32 {
     use std::io::Write as _;
     drop(std::io::stdout().lock().write_all(text.as_bytes()));
     0

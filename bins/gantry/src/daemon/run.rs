@@ -18,7 +18,7 @@ use super::file::Settings;
 use super::hosts::{self, Host, Passed};
 use super::notify::{State, notify};
 use super::{Start, locks, log, program, tls};
-use crate::on_demand;
+use crate::{on_demand, store_role};
 
 /// The daemon waits most of the time; what is long (disk, checksums) runs on the blocking threads.
 const WORKERS: usize = 2;
@@ -31,7 +31,7 @@ const ARENAS: u16 = 2;
 /// How long a daemon that a client starts waits for the one before it to end.
 const PREDECESSOR: Duration = Duration::from_secs(10);
 /// How long tasks that still run are waited for at the end.
-const LAST_TASKS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_TASKS: Duration = Duration::from_secs(1);
 /// How often an on-demand daemon looks whether it has work.
 const IDLE_STEP: Duration = Duration::from_secs(1);
 /// How long the start settles before memory that it took is given back.
@@ -48,11 +48,10 @@ pub(super) fn main(start: Start, settings: Settings, daemon: Daemon) -> i32 {
         );
         return 1;
     }
-    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    prepare_process();
     if daemon.idle_after.is_some() {
         on_demand::settle_in();
     }
-    sys::heap::limit_arenas(ARENAS);
     let control = log::start(daemon.log_level, daemon.log_format);
     for note in &daemon.notes {
         tracing::info!("{note}");
@@ -65,6 +64,12 @@ pub(super) fn main(start: Start, settings: Settings, daemon: Daemon) -> i32 {
             1
         }
     }
+}
+
+/// What every daemon does before it has a second thread.
+pub(crate) fn prepare_process() {
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    sys::heap::limit_arenas(ARENAS);
 }
 
 /// Holds the locks around the asynchronous part.
@@ -86,7 +91,7 @@ fn supervise(daemon: Daemon, passed: Passed, reload: Reload) -> anyhow::Result<(
     result
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -103,7 +108,8 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
     // First, so that an address that is taken is told before anything has changed. Clients queue.
     let listeners = listen(&daemon, &mut passed).await?;
     let state = daemon.engine.exec_root.join("containerd");
-    let store = open_store(&daemon.engine.data_root.join("store"), &state).await?;
+    let address = Path::new(&daemon.engine.store_address);
+    let store = store_role::open(&daemon.engine.data_root.join("store"), &state, address).await?;
     let services = store.open(&daemon.namespace).map_err(failed("open the store's namespace"))?;
     let engine = Engine::open(daemon.engine.clone(), services)
         .await
@@ -114,6 +120,9 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
     for listener in &listeners {
         tracing::info!("API listen on {}", listener.address());
     }
+    let store_socket = store_role::Socket::bind(address).await?;
+    let grpc = store_socket.serve(store.clone(), shutdown.clone(), clients.clone());
+    let grpc = tokio::spawn(grpc);
     let api = engine_api::serve(engine.clone(), listeners, shutdown.clone(), clients.clone());
     let api = tokio::spawn(api);
     notify(State::Ready);
@@ -129,8 +138,12 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
     notify(State::Stopping);
     engine.shut_down();
     shutdown.cancel();
+    let servers = async {
+        api.await.context("the API's server")?;
+        grpc.await.context("the store's server")?
+    };
     tokio::select! {
-        joined = api => joined.context("the API's server")?,
+        ended = servers => ended?,
         () = signals.end() => forced(),
     }
     store.flush().await.map_err(failed("flush the store"))?;
@@ -139,18 +152,13 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
 }
 
 /// A second signal while stopping.
-fn forced() {
+pub(crate) fn forced() {
     tracing::warn!("asked to end once more: not waiting any longer");
     std::process::exit(1);
 }
 
-async fn open_store(root: &Path, state: &Path) -> anyhow::Result<Arc<store::Store>> {
-    let config = store::Config::new(root, state);
-    store::Store::open(config).await.map_err(failed("open the store"))
-}
-
 /// Errors of the store have their cause in their text.
-fn failed(doing: &'static str) -> impl Fn(store_api::Error) -> anyhow::Error {
+pub(crate) fn failed(doing: &'static str) -> impl Fn(store_api::Error) -> anyhow::Error {
     move |error| anyhow!("{doing}: {}", crate::chain(&error))
 }
 
@@ -185,14 +193,14 @@ async fn wait_for_end(
     }
 }
 
-struct Signals {
+pub(crate) struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let on = |kind| signal(kind).context("handle signals");
         Ok(Self {
             term: on(SignalKind::terminate())?,
@@ -210,7 +218,7 @@ impl Signals {
     }
 
     /// The next one that asks to end.
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         while let Caught::Reload = self.next().await {}
     }
 }
