@@ -1,6 +1,6 @@
-//! One daemon per pid file and per data root.
+//! One daemon per pid file, data root and exec root.
 //!
-//! Both files are locked with flock(2) as long as the daemon runs: what a killed daemon leaves is
+//! The files are locked with flock(2) as long as the daemon runs: what a killed daemon leaves is
 //! recognised by the lock that nobody holds, not by a process id, which another may have by now.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -46,19 +46,24 @@ pub(crate) fn pid_file(path: &Path, patience: Duration) -> anyhow::Result<Held> 
     }
 }
 
-/// Takes the data root, which is made (0710) if it is missing.
+/// Takes a directory of the daemon's (`what`), which is made with `mode` if it is missing.
 ///
 /// # Errors
 /// Another daemon uses it.
-pub(crate) fn data_root(root: &Path, patience: Duration) -> anyhow::Result<Held> {
-    make_dir(root, 0o710)?;
+pub(crate) fn directory(
+    what: &str,
+    root: &Path,
+    mode: u32,
+    patience: Duration,
+) -> anyhow::Result<Held> {
+    make_dir(root, mode)?;
     let until = Instant::now() + patience;
     loop {
         match take(&root.join("gantry.lock"), 0o600)? {
             Ok(held) => return Ok(held),
             Err(_) if Instant::now() < until => std::thread::sleep(AGAIN),
             Err(pid) => {
-                bail!("the data root {} is in use by another daemon, process {pid}", root.display())
+                bail!("the {what} {} is in use by another daemon, process {pid}", root.display())
             }
         }
     }
@@ -149,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn the_data_root_is_private_and_taken_once() {
+    fn a_directory_is_taken_once() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("data");
-        let held = data_root(&root, Duration::ZERO).unwrap();
+        let held = directory("data root", &root, 0o710, Duration::ZERO).unwrap();
         assert_eq!(std::fs::metadata(&root).unwrap().mode() & 0o777, 0o710);
-        let error = data_root(&root, Duration::ZERO).unwrap_err().to_string();
+        let error = directory("data root", &root, 0o710, Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("in use by another daemon"), "{error}");
         drop(held);
-        drop(data_root(&root, Duration::ZERO).unwrap());
+        drop(directory("data root", &root, 0o710, Duration::ZERO).unwrap());
     }
 }

@@ -3,7 +3,8 @@
 //! Owns: flags, daemon.json, the pid file, the lock of the data root, the log, signals. Does not
 //! own: what containers are (engine), HTTP (engine-api), images and tasks (store).
 //!
-//! On disk: `DATA_ROOT/gantry.lock` and the pid file, both locked as long as the daemon runs;
+//! On disk: `DATA_ROOT/gantry.lock`, `EXEC_ROOT/gantry.lock` and the pid file, all locked as long as
+//! the daemon runs;
 //! `DATA_ROOT/store` and `EXEC_ROOT/containerd` are the store's, the rest of both is the engine's.
 //!
 //! Tasks: one for the API's listeners, one for the store's socket; the first one waits for signals

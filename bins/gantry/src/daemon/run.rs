@@ -76,18 +76,25 @@ pub(crate) fn prepare_process() {
 fn supervise(daemon: Daemon, passed: Passed, reload: Reload) -> anyhow::Result<()> {
     let patience = daemon.idle_after.map_or(Duration::ZERO, |_| PREDECESSOR);
     let pid_file = locks::pid_file(&daemon.pidfile, patience)?;
-    let data_root = match locks::data_root(&daemon.engine.data_root, patience) {
-        Ok(held) => held,
-        Err(error) => {
-            pid_file.remove();
-            return Err(error);
-        }
-    };
+    let held = locked(daemon, patience, passed, reload);
+    pid_file.remove();
+    held
+}
+
+fn locked(
+    daemon: Daemon,
+    patience: Duration,
+    passed: Passed,
+    reload: Reload,
+) -> anyhow::Result<()> {
+    let engine = &daemon.engine;
+    let data_root = locks::directory("data root", &engine.data_root, 0o710, patience)?;
+    let exec_root = locks::directory("exec root", &engine.exec_root, 0o711, patience)?;
     let runtime = runtime()?;
     let result = runtime.block_on(serve(daemon, passed, reload));
     runtime.shutdown_timeout(LAST_TASKS);
+    exec_root.remove();
     drop(data_root);
-    pid_file.remove();
     result
 }
 
