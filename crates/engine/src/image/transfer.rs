@@ -229,7 +229,8 @@ impl Engine {
             Into::into,
         );
         let first = JsonMessage { id: tag, ..status(format!("Pulling from {}", reference.path())) };
-        self.say(sender, first).await?;
+        // Said once the registry has answered: until then a failure can still be an HTTP status.
+        let mut first = Some(first);
         let (pulled, ()) = {
             let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
             let pull = self.services.transfer.pull(
@@ -245,7 +246,9 @@ impl Engine {
             let tell = async {
                 let mut teller = Teller::new(false);
                 while let Some(step) = received.recv().await {
-                    for message in teller.tell(&step) {
+                    let messages = teller.tell(&step);
+                    let first = if messages.is_empty() { None } else { first.take() };
+                    for message in first.into_iter().chain(messages) {
                         // The pull goes on for others who wait for the same image.
                         drop(sender.send(Ok(message)).await);
                     }
@@ -254,6 +257,9 @@ impl Engine {
             tokio::join!(pull, tell)
         };
         let pulled = pulled?;
+        if let Some(first) = first {
+            self.say(sender, first).await?;
+        }
         // A name that moved leaves its old image without one; it stays until it is pruned.
         self.say(sender, status(format!("Digest: {}", pulled.target.digest))).await?;
         let outcome = if pulled.up_to_date {

@@ -55,7 +55,7 @@ pub enum DnsError {
 /// Why there is no connection to a host.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("dial tcp: {0}")]
+    #[error("dial tcp")]
     Resolve(#[from] DnsError),
     #[error("dial tcp {address}: connect")]
     Tcp { address: SocketAddr, source: io::Error },
