@@ -23,15 +23,19 @@ fn outside_server(sandbox: &Sandbox, port: u16, word: &str) -> Running {
     server
 }
 
+/// Fetches or gives up. The first process of a container would not hear the signal of `timeout`.
+fn wget(url: &str) -> String {
+    format!("timeout 10 wget -qO- {url}; exit $?")
+}
+
 /// What a container gets from the outside, which is up already.
 fn reach_out(ground: &Ground<'_>, options: &[&str], port: u16) -> Cmd {
     let url = format!("http://{OUTSIDE_ADDRESS}:{port}/page");
-    let wget = ["timeout", "10", "wget", "-qO-", &url];
+    let script = wget(&url);
     let line: Vec<String> = ["run", "--rm"]
         .iter()
         .chain(options)
-        .chain(&[ground.reference()])
-        .chain(&wget)
+        .chain(&[ground.reference(), "sh", "-c", &script])
         .map(|&word| word.to_owned())
         .collect();
     ground.daemon.docker(line)
@@ -112,12 +116,9 @@ fn names_resolve_in_user_networks_and_nowhere_else() {
             serve(ground, &["--name", &name, "--network", &one, "--network-alias", &alias], &word);
         let get = |network: &str, host: &str| {
             let url = format!("http://{host}/page");
-            let wget = ["timeout", "10", "wget", "-qO-", &url];
-            let line: Vec<String> = ["run", "--rm", "--network", network, ground.reference()]
-                .iter()
-                .chain(&wget)
-                .map(|&word| word.to_owned())
-                .collect();
+            let script = wget(&url);
+            let line =
+                ["run", "--rm", "--network", network, ground.reference(), "sh", "-c", &script];
             ground.daemon.docker(line)
         };
         for host in [&name, &alias, &id[..12].to_owned()] {
@@ -183,7 +184,6 @@ fn a_firewall_that_drops(rule: &str, name_of_it: &[&str]) {
         if at_start {
             set();
         }
-        let mut before_it: Option<()> = None;
         let run = |ground: &mut Ground<'_>| {
             let (port, word) = (random::port(), random::token(12));
             let _server = outside_server(&sandbox, port, &word);
@@ -212,7 +212,6 @@ fn a_firewall_that_drops(rule: &str, name_of_it: &[&str]) {
                 // What the test has set, so that the look at what the engine left does not see it.
                 sandbox.shell("iptables -P FORWARD ACCEPT; iptables-legacy -P FORWARD ACCEPT; nft delete table inet other 2> /dev/null || :").ok().unwrap();
             }
-            before_it = Some(());
         };
         if at_start {
             in_sandbox(&sandbox, run);
@@ -238,7 +237,8 @@ fn an_iptables_legacy_policy_of_drop() {
 
 #[test]
 fn a_table_of_another_firewall_that_drops() {
-    let rule = "nft 'table inet other { chain barrier { type filter hook forward priority 10; policy drop; } }'";
+    let rule = "nft 'add table inet other; \
+                add chain inet other barrier { type filter hook forward priority 10; policy drop; }'";
     a_firewall_that_drops(rule, &["barrier"]);
 }
 

@@ -132,7 +132,8 @@ fn another_user_is_told_what_to_do() {
 fn it_ends_when_nothing_runs() {
     let sandbox = sandbox();
     // Minutes by default; a test cannot wait that long.
-    let idle = |args: &[&str]| gantry(&sandbox, args).env("GANTRY_IDLE_TIMEOUT", "1s");
+    sandbox.write("/etc/gantry/daemon.json", r#"{ "idle-timeout": 1 }"#).unwrap();
+    let idle = |args: &[&str]| gantry(&sandbox, args);
     let image = testkit::fixtures::busybox::Busybox::new().unwrap();
     idle(&["load"]).stdin(image.docker_archive()).ok().unwrap();
     let code = random::exit_code().to_string();
