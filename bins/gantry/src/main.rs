@@ -6,6 +6,7 @@
 //! there is any flag, descriptor, log or second thread: the runtime and the shim must have a single
 //! thread, and must not be reachable from a container (see [`runtime::selfexe`]).
 
+mod cgroups;
 mod daemon;
 mod on_demand;
 mod store_role;

@@ -292,37 +292,13 @@ pub(crate) fn settle_in() {
     if Path::new(SYSTEMD).is_dir() {
         return;
     }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for dir in cgroup_mounts(&mounts) {
-        // Where it may not, it stays where it was: nothing else depends on it.
-        drop(std::fs::write(dir.join("cgroup.procs"), std::process::id().to_string()));
-    }
-}
-
-/// Mount points of cgroup hierarchies (proc_pid_mountinfo(5)).
-fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
-    let one = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let kind = after.split(' ').next()?;
-        let point = before.split(' ').nth(4)?;
-        (kind == "cgroup" || kind == "cgroup2").then(|| point.into())
-    };
-    mountinfo.lines().filter_map(one).collect()
+    crate::cgroups::leave();
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn hierarchies_are_found() {
-        let text = "24 1 0:22 / /proc rw - proc proc rw\n\
-            30 25 0:26 / /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory\n\
-            31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\nrubbish\n";
-        let wanted = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"].map(PathBuf::from);
-        assert_eq!(cgroup_mounts(text), wanted);
-    }
 
     #[test]
     fn the_last_line_of_this_start_counts() {

@@ -13,12 +13,12 @@ use store_api::Namespaces;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::config::{self, Daemon, Group};
+use super::config::{self, Daemon, Group, Places};
 use super::file::Settings;
 use super::hosts::{self, Host, Passed};
 use super::notify::{State, notify};
 use super::{Start, locks, log, program, tls};
-use crate::{on_demand, store_role};
+use crate::{cgroups, on_demand, store_role};
 
 /// The daemon waits most of the time; what is long (disk, checksums) runs on the blocking threads.
 const WORKERS: usize = 2;
@@ -88,11 +88,17 @@ fn locked(
     reload: Reload,
 ) -> anyhow::Result<()> {
     let engine = &daemon.engine;
+    let persona = reload.start.persona;
+    let cgroup_parent = engine.cgroup_parent.clone();
     let data_root = locks::directory("data root", &engine.data_root, 0o710, patience)?;
     let exec_root = locks::directory("exec root", &engine.exec_root, 0o711, patience)?;
     let runtime = runtime()?;
     let result = runtime.block_on(serve(daemon, passed, reload));
     runtime.shutdown_timeout(LAST_TASKS);
+    // One of the user's own choice stays.
+    if cgroup_parent == Places::of(persona).cgroup_parent {
+        cgroups::remove_empty(Path::new(&cgroup_parent));
+    }
     exec_root.remove();
     drop(data_root);
     result
