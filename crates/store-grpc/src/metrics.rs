@@ -14,21 +14,21 @@ pub(crate) fn metrics_out(metrics: &Metrics) -> prost_types::Any {
     }
 }
 
-/// No limit is the kernel's largest number.
-fn limit(limit: Option<u64>) -> u64 {
-    limit.unwrap_or(u64::MAX)
-}
+/// What cgroup v1 answers where there is no limit: the largest count of pages, in bytes.
+const V1_NO_LIMIT: u64 = 0x7fff_ffff_ffff_f000;
+/// What containerd makes of cgroup v2's `max`.
+const V2_NO_LIMIT: u64 = u64::MAX;
 
 fn legacy(metrics: &Metrics) -> v1::Metrics {
     let entry = |limit, usage, max, failcnt| v1::MemoryEntry { limit, usage, max, failcnt };
     let mut memory = v1::MemoryStat {
         usage: Some(entry(
-            limit(metrics.memory_limit),
+            metrics.memory_limit.unwrap_or(V1_NO_LIMIT),
             metrics.memory_usage,
             metrics.memory_max_usage,
             metrics.memory_failcnt,
         )),
-        swap: metrics.swap_usage.map(|usage| entry(0, usage, 0, 0)),
+        swap: metrics.swap_usage.map(|usage| entry(V1_NO_LIMIT, usage, 0, 0)),
         ..v1::MemoryStat::default()
     };
     for (key, value) in &metrics.memory_stat {
@@ -80,7 +80,7 @@ fn capitalized(op: &str) -> String {
 fn unified(metrics: &Metrics) -> v2::Metrics {
     let mut memory = v2::MemoryStat {
         usage: metrics.memory_usage,
-        usage_limit: limit(metrics.memory_limit),
+        usage_limit: metrics.memory_limit.unwrap_or(V2_NO_LIMIT),
         swap_usage: metrics.swap_usage.unwrap_or(0),
         ..v2::MemoryStat::default()
     };

@@ -8,7 +8,7 @@ use protos::{
     shim,
 };
 use store_api::{
-    CreateTask, Error, ExecTask, Exit, Process, ProcessId, ProcessInfo, ProcessStatus, Stdio,
+    CreateTask, ExecTask, Exit, Process, ProcessId, ProcessInfo, ProcessStatus, Stdio,
 };
 use tonic::{Request, Response, Status};
 
@@ -273,6 +273,7 @@ impl api::Tasks for Tasks {
         let services = self.0.services(request.metadata())?;
         let filter = Filter::parse(&request.get_ref().filters)?;
         let mut metrics = Vec::new();
+        let mut failure = None;
         for task in services.tasks.list().await.map_err(status)? {
             let id = task.id.container_id;
             let wanted = filter.matches(|field| match field {
@@ -289,9 +290,14 @@ impl api::Tasks for Tasks {
                     data: Some(metrics_out(&sample)),
                     id,
                 }),
-                // It ended meanwhile, which containerd passes over as well.
-                Err(error) => note_missing(&id, &error),
+                // It ended meanwhile.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => failure = Some(error),
             }
+        }
+        // Figures that there are go before those that cannot be had; alone, these are told.
+        if let (true, Some(error)) = (metrics.is_empty(), failure) {
+            return Err(status(error));
         }
         Ok(Response::new(api::MetricsResponse { metrics }))
     }
@@ -306,11 +312,5 @@ impl api::Tasks for Tasks {
         let exit = self.0.until_shutdown(tasks.wait(&process)).await?;
         let exited_at = timestamp(exit.exited_at);
         Ok(Response::new(api::WaitResponse { exit_status: exit.status, exited_at }))
-    }
-}
-
-fn note_missing(id: &str, error: &Error) {
-    if !error.is_not_found() {
-        tracing::warn!(task = id, %error, "collect metrics");
     }
 }

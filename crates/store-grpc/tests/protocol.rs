@@ -56,6 +56,12 @@ async fn errors_have_their_codes() {
     let served = Served::new().await;
     let ns = testkit::random::name("ns");
     let mut client = client(&served, &ns).await;
+    // dockerd asks so before it ever writes there.
+    let get = namespaces::GetNamespaceRequest { name: ns.clone() };
+    let path = "/containerd.services.namespaces.v1.Namespaces/Get";
+    let answer: namespaces::GetNamespaceResponse = client.unary(path, get).await.unwrap();
+    assert!(answer.namespace.unwrap().labels.is_empty());
+
     let get = images::GetImageRequest { name: "none".into() };
     let path = "/containerd.services.images.v1.Images/Get";
     let error = client.unary::<_, images::GetImageResponse>(path, get).await.unwrap_err();
