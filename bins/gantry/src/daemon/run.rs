@@ -34,8 +34,10 @@ const PREDECESSOR: Duration = Duration::from_secs(10);
 pub(crate) const LAST_TASKS: Duration = Duration::from_secs(1);
 /// How often an on-demand daemon looks whether it has work.
 const IDLE_STEP: Duration = Duration::from_secs(1);
-/// How long the start settles before memory that it took is given back.
-const SETTLE: Duration = Duration::from_secs(2);
+/// How often memory that a burst of work took and freed is given back to the kernel.
+const TRIM_EVERY: Duration = Duration::from_secs(20);
+/// When that is done for the first time: the start has taken some.
+const FIRST_TRIM: Duration = Duration::from_secs(2);
 
 /// Runs until a signal or idleness ends it; the exit code.
 pub(super) fn main(start: Start, settings: Settings, daemon: Daemon) -> i32 {
@@ -183,18 +185,15 @@ async fn wait_for_end(
     busy: impl Fn() -> bool,
 ) -> String {
     let mut quiet_since = Instant::now();
-    let mut settled = std::pin::pin!(tokio::time::sleep(SETTLE));
-    let mut trimmed = false;
+    let first = tokio::time::Instant::now() + FIRST_TRIM;
+    let mut trim = tokio::time::interval_at(first, TRIM_EVERY);
     loop {
         tokio::select! {
             caught = signals.next() => match caught {
                 Caught::End(name) => return format!("Processing signal '{name}'"),
                 Caught::Reload => reload.run(),
             },
-            () = &mut settled, if !trimmed => {
-                trimmed = true;
-                sys::heap::trim();
-            }
+            _ = trim.tick() => sys::heap::trim(),
             () = tokio::time::sleep(IDLE_STEP), if idle_after.is_some() => {
                 if busy() {
                     quiet_since = Instant::now();
