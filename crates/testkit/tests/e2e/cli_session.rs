@@ -157,11 +157,10 @@ fn the_example_is_built_and_serves() {
         };
         let first = build();
         assert_in_order(&first, &["FROM local/debian", "gcc", &format!("tagged {tag}:latest")]);
-        let steps = first.lines().filter(|line| line.starts_with("Step ")).count();
         let again = build();
+        assert!(!again.contains("Running in") && !again.contains("Cache miss"), "{again}");
         let cached = again.lines().filter(|line| line.contains("Using cache")).count();
-        let bases = first.lines().filter(|line| line.contains(" : FROM ")).count();
-        assert_eq!(cached, steps - bases, "not all from the cache:\n{again}");
+        assert!(cached > 5, "not from the cache:\n{again}");
         let word = random::token(12);
         ground.sh(&format!("echo {word} >> {context}/greeting.txt"));
         let changed = build();

@@ -50,7 +50,8 @@ assert result.exit_code == code, result
 result = container.exec_run(["sh", "-c", "echo $WHO; echo bad >&2"], demux=True)
 assert result.output == (f"{word}\n".encode(), b"bad\n"), result
 _, stream = container.exec_run(["sh", "-c", "echo one; echo two"], stream=True)
-assert b"".join(stream) == b"one\ntwo\n"
+parts = list(stream)
+assert b"".join(parts) == b"one\ntwo\n", parts
 
 # files
 buffer = io.BytesIO()

@@ -2,6 +2,7 @@
 
 use crate::ground::{Ground, fetch, in_sandbox, on_engine};
 use testkit::command::{Cmd, DEFAULT_TIMEOUT, Running};
+use testkit::fixtures::busybox::Busybox;
 use testkit::leak::LeakCheck;
 use testkit::peer::{self, Release};
 use testkit::sandbox::{INSIDE_ADDRESS, Net, OUTSIDE_ADDRESS, Sandbox};
@@ -251,6 +252,10 @@ fn beside_a_running_dockerd() {
     let policy =
         sandbox.shell("iptables -S FORWARD; iptables-legacy -S FORWARD").ok().unwrap().text();
     assert!(policy.contains("-P FORWARD DROP"), "{policy}");
+    let image = Busybox::new().unwrap();
+    other.docker(["load"]).stdin(image.docker_archive()).ok().unwrap();
+    // So that what it makes for its first container is there before ours is looked at.
+    other.docker(["run", "--rm", &image.reference, "true"]).ok().unwrap();
     in_sandbox(&sandbox, |ground| {
         let (port, word) = (random::port(), random::token(12));
         let _server = outside_server(&sandbox, port, &word);
@@ -258,9 +263,8 @@ fn beside_a_running_dockerd() {
         let published = random::port();
         serve(ground, &["-p", &format!("{published}:80")], &word);
         assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}:{published}/page")), word);
-        other.docker(["load"]).stdin(ground.image.docker_archive()).ok().unwrap();
         let url = format!("http://{OUTSIDE_ADDRESS}:{port}/page");
-        let theirs = ["run", "--rm", ground.reference(), "wget", "-qO-", &url];
+        let theirs = ["run", "--rm", &image.reference, "wget", "-qO-", &url];
         assert_eq!(other.docker(theirs).ok().unwrap().text(), word, "theirs, beside ours");
     });
     other.stop().unwrap();
