@@ -159,6 +159,12 @@ fn value(process: &Process, column: &str, clock: &Clock) -> String {
     }
 }
 
+/// From `status`, which tells kB whatever the size of a page is; a kernel thread has no such line.
+fn resident_kb(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 fn user_name(uid: u32) -> String {
     let passwd = read_limited(Path::new("/etc/passwd"), LIMIT_BYTES).unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd).into_owned();
@@ -200,7 +206,7 @@ fn read(pid: u32) -> Option<Process> {
         ticks: number(11) + number(12),
         start_ticks: number(19),
         virtual_kb: number(20) / 1024,
-        resident_kb: number(21) * 4,
+        resident_kb: resident_kb(&status),
         command: if command.is_empty() { format!("[{name}]") } else { command.join(" ") },
         name,
     })
@@ -212,6 +218,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn resident_memory_is_in_kb_for_any_page_size() {
+        assert_eq!(resident_kb("VmHWM:\t   99 kB\nVmRSS:\t  65536 kB\n"), 65536);
+        assert_eq!(resident_kb("Name:\tkthreadd\n"), 0);
+    }
+
+    #[test]
     fn tables_of_this_very_process() {
         let pid = std::process::id();
         let top = table(&[pid], "-ef").unwrap();
@@ -220,6 +232,10 @@ mod tests {
         let top = table(&[pid], "-o pid,comm").unwrap();
         assert_eq!(top.titles, ["PID", "COMMAND"]);
         assert!(table(&[pid], "-o comm").is_err());
+        let top = table(&[pid], "-o pid,rss").unwrap();
+        let resident: u64 = top.processes[0][1].parse().unwrap();
+        let now = resident_kb(&std::fs::read_to_string("/proc/self/status").unwrap());
+        assert!(resident.abs_diff(now) < now / 2, "{resident} {now}");
         assert!(table(&[pid], "-o pid,nonsense").is_err());
     }
 }
