@@ -110,6 +110,7 @@ impl Engine {
         self.networks.tear_down(self, container).await;
         let code = start_exit_code(&error.message);
         let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
+        let restarting = matches!(container.record().status, Status::Restarting { .. });
         container.update_or_log(|record| {
             record.status = Status::Exited { started_at: record.status.started_at(), ended };
         });
@@ -118,7 +119,9 @@ impl Engine {
             progress.running = false;
             progress.code = code;
             progress.error.clone_from(&error.message);
-            progress.exits += 1;
+            // docker wakes who waits for the next exit only when a restart failed: a first start has
+            // a caller, who is told.
+            progress.exits += u64::from(restarting);
         });
         let auto_remove = container.record().host_config.auto_remove;
         if auto_remove && let Err(error) = self.remove_locked(container, true).await {

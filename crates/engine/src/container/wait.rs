@@ -55,7 +55,10 @@ impl Waiter {
 }
 
 fn response(progress: &Progress) -> WaitResponse {
-    let error = (!progress.error.is_empty()).then(|| WaitError { message: progress.error.clone() });
+    // A removal that succeeds leaves nothing to tell of (moby `State.SetRemoved`); with an error docker's
+    // command line would report a wait that failed.
+    let error = (!progress.removed && !progress.error.is_empty())
+        .then(|| WaitError { message: progress.error.clone() });
     WaitResponse { status_code: progress.code, error }
 }
 
@@ -66,5 +69,19 @@ impl Engine {
         let progress = container.progress.subscribe();
         let exits_before = progress.borrow().exits;
         Ok(Waiter { progress, condition, exits_before, _container: container })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_a_failed_start_does_not_outlive_the_container() {
+        let mut progress =
+            Progress { code: 127, error: "no such file".into(), ..Progress::default() };
+        assert!(response(&progress).error.is_some());
+        progress.removed = true;
+        assert_eq!(response(&progress), WaitResponse { status_code: 127, error: None });
     }
 }
