@@ -1,12 +1,11 @@
 //! Message types of the public protocols that Gantry speaks.
 //!
-//! Owns: containerd's shim API and ttrpc (always; free of tokio, so that the shim can use them).
-//! gRPC services stand behind the feature `grpc`. Does not own: transports, state, policy.
+//! Owns: containerd's shim API and ttrpc (always), the messages of containerd's gRPC API (feature
+//! `grpc`). All of it is free of tokio, because the shim uses this crate. Does not own: transports,
+//! service glue, state, policy.
 
 #[cfg(feature = "grpc")]
 pub mod containerd;
-#[cfg(feature = "grpc")]
-pub mod grpc;
 pub mod shim;
 pub mod ttrpc;
 

@@ -1,13 +1,14 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
-use protos::{containerd::containers as api, grpc::BoxStream};
 use store_api::{Container, ContainerPatch, RuntimeInfo, Timestamp};
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     convert::{any_in, any_out, paths, required, timestamp},
+    grpc::BoxStream,
+    services::containers as api,
 };
 
 pub(crate) struct Containers(pub(crate) Arc<Context>);

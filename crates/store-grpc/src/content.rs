@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use protos::{containerd::content as api, grpc::BoxStream};
 use store_api::{ContentInfo, IngestStatus, Services};
 use tonic::{Request, Response, Status, Streaming};
 use types::Digest;
@@ -10,6 +9,8 @@ use types::Digest;
 use crate::{
     context::{Context, status},
     convert::{digest, label_keys, required, size_in, size_out, timestamp},
+    grpc::BoxStream,
+    services::content as api,
     writer::Writer,
 };
 

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use protos::containerd::diff as api;
 use store_api::DiffRequest;
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     convert::{descriptor_in, descriptor_out, mounts_in, unimplemented},
+    services::diff as api,
 };
 
 pub(crate) struct Diff(pub(crate) Arc<Context>);

@@ -1,11 +1,7 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
-use protos::{
-    containerd::{events as api, notices},
-    grpc::BoxStream,
-    shim,
-};
+use protos::{containerd::notices, shim};
 use store_api::{Envelope, Event, EventStream, Exit, Labels, ProcessId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -13,6 +9,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     context::{Context, status},
     convert::{any_in, any_out, required, size_out, timestamp},
+    grpc::BoxStream,
+    services::events as api,
 };
 
 /// Whose services subscribe to the events of all namespaces; containerd's default.

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
-use protos::{
-    containerd::health::{self as api, serving_status},
-    grpc::BoxStream,
-};
 use tonic::{Request, Response, Status};
 
-use crate::context::Context;
+use crate::{
+    context::Context,
+    grpc::BoxStream,
+    services::health::{self as api, serving_status},
+};
 
 /// The server as a whole is the one service that there is: containerd registers no other.
 pub(crate) struct Health(pub(crate) Arc<Context>);

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use protos::containerd::images as api;
 use store_api::{Image, Timestamp};
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     convert::{descriptor_in, descriptor_out, digest, paths, required, timestamp},
+    services::images as api,
 };
 
 pub(crate) struct Images(pub(crate) Arc<Context>);

@@ -1,12 +1,13 @@
 use std::{os::unix::fs::MetadataExt as _, sync::Arc};
 
 use ::types::{Digest, Platform};
-use protos::containerd::{introspection as api, types};
+use protos::containerd::types;
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     filter::Filter,
+    services::introspection as api,
 };
 
 /// Services that are served, by the names of containerd's plugins of type `io.containerd.grpc.v1`.

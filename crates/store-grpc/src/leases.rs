@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use protos::containerd::leases as api;
 use store_api::{Lease, Resource, ResourceKind, Services};
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     convert::{digest, required, timestamp, unimplemented},
+    services::leases as api,
 };
 
 pub(crate) struct Leases(pub(crate) Arc<Context>);

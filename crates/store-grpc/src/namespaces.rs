@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use protos::containerd::namespaces as api;
 use store_api::Labels;
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
     convert::{label_keys, merge_labels, required, unimplemented},
+    services::namespaces as api,
 };
 
 pub(crate) struct NamespaceService(pub(crate) Arc<Context>);

@@ -10,10 +10,6 @@ use std::{
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use protos::{
-    containerd as api,
-    grpc::{Serve, refuse},
-};
 use store_api::Namespaces;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -24,9 +20,21 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
 use crate::{
-    containers::Containers, content::Content, context::Context, diff::Diff, events::Events,
-    health::Health, images::Images, introspection::Introspection, leases::Leases,
-    namespaces::NamespaceService, snapshots::Snapshots, tasks::Tasks, version::Version,
+    containers::Containers,
+    content::Content,
+    context::Context,
+    diff::Diff,
+    events::Events,
+    grpc::{Serve, refuse},
+    health::Health,
+    images::Images,
+    introspection::Introspection,
+    leases::Leases,
+    namespaces::NamespaceService,
+    services as api,
+    snapshots::Snapshots,
+    tasks::Tasks,
+    version::Version,
 };
 
 /// Connections at once: clients hold one each.

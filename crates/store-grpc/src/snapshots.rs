@@ -1,16 +1,14 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
-use protos::{
-    containerd::snapshots::{self as api, kind},
-    grpc::BoxStream,
-};
 use store_api::{Resource, ResourceKind, Services, SnapshotInfo, SnapshotKind};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     context::{Context, status},
     convert::{label_keys, mounts_out, required, size_out, timestamp},
+    grpc::BoxStream,
+    services::snapshots::{self as api, kind},
 };
 
 /// Entries in one message of a list, as containerd sends them.

@@ -1,10 +1,7 @@
 use std::sync::Arc;
 
 use protos::{
-    containerd::{
-        tasks as api,
-        types::{self, status as state},
-    },
+    containerd::types::{self, status as state},
     shim,
 };
 use store_api::{
@@ -17,6 +14,7 @@ use crate::{
     convert::{any_in, mounts_in, required, timestamp, unimplemented},
     filter::Filter,
     metrics::metrics_out,
+    services::tasks as api,
 };
 
 pub(crate) struct Tasks(pub(crate) Arc<Context>);

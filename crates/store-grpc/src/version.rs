@@ -1,5 +1,6 @@
-use protos::containerd::version as api;
 use tonic::{Request, Response, Status};
+
+use crate::services::version as api;
 
 /// The release of containerd whose API this is, which is what clients look at, and then our own.
 const VERSION: &str = concat!("1.7.0+gantry.", env!("CARGO_PKG_VERSION"));

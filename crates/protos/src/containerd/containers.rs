@@ -2,18 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's containers service.
-    pub trait Containers, ContainersServer = "containerd.services.containers.v1.Containers" {
-        unary get = "Get": GetContainerRequest => GetContainerResponse;
-        unary list = "List": ListContainersRequest => ListContainersResponse;
-        stream list_stream = "ListStream": ListContainersRequest => ListContainerMessage;
-        unary create = "Create": CreateContainerRequest => CreateContainerResponse;
-        unary update = "Update": UpdateContainerRequest => UpdateContainerResponse;
-        unary delete = "Delete": DeleteContainerRequest => ();
-    }
-}
-
 /// `containerd.services.containers.v1.Container`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Container {

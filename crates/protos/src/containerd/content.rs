@@ -2,21 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's content service.
-    pub trait Content, ContentServer = "containerd.services.content.v1.Content" {
-        unary info = "Info": InfoRequest => InfoResponse;
-        unary update = "Update": UpdateRequest => UpdateResponse;
-        stream list = "List": ListContentRequest => ListContentResponse;
-        unary delete = "Delete": DeleteContentRequest => ();
-        stream read = "Read": ReadContentRequest => ReadContentResponse;
-        unary status = "Status": StatusRequest => StatusResponse;
-        unary list_statuses = "ListStatuses": ListStatusesRequest => ListStatusesResponse;
-        bidi write = "Write": WriteContentRequest => WriteContentResponse;
-        unary abort = "Abort": AbortRequest => ();
-    }
-}
-
 /// `containerd.services.content.v1.Info`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Info {

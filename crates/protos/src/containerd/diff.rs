@@ -2,14 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's diff service.
-    pub trait Diff, DiffServer = "containerd.services.diff.v1.Diff" {
-        unary apply = "Apply": ApplyRequest => ApplyResponse;
-        unary diff = "Diff": DiffRequest => DiffResponse;
-    }
-}
-
 /// `containerd.services.diff.v1.ApplyRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ApplyRequest {

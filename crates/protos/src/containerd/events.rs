@@ -1,14 +1,5 @@
 //! `containerd.services.events.v1`.
 
-crate::grpc::service! {
-    /// containerd's events service.
-    pub trait Events, EventsServer = "containerd.services.events.v1.Events" {
-        unary publish = "Publish": PublishRequest => ();
-        unary forward = "Forward": ForwardRequest => ();
-        stream subscribe = "Subscribe": SubscribeRequest => Envelope;
-    }
-}
-
 /// `containerd.services.events.v1.PublishRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PublishRequest {

@@ -1,13 +1,5 @@
 //! `grpc.health.v1`.
 
-crate::grpc::service! {
-    /// gRPC's health service.
-    pub trait Health, HealthServer = "grpc.health.v1.Health" {
-        unary check = "Check": HealthCheckRequest => HealthCheckResponse;
-        stream watch = "Watch": HealthCheckRequest => HealthCheckResponse;
-    }
-}
-
 /// `grpc.health.v1.HealthCheckRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HealthCheckRequest {

@@ -2,17 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's images service.
-    pub trait Images, ImagesServer = "containerd.services.images.v1.Images" {
-        unary get = "Get": GetImageRequest => GetImageResponse;
-        unary list = "List": ListImagesRequest => ListImagesResponse;
-        unary create = "Create": CreateImageRequest => CreateImageResponse;
-        unary update = "Update": UpdateImageRequest => UpdateImageResponse;
-        unary delete = "Delete": DeleteImageRequest => ();
-    }
-}
-
 /// `containerd.services.images.v1.Image`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Image {

@@ -2,14 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's introspection service.
-    pub trait Introspection, IntrospectionServer = "containerd.services.introspection.v1.Introspection" {
-        unary plugins = "Plugins": PluginsRequest => PluginsResponse;
-        unary server = "Server": () => ServerResponse;
-    }
-}
-
 /// `containerd.services.introspection.v1.Plugin`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Plugin {

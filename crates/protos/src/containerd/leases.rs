@@ -2,18 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's leases service.
-    pub trait Leases, LeasesServer = "containerd.services.leases.v1.Leases" {
-        unary create = "Create": CreateRequest => CreateResponse;
-        unary delete = "Delete": DeleteRequest => ();
-        unary list = "List": ListRequest => ListResponse;
-        unary add_resource = "AddResource": AddResourceRequest => ();
-        unary delete_resource = "DeleteResource": DeleteResourceRequest => ();
-        unary list_resources = "ListResources": ListResourcesRequest => ListResourcesResponse;
-    }
-}
-
 /// `containerd.services.leases.v1.Lease`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Lease {

@@ -1,4 +1,4 @@
-//! containerd's gRPC API v1: messages by hand for prost, services by [`crate::grpc`].
+//! Messages of containerd's gRPC API v1, and of gRPC's health service, by hand for prost.
 //!
 //! Field numbers are those of containerd 1.6's `api/services/*/v1/*.proto`, with the fields that
 //! containerd 1.7 added where clients send them.

@@ -2,17 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's namespaces service.
-    pub trait Namespaces, NamespacesServer = "containerd.services.namespaces.v1.Namespaces" {
-        unary get = "Get": GetNamespaceRequest => GetNamespaceResponse;
-        unary list = "List": ListNamespacesRequest => ListNamespacesResponse;
-        unary create = "Create": CreateNamespaceRequest => CreateNamespaceResponse;
-        unary update = "Update": UpdateNamespaceRequest => UpdateNamespaceResponse;
-        unary delete = "Delete": DeleteNamespaceRequest => ();
-    }
-}
-
 /// `containerd.services.namespaces.v1.Namespace`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Namespace {

@@ -2,22 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's snapshots service.
-    pub trait Snapshots, SnapshotsServer = "containerd.services.snapshots.v1.Snapshots" {
-        unary prepare = "Prepare": PrepareSnapshotRequest => PrepareSnapshotResponse;
-        unary view = "View": ViewSnapshotRequest => ViewSnapshotResponse;
-        unary mounts = "Mounts": MountsRequest => MountsResponse;
-        unary commit = "Commit": CommitSnapshotRequest => ();
-        unary remove = "Remove": RemoveSnapshotRequest => ();
-        unary stat = "Stat": StatSnapshotRequest => StatSnapshotResponse;
-        unary update = "Update": UpdateSnapshotRequest => UpdateSnapshotResponse;
-        stream list = "List": ListSnapshotsRequest => ListSnapshotsResponse;
-        unary usage = "Usage": UsageRequest => UsageResponse;
-        unary cleanup = "Cleanup": CleanupRequest => ();
-    }
-}
-
 /// `containerd.services.snapshots.v1.PrepareSnapshotRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PrepareSnapshotRequest {

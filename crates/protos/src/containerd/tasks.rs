@@ -2,29 +2,6 @@
 
 use std::collections::BTreeMap;
 
-crate::grpc::service! {
-    /// containerd's tasks service.
-    pub trait Tasks, TasksServer = "containerd.services.tasks.v1.Tasks" {
-        unary create = "Create": CreateTaskRequest => CreateTaskResponse;
-        unary start = "Start": StartRequest => StartResponse;
-        unary delete = "Delete": DeleteTaskRequest => DeleteResponse;
-        unary delete_process = "DeleteProcess": DeleteProcessRequest => DeleteResponse;
-        unary get = "Get": GetRequest => GetResponse;
-        unary list = "List": ListTasksRequest => ListTasksResponse;
-        unary kill = "Kill": KillRequest => ();
-        unary exec = "Exec": ExecProcessRequest => ();
-        unary resize_pty = "ResizePty": ResizePtyRequest => ();
-        unary close_io = "CloseIO": CloseIoRequest => ();
-        unary pause = "Pause": PauseTaskRequest => ();
-        unary resume = "Resume": ResumeTaskRequest => ();
-        unary list_pids = "ListPids": ListPidsRequest => ListPidsResponse;
-        unary checkpoint = "Checkpoint": CheckpointTaskRequest => CheckpointTaskResponse;
-        unary update = "Update": UpdateTaskRequest => ();
-        unary metrics = "Metrics": MetricsRequest => MetricsResponse;
-        unary wait = "Wait": WaitRequest => WaitResponse;
-    }
-}
-
 /// `containerd.services.tasks.v1.CreateTaskRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateTaskRequest {

@@ -14,16 +14,16 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 /// Bytes of a message, in either direction: containerd's limit (`defaults.DefaultMaxRecvMsgSize`).
-pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// What a method with a stream of answers returns.
-pub type BoxStream<T> = tonic::codegen::BoxStream<T>;
+pub(crate) type BoxStream<T> = tonic::codegen::BoxStream<T>;
 
 /// The answer to one HTTP request that carries a call.
-pub type Answer = Pin<Box<dyn Future<Output = http::Response<Body>> + Send>>;
+pub(crate) type Answer = Pin<Box<dyn Future<Output = http::Response<Body>> + Send>>;
 
 /// A service as the router calls it.
-pub trait Serve: Send + Sync + 'static {
+pub(crate) trait Serve: Send + Sync + 'static {
     /// `containerd.services.version.v1.Version`.
     fn name(&self) -> &'static str;
     /// Answers a call of `method`.
@@ -31,12 +31,12 @@ pub trait Serve: Send + Sync + 'static {
 }
 
 /// Answers a call with an error alone.
-pub fn refuse(status: Status) -> Answer {
+pub(crate) fn refuse(status: Status) -> Answer {
     Box::pin(std::future::ready(status.into_http()))
 }
 
 /// The refusal of a method that a service does not have, in gRPC's words.
-pub fn unknown_method(service: &str, method: &str) -> Answer {
+pub(crate) fn unknown_method(service: &str, method: &str) -> Answer {
     refuse(Status::unimplemented(format!("unknown method {method} for service {service}")))
 }
 
@@ -134,12 +134,12 @@ where
 macro_rules! service {
     (
         $(#[$doc:meta])*
-        pub trait $service:ident, $server:ident = $name:literal {
+        $vis:vis trait $service:ident, $server:ident = $name:literal {
             $($kind:ident $function:ident = $method:literal: $request:ty => $answer:ty;)*
         }
     ) => {
         $(#[$doc])*
-        pub trait $service: Send + Sync + 'static {
+        $vis trait $service: Send + Sync + 'static {
             $(
                 #[doc = concat!("`", $method, "`.")]
                 fn $function(
@@ -155,10 +155,10 @@ macro_rules! service {
         }
 
         #[doc = concat!("Serves `", $name, "`.")]
-        pub struct $server<T>(std::sync::Arc<T>);
+        $vis struct $server<T>(std::sync::Arc<T>);
 
         impl<T: $service> $server<T> {
-            pub fn new(service: T) -> Self {
+            pub(crate) fn new(service: T) -> Self {
                 Self(std::sync::Arc::new(service))
             }
         }
