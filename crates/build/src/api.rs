@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use store_api::{Descriptor, Progress};
+use store_api::{Credentials, Descriptor, Progress};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use types::{Digest, ImageRef, Platform};
@@ -76,6 +76,8 @@ pub struct BuildRequest {
     pub squash: bool,
     /// Not built yet: anything but an empty list is refused.
     pub cache_from: Vec<String>,
+    /// For base images, by registry as the caller knows it; handed on to [`Host::resolve_base`].
+    pub credentials: Arc<BTreeMap<String, Credentials>>,
     pub run: RunOptions,
     /// `RUN --security=insecure` may be used.
     pub allow_insecure: bool,
@@ -111,6 +113,8 @@ pub struct BaseRequest {
     pub platform: Platform,
     /// Ask the registry even if the image is here.
     pub pull: bool,
+    /// The build's own.
+    pub credentials: Arc<BTreeMap<String, Credentials>>,
 }
 
 #[derive(Clone, Debug)]

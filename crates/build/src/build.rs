@@ -6,7 +6,7 @@ use std::{
 };
 
 use dockerfile::{Dockerfile, checks};
-use store_api::Timestamp;
+use store_api::{Credentials, Timestamp};
 use tokio::{
     sync::{OnceCell, mpsc},
     task::JoinSet,
@@ -76,6 +76,7 @@ pub(crate) struct Build {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) no_cache: bool,
     pub(crate) pull: bool,
+    pub(crate) credentials: Arc<BTreeMap<String, Credentials>>,
     pulled: Mutex<BTreeSet<String>>,
     pub(crate) squash: bool,
     pub(crate) run: RunOptions,
@@ -199,6 +200,7 @@ impl Builder {
             labels: request.labels,
             no_cache: request.no_cache,
             pull: request.pull,
+            credentials: request.credentials.clone(),
             pulled: Mutex::default(),
             squash: request.squash,
             run: request.run,

@@ -243,7 +243,12 @@ impl Build {
         // One look-up and pull per image, however many stages want it.
         let _once = self.lock(&format!("image {name} {platform}")).await?;
         let pull = self.pull && self.first_pull(name, platform);
-        let request = BaseRequest { name: name.into(), platform: platform.clone(), pull };
+        let request = BaseRequest {
+            name: name.into(),
+            platform: platform.clone(),
+            pull,
+            credentials: self.credentials.clone(),
+        };
         let (sender, mut receiver) = mpsc::channel(64);
         let teller = voice.clone();
         let tell = async move {

@@ -27,7 +27,7 @@ use crate::{
         record::{ImageUse, MountKind, MountUse, NewRecord, Record},
         wanted_outputs,
     },
-    image::{Failure, MessageSender, Messages, Teller, failure},
+    image::{Failure, MessageSender, Messages, Teller, auth, failure},
     pipe::StreamReader,
     util::{blocking, make_dir, random_id},
 };
@@ -81,12 +81,14 @@ impl Host for BuildHost {
             }
         }
         let reference = reference.ok_or_else(|| to_store(Error::no_such_image(&request.name)))?;
+        let mut access = engine.registry_access(None);
+        access.credentials = auth::of_image(&request.credentials, &reference).cloned();
         let pull = engine.services.transfer.pull(
             PullRequest {
                 reference: reference.clone(),
                 platform: Some(request.platform),
                 all_platforms: false,
-                access: engine.registry_access(None),
+                access,
                 unpack: true,
             },
             progress,
@@ -274,9 +276,10 @@ impl Engine {
         self: &Arc<Self>,
         options: BuildOptions,
         body: ByteStream,
-        _auth: BTreeMap<String, AuthConfig>,
+        auth: BTreeMap<String, AuthConfig>,
     ) -> Result<Messages> {
-        let request = build_request(&options)?;
+        let mut request = build_request(&options)?;
+        request.credentials = Arc::new(auth::by_registry(&auth));
         let (sender, messages) = mpsc::channel(QUEUE);
         let engine = self.clone();
         tokio::spawn(async move {
@@ -447,6 +450,7 @@ fn build_request(options: &BuildOptions) -> Result<BuildRequest> {
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n != 0);
     Ok(BuildRequest {
         context: Context::None,
+        credentials: Arc::default(),
         dockerfile: options.dockerfile.clone(),
         tags,
         build_args: options.build_args.clone(),

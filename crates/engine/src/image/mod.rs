@@ -1,6 +1,7 @@
 //! Images as the API means them: records of the store, seen by id, tag and digest. An image's id is the
 //! digest of its manifest or index, as with dockerd 29's containerd store.
 
+pub(crate) mod auth;
 mod changes;
 mod commit;
 mod list;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 
 use api_types::{AuthConfig, ImageConfig};
 use serde::Deserialize;
-use store_api::{Credentials, Descriptor, Image, RegistryAccess, Timestamp, UnpackedImage};
+use store_api::{Descriptor, Image, RegistryAccess, Timestamp, UnpackedImage};
 use types::{Digest, ImageRef, Platform, limits};
 
 pub use commit::CommitOptions;
@@ -244,7 +245,7 @@ impl Engine {
     /// How a registry is reached, with what the client knows of it.
     pub(crate) fn registry_access(&self, auth: Option<&AuthConfig>) -> RegistryAccess {
         RegistryAccess {
-            credentials: auth.map(credentials),
+            credentials: auth.map(auth::credentials),
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
             certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/gantry/certs.d".into()],
@@ -257,15 +258,6 @@ impl Engine {
     pub(crate) fn image_event(&self, action: &str, id: &str, name: &str) {
         let attributes = api_types::Map::from([("name".to_string(), name.to_string())]);
         self.events.publish("image", action, id, attributes);
-    }
-}
-
-fn credentials(auth: &AuthConfig) -> Credentials {
-    Credentials {
-        username: auth.username.clone(),
-        password: auth.password.clone(),
-        identity_token: auth.identity_token.clone(),
-        registry_token: auth.registry_token.clone(),
     }
 }
 
