@@ -16,9 +16,10 @@ use crate::{Engine, util::unix_nanos};
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(60);
 const BACKOFF_RESET: Duration = Duration::from_secs(10);
-/// How long a store that does not answer is asked again before a container is given up.
-const WAIT_RETRY: Duration = Duration::from_millis(200);
-const WAIT_RETRIES: u32 = 50;
+/// Pauses between two questions to a store that does not answer. It is asked for as long as it takes: a
+/// container that may still run is not given up.
+const WAIT_RETRY_FIRST: Duration = Duration::from_millis(100);
+const WAIT_RETRY_MOST: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Waits for the first process in the background.
@@ -32,18 +33,10 @@ impl Engine {
 
     async fn await_exit(&self, container: &Container) -> Exit {
         let init = ProcessId::init(container.id.as_str());
-        for _ in 0..WAIT_RETRIES {
-            match self.services.tasks.wait(&init).await {
-                Ok(exit) => return exit,
-                Err(error) if error.is_not_found() => break,
-                Err(error) => {
-                    tracing::warn!(container = %container.id, %error, "waiting for a container failed");
-                    tokio::time::sleep(WAIT_RETRY).await;
-                }
-            }
-        }
+        let exit = ask_for_exit(|| self.services.tasks.wait(&init), tokio::time::sleep, &init);
+        let exit = exit.await;
         // Nobody can tell any more how it ended.
-        Exit { status: 255, exited_at: Timestamp::now() }
+        exit.unwrap_or_else(|| Exit { status: 255, exited_at: Timestamp::now() })
     }
 
     pub(crate) async fn on_exit(self: &Arc<Self>, container: &Arc<Container>, exit: Exit) {
@@ -118,6 +111,32 @@ impl Engine {
     }
 }
 
+/// Asks until the store knows how the process ended, or that it knows no such process (`None`).
+async fn ask_for_exit<F, S>(
+    mut ask: impl FnMut() -> F,
+    mut sleep: impl FnMut(Duration) -> S,
+    process: &ProcessId,
+) -> Option<Exit>
+where
+    F: Future<Output = store_api::Result<Exit>>,
+    S: Future<Output = ()>,
+{
+    let id = &process.container_id;
+    let mut pause = WAIT_RETRY_FIRST;
+    loop {
+        match ask().await {
+            Ok(exit) => return Some(exit),
+            Err(error) if error.is_not_found() => return None,
+            Err(error) if pause == WAIT_RETRY_FIRST => {
+                tracing::warn!(container = %id, %error, "waiting for a container failed; asking again");
+            }
+            Err(error) => tracing::debug!(container = %id, %error, "waiting failed again"),
+        }
+        sleep(pause).await;
+        pause = pause.saturating_mul(2).min(WAIT_RETRY_MOST);
+    }
+}
+
 fn backoff(count: u32) -> Duration {
     BACKOFF_FIRST.saturating_mul(1 << count.min(16)).min(BACKOFF_MOST)
 }
@@ -141,7 +160,42 @@ pub(crate) fn wants_restart(record: &Record, code: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use store_api::Error;
+    use types::ErrorKind;
+
     use super::*;
+
+    /// Answers `failures` times that it cannot, then with `last`; how long the asking took.
+    async fn asked(failures: u32, last: store_api::Result<Exit>) -> (Option<Exit>, Duration) {
+        let mut left = failures;
+        let slept = std::cell::Cell::new(Duration::ZERO);
+        let ask = || {
+            let answer = if left == 0 {
+                last.clone()
+            } else {
+                left -= 1;
+                Err(Error::new(ErrorKind::Unavailable, "the store is away"))
+            };
+            std::future::ready(answer)
+        };
+        let sleep = |pause: Duration| {
+            slept.set(slept.get() + pause);
+            std::future::ready(())
+        };
+        (ask_for_exit(ask, sleep, &ProcessId::init("some")).await, slept.get())
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_for_long_does_not_end_a_container() {
+        let exit = Exit { status: 7, exited_at: Timestamp::now() };
+        let (found, took) = asked(500, Ok(exit.clone())).await;
+        assert_eq!(found.unwrap().status, 7);
+        // Bounded rate: about one question in ten seconds.
+        assert!(took > Duration::from_secs(4000) && took < Duration::from_secs(5000), "{took:?}");
+        let gone = Err(Error::new(ErrorKind::NotFound, "no such task"));
+        assert!(asked(3, gone).await.0.is_none());
+    }
 
     #[test]
     fn pauses_double_up_to_a_minute() {
