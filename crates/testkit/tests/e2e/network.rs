@@ -248,6 +248,8 @@ fn a_table_of_another_firewall_that_drops() {
 fn beside_a_running_dockerd() {
     let leak = LeakCheck::new().unwrap();
     let sandbox = Sandbox::new().unwrap();
+    // dockerd drops what is forwarded where it is dockerd that has switched forwarding on.
+    sandbox.shell("sysctl -qw net.ipv4.ip_forward=0").ok().unwrap();
     let mut other = peer::dockerd(&sandbox, Release::Bookworm, &serde_json::Value::Null).unwrap();
     let policy =
         sandbox.shell("iptables -S FORWARD; iptables-legacy -S FORWARD").ok().unwrap().text();
