@@ -29,7 +29,7 @@ pub struct TlsOptions {
 impl TlsOptions {
     /// Reads the files.
     pub(crate) fn config(&self) -> io::Result<Arc<ClientConfig>> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?;

@@ -60,6 +60,9 @@ pub use util::{parse_go_duration, parse_time};
 
 use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
 
+/// How long the end of the daemon waits for a container whose end is being dealt with.
+const LAST_EXIT: Duration = Duration::from_secs(2);
+
 /// The engine of one daemon.
 pub struct Engine {
     pub(crate) config: Config,
@@ -157,6 +160,30 @@ impl Engine {
         let patience = self.config.shutdown_timeout + Duration::from_secs(10);
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!("containers still run after {} s", patience.as_secs());
+        }
+    }
+
+    /// The daemon's last act, after [`Engine::shut_down`]. When no container runs, the bridges and the
+    /// packet filter's rules go too; the next start makes them anew from their records.
+    pub async fn close(self: &Arc<Self>) {
+        for container in self.containers.all() {
+            // An exit that is being dealt with comes first.
+            let lifecycle = tokio::time::timeout(LAST_EXIT, container.lifecycle.lock()).await;
+            if lifecycle.is_err() {
+                tracing::warn!(container = %container.id, "still changing; the network is left as it is");
+                return;
+            }
+        }
+        if self.running_containers() > 0 {
+            return;
+        }
+        let engine = self.clone();
+        let closed = util::blocking(move || {
+            engine.networks.close();
+            Ok(())
+        });
+        if let Err(error) = closed.await {
+            tracing::warn!(%error, "the network was not taken down");
         }
     }
 

@@ -31,7 +31,7 @@ impl Trust {
             certs_dirs: config.certs_dirs.clone(),
             extra: config.extra_ca_files.clone(),
             system: OnceLock::new(),
-            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
         }
     }
 

@@ -161,6 +161,7 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
         ended = servers => ended?,
         () = signals.end() => forced(),
     }
+    engine.close().await;
     store.flush().await.map_err(failed("flush the store"))?;
     tracing::info!("Daemon shutdown complete");
     Ok(())

@@ -36,7 +36,7 @@ pub(crate) enum Error {
 /// # Errors
 /// [`Error`], naming the file.
 pub(crate) fn server_config(tls: &Tls) -> Result<Arc<ServerConfig>, Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|source| pair(tls, source))?;

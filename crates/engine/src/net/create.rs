@@ -79,6 +79,7 @@ impl Networks {
             state.ipam.release_network(&old.id);
             state.networks.remove(&old.id);
             drop(state);
+            self.delete_bridge(&old)?;
             self.delete_record(&old)?;
         }
         self.make_default_bridge(config)
@@ -247,7 +248,13 @@ impl Networks {
             let mut firewall = firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             firewall.remove_network(&network.link)?;
         }
-        Rtnl::open()?.bridge_delete(&network.link, &network.id)?;
+        self.delete_bridge(network)
+    }
+
+    pub(super) fn delete_bridge(&self, network: &Network) -> Result<()> {
+        if network.driver == Driver::Bridge {
+            Rtnl::open()?.bridge_delete(&network.link, &network.id)?;
+        }
         Ok(())
     }
 

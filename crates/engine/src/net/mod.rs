@@ -224,6 +224,23 @@ impl Networks {
         Ok(())
     }
 
+    /// Takes every bridge and all rules away; records stay. Nothing may run on them.
+    pub(crate) fn close(&self) {
+        // First, or the watch would put the rules back.
+        drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(firewall) = &self.firewall {
+            let removed = firewall.lock().unwrap_or_else(PoisonError::into_inner).remove_all();
+            if let Err(error) = removed {
+                tracing::warn!(error = chain(&error), "the packet filter's rules stay");
+            }
+        }
+        for network in self.all() {
+            if let Err(error) = self.delete_bridge(&network) {
+                tracing::warn!(network = %network.name, %error, "a bridge stays");
+            }
+        }
+    }
+
     /// What blocks containers' traffic on this host, in words for `info` and errors.
     pub(crate) fn blockers(&self) -> Vec<String> {
         self.blockers.lock().unwrap_or_else(PoisonError::into_inner).clone()
