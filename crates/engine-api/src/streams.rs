@@ -73,43 +73,87 @@ async fn attach(context: &mut Context) -> Reply {
     hijack(context, session)
 }
 
+/// The stream is there before the process: clients that read the reply's head through a buffer would lose
+/// what comes in the same segment.
 async fn exec_start(context: &mut Context) -> Reply {
     let start: api_types::ExecStart = context.json().await?;
-    match context.engine.exec_start(&context.name, start).await? {
-        Some(session) => hijack(context, session),
-        None => Ok(empty(StatusCode::OK)),
+    let exec = context.engine.exec_inspect(&context.name)?;
+    if start.detach {
+        context.engine.exec_start(&context.name, start).await?;
+        return Ok(empty(StatusCode::OK));
     }
-}
-
-/// Hands the connection over to a session: after 101 the bytes are the container's. A client that did not
-/// ask for an upgrade gets the output as the reply's body, and the request's body is the input.
-fn hijack(context: &mut Context, session: AttachSession) -> Reply {
-    let upgrade = context
-        .wants_upgrade()
-        .then(|| context.parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
-        .flatten();
-    let Some(upgrade) = upgrade else {
-        return Ok(plain_session(session, context.body.take()));
+    let Some(upgrade) = upgrade_of(context) else {
+        return match context.engine.exec_start(&context.name, start).await? {
+            Some(session) => Ok(plain_session(session, context.body.take())),
+            None => Ok(empty(StatusCode::OK)),
+        };
     };
-    let multiplexed = !session.terminal && context.version.at_least(42);
+    let terminal = exec.process_config.tty;
+    let (engine, name) = (context.engine.clone(), context.name.clone());
     let client = context.client.clone();
     tokio::spawn(async move {
-        match upgrade.await {
-            Ok(upgraded) => {
-                let (read, write) = tokio::io::split(TokioIo::new(upgraded));
-                carry(session, read, write).await;
+        if let Some((read, mut write)) = upgraded(upgrade).await {
+            match engine.exec_start(&name, start).await {
+                Ok(Some(session)) => carry(session, read, write).await,
+                Ok(None) => {}
+                Err(error) => {
+                    let text = Output::Stdout(format!("{}\r\n", error.message).into());
+                    drop(write.write_all(&encode(text, terminal)).await);
+                    drop(write.shutdown().await);
+                }
             }
-            Err(error) => tracing::debug!(%error, "a client left before its stream began"),
         }
         drop(client);
     });
+    Ok(switching(!terminal && context.version.at_least(42)))
+}
+
+type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+fn upgrade_of(context: &mut Context) -> Option<hyper::upgrade::OnUpgrade> {
+    if !context.wants_upgrade() {
+        return None;
+    }
+    context.parts.extensions.remove::<hyper::upgrade::OnUpgrade>()
+}
+
+async fn upgraded(
+    upgrade: hyper::upgrade::OnUpgrade,
+) -> Option<(tokio::io::ReadHalf<Upgraded>, tokio::io::WriteHalf<Upgraded>)> {
+    match upgrade.await {
+        Ok(upgraded) => Some(tokio::io::split(TokioIo::new(upgraded))),
+        Err(error) => {
+            tracing::debug!(%error, "a client left before its stream began");
+            None
+        }
+    }
+}
+
+fn switching(multiplexed: bool) -> Response<Body> {
     let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
     let kind = if multiplexed { MULTIPLEXED } else { RAW };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
-    Ok(response)
+    response
+}
+
+/// Hands the connection over to a session: after 101 the bytes are the container's. A client that did not
+/// ask for an upgrade gets the output as the reply's body, and the request's body is the input.
+fn hijack(context: &mut Context, session: AttachSession) -> Reply {
+    let Some(upgrade) = upgrade_of(context) else {
+        return Ok(plain_session(session, context.body.take()));
+    };
+    let multiplexed = !session.terminal && context.version.at_least(42);
+    let client = context.client.clone();
+    tokio::spawn(async move {
+        if let Some((read, write)) = upgraded(upgrade).await {
+            carry(session, read, write).await;
+        }
+        drop(client);
+    });
+    Ok(switching(multiplexed))
 }
 
 /// Both directions until the output has ended; the end of the input is passed on and ends nothing.
