@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::flags::Matches;
 use crate::fmt::template::Format;
 
+/// Exit code for a template that is none (docker's, and sysexits.h's for wrong usage).
+const BAD_TEMPLATE: i32 = 64;
+
 /// What can be inspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -100,7 +103,10 @@ async fn inspect(ctx: &Ctx, m: &Matches, kinds: &[Kind], exact: bool) -> Result<
     let source = m.text("format");
     let format = match source {
         "" | "json" => None,
-        source => Some(Format::parse(source).map_err(|e| format!("template parsing error: {e}"))?),
+        source => Some(Format::parse(source).map_err(|e| Error::Status {
+            code: BAD_TEMPLATE,
+            text: format!("template parsing error: {e}"),
+        })?),
     };
     let mut shown: Vec<String> = Vec::new();
     let mut errors = Vec::new();
@@ -120,10 +126,7 @@ async fn inspect(ctx: &Ctx, m: &Matches, kinds: &[Kind], exact: bool) -> Result<
                 })?;
                 match format.run(&json, &|at, map| go_names(kind, at, map)) {
                     Ok(text) => shown.push(text),
-                    Err(e) => {
-                        ctx.line("")?;
-                        return Err(Error::Invalid(format!("template parsing error: {e}")));
-                    }
+                    Err(e) => errors.push(format!("template parsing error: {e}")),
                 }
             }
         }
