@@ -143,8 +143,9 @@ async fn once(ctx: &Ctx, m: &Matches, format: &str, trunc: bool) -> Result<()> {
             Err(e) => errors.push(e.to_string()),
         }
     }
-    ctx.out(&render(format, COLUMNS, &rows)?)?;
-    crate::commands::fail_with(errors)
+    // One that cannot be had is told alone, as docker does.
+    crate::commands::fail_with(errors)?;
+    ctx.out(&render(format, COLUMNS, &rows)?)
 }
 
 /// Samples one container for ever, into its line.
