@@ -273,6 +273,18 @@ fn refuse_unsupported(m: &Matches) -> Result<(), String> {
     Ok(())
 }
 
+/// Capabilities as docker sends them: upper case, with their prefix, each once, in order.
+fn capabilities(names: &[String]) -> Vec<String> {
+    let known = names.iter().map(|name| {
+        let name = name.trim().to_uppercase();
+        match name.starts_with("CAP_") || name == "ALL" {
+            true => name,
+            false => format!("CAP_{name}"),
+        }
+    });
+    known.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
 /// Builds the create body. `m.args` is the image and the command.
 pub(crate) fn create_body(
     m: &Matches,
@@ -294,8 +306,8 @@ pub(crate) fn create_body(
         auto_remove,
         console_size: input.console_size,
         annotations: m.map("annotation"),
-        cap_add: m.list("cap-add"),
-        cap_drop: m.list("cap-drop"),
+        cap_add: capabilities(&m.list("cap-add")),
+        cap_drop: capabilities(&m.list("cap-drop")),
         cgroupns_mode: mode_flag(m, "cgroupns", "CGROUP", |v| {
             matches!(v, "" | "host" | "private")
         })?,
@@ -418,5 +430,11 @@ mod tests {
         ] {
             assert_eq!(body(line).unwrap_err(), want, "{line}");
         }
+    }
+
+    #[test]
+    fn capabilities_have_one_form() {
+        let given = ["net_admin", " cap_mknod", "ALL", "NET_ADMIN"].map(str::to_owned);
+        assert_eq!(capabilities(&given), ["ALL", "CAP_MKNOD", "CAP_NET_ADMIN"]);
     }
 }
