@@ -34,19 +34,25 @@ pub(crate) fn start_code(text: &str) -> i32 {
     }
 }
 
-/// Adds the program's name, the code and the hint that `run` and `create` end errors with.
-fn with_help(ctx: &Ctx, error: Error, start: bool) -> Error {
+/// Adds the program's name and the hint to an error of what was asked for; code 125.
+fn with_help(ctx: &Ctx, error: Error) -> Error {
+    helped(ctx, error, |_| 125)
+}
+
+/// The same for `run`'s errors of making and starting the container, with [`start_code`].
+fn not_run(ctx: &Ctx, error: Error) -> Error {
+    helped(ctx, error, start_code)
+}
+
+fn helped(ctx: &Ctx, error: Error, code: fn(&str) -> i32) -> Error {
     match error {
         Error::Exit(code) => Error::Exit(code),
         other => {
-            let code = match (&other, start) {
-                (Error::Client(client::Error::Api { message, .. }), true) => start_code(message),
-                _ => 125,
-            };
+            let text = other.to_string();
             let path = ctx.path.borrow();
             Error::Status {
-                code,
-                text: format!("{}: {other}\n\nRun '{path} --help' for more information", ctx.prog),
+                code: code(&text),
+                text: format!("{}: {text}\n\nRun '{path} --help' for more information", ctx.prog),
             }
         }
     }
@@ -71,7 +77,21 @@ pub(crate) fn check_tty(ctx: &Ctx, attach_stdin: bool, tty: bool) -> Result<()> 
     Ok(())
 }
 
+/// What the flags ask for; an error has docker's form already.
 fn body(ctx: &Ctx, m: &Matches, console: bool) -> Result<ContainerCreateBody> {
+    checked_pull(m).and_then(|()| parsed_body(ctx, m, console)).map_err(|e| with_help(ctx, e))
+}
+
+fn checked_pull(m: &Matches) -> Result<()> {
+    match m.text("pull") {
+        "always" | "missing" | "never" => Ok(()),
+        other => Err(Error::Invalid(format!(
+            "invalid pull option: '{other}': must be one of \"always\", \"missing\" or \"never\""
+        ))),
+    }
+}
+
+fn parsed_body(ctx: &Ctx, m: &Matches, console: bool) -> Result<ContainerCreateBody> {
     let cwd = std::env::current_dir()
         .map_err(|source| Error::Stream { what: "find the current directory", source })?;
     let host = ctx.target()?.host;
@@ -126,11 +146,6 @@ async fn create_container(ctx: &Ctx, m: &Matches, body: &ContainerCreateBody) ->
     let image = &body.config.image;
     let reference = pull::parse_any(image)?;
     let policy = m.text("pull");
-    if !matches!(policy, "always" | "missing" | "never") {
-        return Err(Error::Invalid(format!(
-            "invalid pull option: '{policy}': must be one of \"always\", \"missing\" or \"never\""
-        )));
-    }
     let platform = platform(m);
     let fetch = async || {
         let reference = reference.clone().ok_or("cannot pull an image by its ID")?;
@@ -177,41 +192,29 @@ pub(crate) fn platform(m: &Matches) -> String {
 }
 
 pub(crate) async fn create(ctx: &Ctx, m: Matches) -> Result<()> {
-    let made = async {
-        let body = body(ctx, &m, false)?;
-        create_container(ctx, &m, &body).await
-    };
-    let id = made.await.map_err(|e| with_help(ctx, e, false))?;
+    let body = body(ctx, &m, false)?;
+    let id = create_container(ctx, &m, &body).await?;
     ctx.line(&id)
 }
 
 pub(crate) async fn run(ctx: &Ctx, m: Matches) -> Result<()> {
     let detach = m.flag("detach");
-    let prepared = async {
-        let mut body = body(ctx, &m, true)?;
-        let (keys, key_bytes) = detach_keys(ctx, &m)?;
-        if detach {
-            if m.changed("attach") {
-                return Err("conflicting options: cannot specify both --attach and --detach".into());
-            }
-            let config = &mut body.config;
-            (config.attach_stdin, config.attach_stdout, config.attach_stderr) =
-                (false, false, false);
-            config.stdin_once = false;
-        } else {
-            check_tty(ctx, body.config.attach_stdin, body.config.tty).map_err(|e| {
-                // Told without the program's name and the hint.
-                ctx.note(&e.to_string());
-                Error::Exit(1)
-            })?;
+    let mut body = body(ctx, &m, true)?;
+    let (keys, key_bytes) = detach_keys(ctx, &m).map_err(|e| with_help(ctx, e))?;
+    if detach {
+        if m.changed("attach") {
+            return Err("conflicting options: cannot specify both --attach and --detach".into());
         }
-        let id = create_container(ctx, &m, &body).await?;
-        Ok((body, keys, key_bytes, id))
-    };
-    let (body, keys, key_bytes, id) = prepared.await.map_err(|e| with_help(ctx, e, false))?;
+        let config = &mut body.config;
+        (config.attach_stdin, config.attach_stdout, config.attach_stderr) = (false, false, false);
+        config.stdin_once = false;
+    } else {
+        check_tty(ctx, body.config.attach_stdin, body.config.tty)?;
+    }
+    let id = create_container(ctx, &m, &body).await.map_err(|e| not_run(ctx, e))?;
     let client = ctx.client()?;
     if detach {
-        client.container_start(&id, &keys).await.map_err(|e| with_help(ctx, e.into(), true))?;
+        client.container_start(&id, &keys).await.map_err(|e| not_run(ctx, e.into()))?;
         return ctx.line(&id);
     }
     let auto_remove = body.host_config.as_ref().is_some_and(|h| h.auto_remove);
@@ -261,7 +264,7 @@ async fn foreground(ctx: &Ctx, client: &Client, start: Start<'_>, session: Sessi
             }
         }
     };
-    let (conn, wait) = started.await.map_err(|e| with_help(ctx, e, true))?;
+    let (conn, wait) = started.await.map_err(|e| not_run(ctx, e))?;
     let work = follow(client, id, conn, session, wait);
     let code = match signals {
         Some(signals) => tokio::select! {
