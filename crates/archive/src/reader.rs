@@ -75,8 +75,12 @@ impl<R: Read> TarReader<R> {
         if self.ended {
             return Ok(None);
         }
-        self.skip(self.remaining + self.padding)?;
-        (self.remaining, self.padding) = (0, 0);
+        self.skip(self.remaining)?;
+        self.remaining = 0;
+        if !self.skip_padding()? {
+            self.ended = true;
+            return Ok(None);
+        }
         let mut pending = Pending::default();
         loop {
             let at = self.offset;
@@ -151,6 +155,18 @@ impl<R: Read> TarReader<R> {
             }
         }
         Ok(self.input.buffer())
+    }
+
+    /// Answers whether the stream goes on. One that ends right after an entry's data is whole: docker's
+    /// client leaves the padding out behind the last file that it adds to a build context, and Go's reader
+    /// takes that for the end.
+    fn skip_padding(&mut self) -> Result<bool, Error> {
+        let padding = std::mem::take(&mut self.padding);
+        if padding > 0 && self.fill()?.is_empty() {
+            return Ok(false);
+        }
+        self.skip(padding)?;
+        Ok(true)
     }
 
     fn skip(&mut self, mut count: u64) -> Result<(), Error> {
@@ -518,5 +534,33 @@ impl<R: Read> Read for Contents<'_, R> {
         buf[..n].fill(0);
         self.position += n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_archive_may_end_with_its_last_entrys_data() {
+        let mut archive = crate::TarWriter::new(Vec::new());
+        let text = b"FROM scratch\n";
+        let mut entry = Entry::new("Dockerfile", Kind::File { sparse: None });
+        entry.size = text.len() as u64;
+        archive.append(&entry, &text[..]).unwrap();
+        let whole = archive.finish().unwrap();
+        let end = BLOCK + text.len();
+        for length in [end, end + 1, whole.len()] {
+            let mut reader = TarReader::new(&whole[..length], Limits::default());
+            reader.next_entry().unwrap().unwrap();
+            let next = reader.next_entry();
+            // In the middle of the padding it was cut off.
+            assert_eq!(next.is_err(), length == end + 1, "{length}: {next:?}");
+            assert!(next.is_err() || next.unwrap().is_none());
+        }
+        let mut reader = TarReader::new(&whole[..end - 1], Limits::default());
+        reader.next_entry().unwrap().unwrap();
+        assert!(reader.next_entry().is_err());
     }
 }
