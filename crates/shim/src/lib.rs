@@ -6,7 +6,7 @@
 //! makes; bundles, which the store makes and removes.
 //!
 //! On disk: in a bundle `shim.json`, `exit.json`, `address`, `shim.log` (see [`bundle`]); two
-//! sockets of mode 0600, `s/SHA256` (ttrpc) and `s/SHA256.attach`, below the directory that
+//! sockets of mode 0600, `s/HASH` (ttrpc) and `s/HASH.attach`, below the directory that
 //! `GANTRY_SHIM_SOCKET_DIR` names, else in `/run/containerd`.
 //!
 //! One thread, one epoll loop, no tokio, no locks. Nothing in the loop waits for a client: what
@@ -20,6 +20,7 @@ mod diagnostics;
 mod error;
 mod events;
 pub mod forward;
+pub mod init;
 mod launch;
 mod logfile;
 mod oci;

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod exec;
+pub mod fork;
 pub mod heap;
 pub mod mount;
 pub mod netns;
@@ -14,6 +15,7 @@ pub mod private_mount;
 pub mod process;
 pub mod seccomp;
 pub mod shim;
+pub mod title;
 
 /// A raw system call's answer as a Result.
 pub(crate) fn check(rc: libc::c_long) -> Result<i32, rustix::io::Errno> {
