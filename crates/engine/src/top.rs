@@ -15,7 +15,7 @@ struct Process {
     ppid: u32,
     uid: u32,
     tty: i64,
-    state: char,
+    state: String,
     ticks: u64,
     start_ticks: u64,
     virtual_kb: u64,
@@ -41,7 +41,7 @@ pub(crate) fn table(pids: &[u32], ps_args: &str) -> Result<TopResponse> {
 
 const FULL: &[&str] = &["uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd"];
 const USER: &[&str] =
-    &["user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command"];
+    &["user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "bsdtime", "command"];
 
 fn columns(ps_args: &str) -> Result<Vec<String>> {
     let words: Vec<&str> = ps_args.split_whitespace().collect();
@@ -87,7 +87,7 @@ fn title(column: &str) -> &'static str {
         "stime" => "STIME",
         "start" => "START",
         "tty" | "tt" => "TTY",
-        "time" => "TIME",
+        "time" | "bsdtime" => "TIME",
         "cmd" => "CMD",
         "command" | "args" => "COMMAND",
         "comm" => "COMMAND",
@@ -146,6 +146,8 @@ fn value(process: &Process, column: &str, clock: &Clock) -> String {
             0 => "?".into(),
             number => format!("pts/{}", number & 0xff),
         },
+        // BSD's form is shorter.
+        "bsdtime" => format!("{}:{:02}", cpu_seconds / 60, cpu_seconds % 60),
         "time" => {
             let (hours, minutes) = (cpu_seconds / 3600, cpu_seconds / 60 % 60);
             format!("{hours:02}:{minutes:02}:{:02}", cpu_seconds % 60)
@@ -153,10 +155,32 @@ fn value(process: &Process, column: &str, clock: &Clock) -> String {
         "etime" => format!("{:02}:{:02}", elapsed / 60, elapsed % 60),
         "vsz" => process.virtual_kb.to_string(),
         "rss" => process.resident_kb.to_string(),
-        "stat" | "s" | "state" => process.state.to_string(),
+        "stat" => process.state.clone(),
+        "s" | "state" => process.state.get(..1).unwrap_or_default().into(),
         "comm" => process.name.clone(),
         _ => process.command.clone(),
     }
+}
+
+/// ps(1)'s STAT: the state, and flags of priority, session, threads and foreground group (proc(5)).
+fn process_state(fields: &[&str], pid: i64) -> String {
+    let number = |index: usize| fields.get(index).and_then(|f| f.parse::<i64>().ok()).unwrap_or(0);
+    let mut state = fields.first().copied().unwrap_or("?").to_string();
+    // `fields` begins with the state, which is proc(5)'s third.
+    let (group, session, foreground) = (number(2), number(3), number(5));
+    let (nice, threads) = (number(16), number(17));
+    for (flag, holds) in [
+        ('<', nice < 0),
+        ('N', nice > 0),
+        ('s', session == pid),
+        ('l', threads > 1),
+        ('+', foreground > 0 && foreground == group),
+    ] {
+        if holds {
+            state.push(flag);
+        }
+    }
+    state
 }
 
 /// From `status`, which tells kB whatever the size of a page is; a kernel thread has no such line.
@@ -202,7 +226,7 @@ fn read(pid: u32) -> Option<Process> {
         ppid: u32::try_from(number(1)).ok()?,
         uid,
         tty: fields.get(4).and_then(|f| f.parse().ok()).unwrap_or(0),
-        state: fields.first()?.chars().next()?,
+        state: process_state(&fields, i64::from(pid)),
         ticks: number(11) + number(12),
         start_ticks: number(19),
         virtual_kb: number(20) / 1024,
@@ -221,6 +245,16 @@ mod tests {
     fn resident_memory_is_in_kb_for_any_page_size() {
         assert_eq!(resident_kb("VmHWM:\t   99 kB\nVmRSS:\t  65536 kB\n"), 65536);
         assert_eq!(resident_kb("Name:\tkthreadd\n"), 0);
+    }
+
+    #[test]
+    fn states_with_flags() {
+        let leader = "S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0";
+        let fields: Vec<&str> = leader.split(' ').collect();
+        assert_eq!(process_state(&fields, 77), "Ss");
+        let threads = "R 1 80 77 34816 80 0 0 0 0 0 0 0 0 0 20 -5 4 0";
+        let fields: Vec<&str> = threads.split(' ').collect();
+        assert_eq!(process_state(&fields, 80), "R<l+");
     }
 
     #[test]
