@@ -29,6 +29,8 @@ use crate::{
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// Execs that a container keeps; the oldest that ended are forgotten first.
 const EXECS: usize = 1024;
+/// Exit code of a command that was not even tried, as dockerd has it.
+const CANNOT_START: i64 = 126;
 
 /// An exec's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl Exec {
 impl Engine {
     pub fn exec_create(self: &Arc<Self>, name: &str, request: ExecCreate) -> Result<String> {
         let container = self.containers.find(name)?;
-        running(&container.snapshot())?;
+        running(&container.snapshot(), name)?;
         if request.cmd.0.is_empty() {
             return Err(Error::invalid("No exec command specified"));
         }
@@ -74,7 +76,7 @@ impl Engine {
             }
         }
         let id = random_id();
-        let action = format!("exec_create: {}", request.cmd.0.join(" "));
+        let action = format!("exec_create: {}", event_text(&request));
         let exec = Arc::new(Exec {
             id: id.clone(),
             container_id: container.id.to_string(),
@@ -110,18 +112,49 @@ impl Engine {
         Err(Error::not_found(format!("No such exec instance: {id}")))
     }
 
-    /// Starts an exec. Attached unless `Detach`: the session's output ends with the process.
+    /// Starts an exec. Attached unless `Detach`: the session's output ends with the process. Why a command
+    /// does not start is told an attached client in its stream, as dockerd does, whose clients expect
+    /// the stream in any case.
     pub async fn exec_start(
         self: &Arc<Self>,
         id: &str,
         start: ExecStart,
     ) -> Result<Option<AttachSession>> {
         let (container, exec) = self.find_exec(id)?;
-        let record = container.snapshot();
-        running(&record)?;
+        running(&container.snapshot(), container.id.as_str())?;
         if *exec.stage() != Stage::Created {
             return Err(Error::conflict(format!("exec command {id} is already running")));
         }
+        let detach = start.detach;
+        let error = match self.start_exec(&container, &exec, start).await {
+            Ok(session) => return Ok(session),
+            Err(error) => error,
+        };
+        {
+            let mut stage = exec.stage();
+            if !matches!(*stage, Stage::Ended { .. }) {
+                *stage = Stage::Ended { code: CANNOT_START };
+            }
+        }
+        exec.ended.send_replace(true);
+        if detach {
+            return Err(error);
+        }
+        let (session, backend) = session(exec.request.tty);
+        let text = Bytes::from(format!("{}\r\n", error.message));
+        // There is room for one, and its receiver is in `session`.
+        drop(backend.output.try_send(super::Output::Stdout(text)));
+        Ok(Some(session))
+    }
+
+    async fn start_exec(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        exec: &Arc<Exec>,
+        start: ExecStart,
+    ) -> Result<Option<AttachSession>> {
+        let record = container.snapshot();
+        let id = exec.id.as_str();
         let request = &exec.request;
         let process = self.exec_process(&record, request, start.console_size).await?;
         let attached = !start.detach;
@@ -159,16 +192,15 @@ impl Engine {
             Err(error) => {
                 let error = exec_failed(error);
                 *exec.stage() = Stage::Ended { code: exit_code(&error.message) };
-                exec.ended.send_replace(true);
                 return Err(error);
             }
         };
         *exec.stage() = Stage::Running { pid };
-        self.exec_event(&container, &format!("exec_start: {}", request.cmd.0.join(" ")), id, None);
+        self.exec_event(container, &format!("exec_start: {}", event_text(request)), id, None);
         if let Some(connection) = connection {
             self.pump(container.clone(), connection, backend, wanted);
         }
-        self.watch_exec(container, exec);
+        self.watch_exec(container.clone(), exec.clone());
         Ok(attached.then_some(session))
     }
 
@@ -379,11 +411,11 @@ impl Engine {
     }
 }
 
-fn running(record: &Record) -> Result<()> {
+/// `name` is what the user called it.
+fn running(record: &Record, name: &str) -> Result<()> {
     match record.status {
         Status::Running { paused: true, .. } => Err(Error::conflict(format!(
-            "Container {} is paused, unpause the container before exec",
-            record.id
+            "Container {name} is paused, unpause the container before exec"
         ))),
         Status::Running { .. } => Ok(()),
         Status::Restarting { .. } => Err(Error::conflict(format!(
@@ -394,20 +426,23 @@ fn running(record: &Record) -> Result<()> {
     }
 }
 
+/// A command as events tell it: program, space, arguments (moby `daemon/exec.go`).
+fn event_text(request: &ExecCreate) -> String {
+    let (program, arguments) = request.cmd.0.split_first().map_or(("", &[][..]), |(p, a)| (p, a));
+    format!("{program} {}", arguments.join(" "))
+}
+
 fn not_running(record: &Record) -> Error {
     Error::conflict(format!("container {} is not running", record.id))
 }
 
 /// dockerd's words around a runtime's failure.
 fn exec_failed(error: store_api::Error) -> Error {
-    let inner = error.message;
-    if inner.contains("OCI runtime exec failed") {
-        return Error::new(types::ErrorKind::InvalidArgument, inner);
-    }
-    Error::new(
-        types::ErrorKind::InvalidArgument,
-        format!("OCI runtime exec failed: exec failed: {inner}: unknown"),
-    )
+    const RUNTIME: &str = "OCI runtime exec failed: ";
+    let inner = error.message.strip_prefix(RUNTIME).unwrap_or(&error.message);
+    let inner = inner.strip_prefix("exec failed: ").unwrap_or(inner);
+    let inner = inner.strip_suffix(": unknown").unwrap_or(inner);
+    Error::new(types::ErrorKind::InvalidArgument, format!("{RUNTIME}exec failed: {inner}: unknown"))
 }
 
 /// moby `daemon/exec.go`: 126 and 127 from the runtime's words.
@@ -418,5 +453,34 @@ fn exit_code(message: &str) -> i64 {
         126
     } else {
         128
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_execs_in_dockerds_words() {
+        let whole = "OCI runtime exec failed: exec failed: unable to start container process: exec: \"x\": permission denied: unknown";
+        for text in [
+            "unable to start container process: exec: \"x\": permission denied",
+            "OCI runtime exec failed: unable to start container process: exec: \"x\": permission denied",
+            whole,
+        ] {
+            let error = exec_failed(store_api::Error::internal(text));
+            assert_eq!(error.message, whole);
+            assert_eq!(exit_code(&error.message), 126);
+        }
+    }
+
+    #[test]
+    fn events_tell_program_and_arguments() {
+        let text = |words: &[&str]| {
+            let words = words.iter().map(|word| (*word).to_string()).collect();
+            event_text(&ExecCreate { cmd: api_types::StrSlice(words), ..ExecCreate::default() })
+        };
+        assert_eq!(text(&["true"]), "true ");
+        assert_eq!(text(&["sh", "-c", "a b"]), "sh -c a b");
     }
 }
