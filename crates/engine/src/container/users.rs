@@ -70,6 +70,9 @@ impl Accounts {
         } else {
             user.gid = self.group(group_text)?;
         }
+        // The kernel looks at the supplementary groups alone where a negative permission of a group is
+        // meant (CVE-2022-36109).
+        user.groups.insert(0, user.gid);
         for group in extra {
             user.groups.push(self.group(group)?);
         }
@@ -119,7 +122,7 @@ impl Accounts {
             .and_then(|entry| field(entry, 2))
             .ok_or_else(|| {
                 Error::invalid(format!(
-                    "unable to find group {text}: no matching entries in group file"
+                    "Unable to find group {text}: no matching entries in group file"
                 ))
             })
     }
@@ -157,10 +160,10 @@ mod tests {
     fn names_numbers_and_groups() {
         let app = accounts().resolve("app", &["docker".into(), "77".into()]).unwrap();
         assert_eq!((app.uid, app.gid), (1001, 1002));
-        assert_eq!(app.groups, [10, 999, 77]);
+        assert_eq!(app.groups, [1002, 10, 999, 77]);
         assert_eq!(app.home, "/home/app");
         let by_id = accounts().resolve("1001:10", &[]).unwrap();
-        assert_eq!((by_id.uid, by_id.gid, by_id.groups), (1001, 10, vec![]));
+        assert_eq!((by_id.uid, by_id.gid, by_id.groups), (1001, 10, vec![10]));
         let unknown = accounts().resolve("4242", &[]).unwrap();
         assert_eq!((unknown.uid, unknown.gid), (4242, 0));
     }
