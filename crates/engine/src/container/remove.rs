@@ -85,7 +85,8 @@ impl Engine {
             let init = ProcessId::init(container.id.as_str());
             match self.services.tasks.kill(&init, SIGKILL, true).await {
                 Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
+                Err(_) => {}
+                Ok(()) => self.kill_event(container, SIGKILL),
             }
             if paused {
                 self.services.tasks.resume(container.id.as_str()).await?;

@@ -100,6 +100,7 @@ impl Engine {
         let init = ProcessId::init(container.id.as_str());
         let paused = matches!(container.record().status, Status::Running { paused: true, .. });
         let sent = self.services.tasks.kill(&init, signal, false).await;
+        let sent = sent.inspect(|()| self.kill_event(container, signal));
         if paused && signal == SIGKILL {
             // A frozen process cannot die.
             self.services.tasks.resume(container.id.as_str()).await?;
@@ -111,10 +112,20 @@ impl Engine {
         }
     }
 
+    /// Every signal that the engine sends is told, those of stop and removal too.
+    pub(super) fn kill_event(&self, container: &Container, signal: u32) {
+        let mut attributes = container.record().attributes();
+        attributes.insert("signal".into(), signal.to_string());
+        self.events.publish("container", "kill", container.id.as_str(), attributes);
+    }
+
     /// Sends a signal; empty is SIGKILL.
     pub async fn container_kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
         let container = self.containers.find(name)?;
-        let number = if signal.is_empty() { SIGKILL } else { signal::parse(signal)? };
+        let number = if signal.is_empty() { Ok(SIGKILL) } else { signal::parse(signal) };
+        let number = number.map_err(|error| {
+            Error::new(error.kind, format!("cannot kill container: {name}: {}", error.message))
+        })?;
         if container.record().status.pid().is_none() {
             return Err(Error::conflict(format!(
                 "cannot kill container: {name}: container {} is not running",
@@ -132,9 +143,6 @@ impl Engine {
                 "cannot kill container: {name}: tried to kill container, but did not receive an exit event"
             )));
         }
-        let mut attributes = container.record().attributes();
-        attributes.insert("signal".into(), number.to_string());
-        self.events.publish("container", "kill", container.id.as_str(), attributes);
         Ok(())
     }
 
@@ -219,7 +227,9 @@ impl Engine {
                 "Renaming a container with the same name as its current name: {new_name}"
             )));
         }
-        self.containers.reserve_name(new_name, &container.id)?;
+        self.containers.reserve_name(new_name, &container.id).map_err(|error| {
+            Error::new(error.kind, format!("Error when allocating new name: {}", error.message))
+        })?;
         if let Err(error) = container.update(|record| record.name = new_name.into()) {
             self.containers.release_name(new_name, &container.id);
             return Err(error);
