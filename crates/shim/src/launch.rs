@@ -139,7 +139,9 @@ fn setup(flags: &Flags, bundle: &Path) -> Result<Setup> {
     }
     let directory = environment(SOCKET_DIR_VARIABLE).unwrap_or_else(|| SOCKET_DIR.to_owned());
     let name = format!("{}/{}/{group}", flags.address, flags.namespace);
-    let hash: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+    // 96 bits are enough to be unique; a socket's path has no room for more.
+    let hash = Sha256::digest(name);
+    let hash: String = hash.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
     Ok(Setup {
         namespace: flags.namespace.clone(),
         ttrpc_address: environment("TTRPC_ADDRESS").map(PathBuf::from),
@@ -238,8 +240,12 @@ fn serve(flags: &Flags, setup: Setup, listener: OwnedFd, attach: OwnedFd) -> Res
     let bundle = current_dir()?;
     let diagnostics = Diagnostics::open(&bundle, flags.debug);
     sys::shim::clear_environment().context("clear", || "environment")?;
-    // For those who look at ps; it has no other effect.
-    ignore(rustix::thread::set_name(c"gantry-shim"));
+    // For those who look at ps; it has no other effect. The kernel keeps 15 bytes.
+    ignore(rustix::thread::set_name(c"containerd-shim"));
+    if flags.action == "start" {
+        // Needs CAP_SYS_RESOURCE.
+        ignore(sys::title::hide_last_argument());
+    }
     prefer_as_victim();
     let mut shim = Shim::new(setup, listener, attach, diagnostics)?;
     // The bundle is removed while the shim may still linger.

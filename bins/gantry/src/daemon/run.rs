@@ -74,8 +74,20 @@ pub(crate) fn prepare_process() {
     sys::heap::limit_arenas(ARENAS);
 }
 
+/// Bytes of an exec root below which the shims' sockets still have room: a socket's path has 107
+/// (unix(7)), theirs is `EXEC_ROOT/containerd/s/`, 24 digits and `.attach`.
+const EXEC_ROOT_BYTES: usize = 107 - 14 - 24 - 7;
+
 /// Holds the locks around the asynchronous part.
 fn supervise(daemon: Daemon, passed: Passed, reload: Reload) -> anyhow::Result<()> {
+    let exec_root = &daemon.engine.exec_root;
+    if exec_root.as_os_str().len() > EXEC_ROOT_BYTES {
+        bail!(
+            "exec root {}: longer than {EXEC_ROOT_BYTES} bytes, no socket below it could be named; \
+             choose a shorter --exec-root",
+            exec_root.display()
+        );
+    }
     let patience = daemon.idle_after.map_or(Duration::ZERO, |_| PREDECESSOR);
     let pid_file = locks::pid_file(&daemon.pidfile, patience)?;
     let held = locked(daemon, patience, passed, reload);
