@@ -27,6 +27,8 @@ enum Role {
     Shim,
     /// runc.
     Runtime,
+    /// The first process of a container with `--init`.
+    Init,
 }
 
 /// Under whose names and places this process works.
@@ -56,6 +58,7 @@ fn main() {
         Role::Client => client(args, persona),
         Role::Shim => shim(rest()),
         Role::Runtime => runtime::cli::main(rest()),
+        Role::Init => shim::init::main(rest()),
         Role::Daemon => daemon::main(rest(), persona),
         Role::Store => store_role::main(rest(), persona),
     };
@@ -72,6 +75,7 @@ fn role(args: &[OsString]) -> (Role, Persona, usize) {
         Some("containerd") => return (Role::Store, Persona::Docker, 1),
         Some("runc") => return (Role::Runtime, Persona::Gantry, 1),
         Some(shim::PROGRAM_NAME) => return (Role::Shim, Persona::Gantry, 1),
+        Some(shim::init::PROGRAM_NAME) => return (Role::Init, Persona::Gantry, 1),
         _ => {}
     }
     let role = match args.get(1).and_then(|arg| arg.to_str()) {
@@ -137,6 +141,8 @@ mod tests {
         assert_eq!(of(&["/x/containerd"]), (Role::Store, Persona::Docker, 1));
         let shim = of(&["containerd-shim-gantry-v2", "-namespace", "moby"]);
         assert_eq!(shim, (Role::Shim, Persona::Gantry, 1));
+        let init = of(&["/sbin/docker-init", "--", "daemon"]);
+        assert_eq!(init, (Role::Init, Persona::Gantry, 1));
     }
 
     #[test]

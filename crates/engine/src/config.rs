@@ -43,6 +43,9 @@ pub struct Config {
     pub default_ulimits: Vec<(String, i64, i64)>,
     /// `--init`
     pub init: bool,
+    /// `--init-path`: the program for it; `None` is this one, which knows the part under the name
+    /// `docker-init`.
+    pub init_path: Option<PathBuf>,
     pub no_new_privileges: bool,
     /// `--registry-mirror`, `--insecure-registry`
     pub registry_mirrors: Vec<String>,
@@ -103,6 +106,7 @@ impl Default for Config {
             default_stop_timeout: Duration::from_secs(10),
             default_ulimits: Vec::new(),
             init: false,
+            init_path: None,
             no_new_privileges: false,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),

@@ -38,7 +38,7 @@ mod volume;
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -75,6 +75,8 @@ pub struct Engine {
     pub(crate) id: String,
     builder: OnceLock<Arc<build::Builder>>,
     shutting_down: AtomicBool,
+    /// The init program, once a container has asked for it.
+    pub(crate) init_copy: Mutex<Option<container::InitCopy>>,
 }
 
 impl Engine {
@@ -96,6 +98,7 @@ impl Engine {
             containers: Registry::default(),
             builder: OnceLock::new(),
             shutting_down: false.into(),
+            init_copy: Mutex::default(),
             config,
             services,
         });
@@ -214,6 +217,7 @@ impl Engine {
         let mut ports = Vec::new();
         let mut ended = Vec::new();
         for container in &loaded {
+            self.finish_start(container).await;
             let record = container.snapshot();
             if !matches!(record.status, Status::Running { .. }) {
                 continue;
@@ -232,6 +236,46 @@ impl Engine {
             self.resume(container).await;
         }
         Ok(())
+    }
+
+    /// A daemon that was killed between a task's start and the record of it: the container counts as
+    /// running since now. A task that was made and not started goes.
+    async fn finish_start(self: &Arc<Self>, container: &Arc<Container>) {
+        if container.record().status.pid().is_some() {
+            return;
+        }
+        let init = ProcessId::init(container.id.as_str());
+        let process = match self.services.tasks.get(&init).await {
+            Ok(process) => process,
+            Err(error) => {
+                if !error.is_not_found() {
+                    tracing::warn!(container = %container.id, %error, "a container's state is unknown");
+                }
+                return;
+            }
+        };
+        if process.status != ProcessStatus::Created {
+            container.update_or_log(|record| {
+                record.status = Status::Running {
+                    pid: process.pid,
+                    started_at: Timestamp::now(),
+                    paused: process.status == ProcessStatus::Paused,
+                };
+            });
+            return;
+        }
+        tracing::info!(container = %container.id, "a start that was cut off is undone");
+        let undo = async {
+            self.services.tasks.kill(&init, container::SIGKILL, true).await?;
+            drop(tokio::time::timeout(LAST_EXIT, self.services.tasks.wait(&init)).await);
+            self.services.tasks.delete(&init).await
+        };
+        if let Err(error) = undo.await
+            && !error.is_not_found()
+        {
+            tracing::warn!(container = %container.id, %error, "the task of a start that was cut off stays");
+        }
+        self.networks.tear_down(self, container).await;
     }
 
     /// `None` while it runs, otherwise how it ended.

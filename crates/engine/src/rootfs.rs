@@ -28,6 +28,16 @@ pub(crate) fn open(mounts: &[Mount], binds: Vec<BindSpec>, scratch: &Path) -> Re
         .map_err(|e| Error::internal(format!("mount the root file system: {e}")))
 }
 
+/// Makes `/.dockerenv`, by which programs see that they run in a container.
+pub(crate) fn mark_as_container(root: &impl AsFd) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // One name right below the root: nothing on the way can be a link.
+    match rustix::fs::openat(root, ".dockerenv", flags, Mode::from_raw_mode(0o755)) {
+        Ok(_) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(Error::internal(format!("make /.dockerenv: {error}"))),
+    }
+}
+
 /// The root of a running process.
 pub(crate) fn open_of_process(pid: u32) -> Result<OwnedFd> {
     let path = PathBuf::from(format!("/proc/{pid}/root"));

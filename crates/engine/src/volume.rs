@@ -284,6 +284,27 @@ impl Engine {
         Ok(report)
     }
 
+    /// What a container's start and end mean to its volumes.
+    pub(crate) fn volume_use_events(
+        &self,
+        record: &crate::container::record::Record,
+        mounted: bool,
+    ) {
+        for mount in record.mounts.iter().filter(|mount| !mount.name.is_empty()) {
+            let mut attributes = Map::from([
+                ("driver".to_string(), "local".to_string()),
+                ("container".to_string(), record.id.to_string()),
+            ]);
+            if mounted {
+                attributes.insert("destination".into(), mount.target.clone());
+                attributes.insert("read/write".into(), (!mount.read_only).to_string());
+                attributes.insert("propagation".into(), mount.propagation.clone());
+            }
+            let action = if mounted { "mount" } else { "unmount" };
+            self.events.publish("volume", action, &mount.name, attributes);
+        }
+    }
+
     pub(crate) fn volume_event(&self, action: &str, name: &str) {
         let attributes = Map::from([("driver".to_string(), "local".to_string())]);
         self.events.publish("volume", action, name, attributes);

@@ -140,7 +140,6 @@ impl Engine {
     pub async fn container_changes(self: &Arc<Self>, name: &str) -> Result<Vec<Change>> {
         let container = self.containers.find(name)?;
         let mounts = self.services.snapshots.mounts(container.id.as_str()).await?;
-        let mounted: Vec<String> = own_mount_points(&container.snapshot());
         let changes = blocking(move || {
             let layers = Layers::of(&mounts)?;
             let lowers: Vec<_> = layers.lowers.iter().map(AsFd::as_fd).collect();
@@ -157,8 +156,7 @@ impl Engine {
             },
         };
         let mut list: Vec<Change> = changes.into_iter().map(shape).collect();
-        // Places that exist only to be mounted over are not the container's doing.
-        list.retain(|change| !(change.kind == 1 && mounted.contains(&change.path)));
+        leave_out_own(&mut list);
         Ok(list)
     }
 
@@ -241,19 +239,34 @@ impl Layers {
     }
 }
 
-fn own_mount_points(record: &Record) -> Vec<String> {
-    let fixed = [
-        "/etc/hosts",
-        "/etc/hostname",
-        "/etc/resolv.conf",
-        "/dev",
-        "/proc",
-        "/sys",
-        "/dev/console",
-    ];
-    let mut list: Vec<String> = fixed.map(Into::into).to_vec();
-    list.extend(record.mounts.iter().map(|mount| mount.target.clone()));
-    list
+/// What the engine puts into every container (moby `initlayer.Setup`).
+const OWN_PLACES: &[&str] = &[
+    "/.dockerenv",
+    "/dev",
+    "/dev/console",
+    "/dev/pts",
+    "/dev/shm",
+    "/etc",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/mtab",
+    "/etc/resolv.conf",
+    "/proc",
+    "/sbin",
+    "/sbin/docker-init",
+    "/sys",
+];
+
+/// Those are not the container's doing; a directory among them is, where something else below it is.
+fn leave_out_own(list: &mut Vec<Change>) {
+    let own = |change: &Change| OWN_PLACES.contains(&change.path.as_str()) && change.kind != 2;
+    let others: Vec<String> =
+        list.iter().filter(|change| !own(change)).map(|change| change.path.clone()).collect();
+    let below = |path: &str| {
+        let prefix = format!("{path}/");
+        others.iter().any(|other| other.starts_with(&prefix))
+    };
+    list.retain(|change| !own(change) || below(&change.path));
 }
 
 fn checked(path: &str) -> Result<String> {

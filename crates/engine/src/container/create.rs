@@ -7,7 +7,7 @@ use types::{ContainerId, Platform, validate_name};
 use super::{
     Container, dir_of, merge,
     record::{Attachment, ImageUse, NewRecord, Record},
-    spec,
+    spec, validate,
 };
 use crate::{
     Engine, Error, Result,
@@ -47,6 +47,7 @@ impl Engine {
             return Err(Error::invalid("no image specified"));
         }
         merge::validate(&config)?;
+        validate::conflicts(&config, &host_config)?;
         let warnings = self.check_host_config(&mut host_config)?;
         let found = self.image_for_container(&config.image, platform.as_ref()).await?;
         merge::merge(&mut config, &found.config);
@@ -159,7 +160,12 @@ impl Engine {
             return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
         }
         check_restart_policy(&host.restart_policy)?;
+        validate::ranges(host, super::online_cpus())?;
         self.fill_defaults(host)?;
+        if host.network_mode == "host" && (!host.port_bindings.is_empty() || host.publish_all_ports)
+        {
+            warnings.push("Published ports are discarded when using host network mode".into());
+        }
         if self.facts.cgroup_v2 && host.resources.oom_kill_disable == Some(true) {
             warnings.push("OomKillDisable is discarded: cgroup v2 does not have it.".into());
         }
@@ -178,6 +184,13 @@ impl Engine {
                 "log driver \"{}\"",
                 host.log_config.r#type
             )));
+        }
+        if host.log_config.r#type == "json-file" {
+            super::logopts::check(&host.log_config.config)?;
+        }
+        if host.resources.memory > 0 && host.resources.memory_swap == 0 {
+            // docker: swap as much again.
+            host.resources.memory_swap = host.resources.memory.saturating_mul(2);
         }
         if host.shm_size == 0 {
             host.shm_size = self.config.default_shm_bytes;
@@ -231,11 +244,11 @@ impl Engine {
             };
         }
         if let Some(other) = host.network_mode.strip_prefix("container:") {
-            let other = self.containers.find(other)?;
+            let other = self.containers.find(other).map_err(named_only)?;
             host.network_mode = format!("container:{}", other.id);
             return Ok(BTreeMap::new());
         }
-        let main = self.networks.find(&host.network_mode)?;
+        let main = self.networks.find(&host.network_mode).map_err(named_only)?;
         let mut networks = BTreeMap::new();
         let own = [host.network_mode.clone(), main.name.clone(), main.id.clone(), "default".into()];
         let given = own.iter().find_map(|key| endpoints.remove(key)).flatten();
@@ -246,12 +259,18 @@ impl Engine {
         }
         networks.insert(main.name.clone(), attachment(&main, given)?);
         for (name, settings) in endpoints {
-            let network = self.networks.find(&name)?;
+            let network = self.networks.find(&name).map_err(named_only)?;
             networks
                 .insert(network.name.clone(), attachment(&network, settings.unwrap_or_default())?);
         }
         Ok(networks)
     }
+}
+
+/// A 404 of create says that the image is not here, upon which clients pull it: whatever else is missing
+/// has to be another failure.
+pub(super) fn named_only(error: Error) -> Error {
+    if error.is_not_found() { Error::invalid(error.message) } else { error }
 }
 
 /// What a container asks of a network, checked; also by `network connect`.
@@ -274,10 +293,8 @@ pub(crate) fn attachment(
         }
     }
     let fixed = !addresses.ipv4_address.is_empty() || !addresses.ipv6_address.is_empty();
-    if fixed && !network.has_user_subnet {
-        return Err(Error::invalid(
-            "invalid config for network: user specified IP address is supported only when connecting to networks with user configured subnets",
-        ));
+    if fixed {
+        fixed_addresses(network, [&addresses.ipv4_address, &addresses.ipv6_address])?;
     }
     if !settings.aliases.is_empty() && network.name == "bridge" {
         return Err(Error::invalid(
@@ -286,6 +303,38 @@ pub(crate) fn attachment(
     }
     let settings = EndpointSettings { network_id: network.id.clone(), ..settings };
     Ok(Attachment { settings, ifname: String::new(), host_ifname: String::new() })
+}
+
+/// Addresses that a user asked for have to be in a subnet that a user configured (moby
+/// `api/types/network.(*EndpointIPAMConfig).IsInRange`).
+fn fixed_addresses(network: &crate::net::Network, addresses: [&String; 2]) -> Result<()> {
+    let refuse = |why: String| {
+        Err(Error::invalid(format!(
+            "invalid config for network {}: invalid endpoint settings:\n{why}",
+            network.name
+        )))
+    };
+    const SUBNETS: &str = "user specified IP address is supported only when connecting to networks with user configured subnets";
+    if network.is_predefined() {
+        return refuse(format!(
+            "* user specified IP address is supported on user defined networks only\n* {SUBNETS}"
+        ));
+    }
+    if !network.has_user_subnet {
+        return refuse(SUBNETS.into());
+    }
+    for text in addresses.into_iter().filter(|text| !text.is_empty()) {
+        let Ok(address) = text.parse() else {
+            return refuse(format!("invalid IP address: {text}"));
+        };
+        let inside = network.pools.iter().any(|pool| pool.subnet.contains(address));
+        if !inside {
+            return refuse(format!(
+                "no configured subnet or ip-range contain the IP address {text}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Fields of docker's that this engine does not offer yet, at any value but their default.
@@ -297,7 +346,12 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     refuse(!host.links.is_empty(), "Links")?;
     refuse(!host.storage_opt.is_empty(), "StorageOpt")?;
     refuse(!matches!(host.userns_mode.as_str(), "" | "host"), "UsernsMode")?;
-    refuse(!matches!(host.isolation.as_str(), "" | "default"), "Isolation")?;
+    if !matches!(host.isolation.as_str(), "" | "default") {
+        return Err(Error::invalid(format!(
+            "Invalid isolation: \"{}\" - linux only supports 'default'",
+            host.isolation
+        )));
+    }
     refuse(!resources.device_requests.is_empty(), "DeviceRequests")?;
     refuse(!matches!(host.volume_driver.as_str(), "" | "local"), "VolumeDriver")?;
     refuse(!host.cgroup.is_empty(), "Cgroup")?;
@@ -308,11 +362,11 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         "IOMaximumBandwidth",
     )?;
     let ipc = host.ipc_mode.as_str();
-    refuse(
-        !matches!(ipc, "" | "private" | "shareable" | "host" | "none")
-            && !ipc.starts_with("container:"),
-        &format!("IpcMode \"{ipc}\""),
-    )?;
+    if !matches!(ipc, "" | "private" | "shareable" | "host" | "none")
+        && !ipc.starts_with("container:")
+    {
+        return Err(Error::invalid(format!("invalid IPC mode: {ipc}")));
+    }
     let pid = host.pid_mode.as_str();
     if !matches!(pid, "" | "host") && !pid.starts_with("container:") {
         return Err(Error::invalid(format!("invalid PID mode: {pid}")));

@@ -11,7 +11,11 @@ use crate::{Error, Result};
 pub(super) fn device_number(path: &str) -> Result<(u32, u32, char)> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let meta = std::fs::metadata(path).map_err(|e| {
-        Error::invalid(format!("error gathering device information for {path}: {e}"))
+        let why = e.to_string();
+        let why = why.split(" (os error").next().unwrap_or_default().to_lowercase();
+        Error::invalid(format!(
+            "error gathering device information while adding custom device \"{path}\": {why}"
+        ))
     })?;
     let kind = if meta.file_type().is_char_device() {
         'c'

@@ -51,6 +51,8 @@ impl Engine {
         }
         self.forget_execs(container);
         self.networks.tear_down(self, container).await;
+        self.unmount_shm(&container.id);
+        self.volume_use_events(&container.snapshot(), false);
         let ended = Ended {
             code: i64::from(exit.status),
             at: exit.exited_at,
@@ -189,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_is_away_for_long_does_not_end_a_container() {
         let exit = Exit { status: 7, exited_at: Timestamp::now() };
-        let (found, took) = asked(500, Ok(exit.clone())).await;
+        let (found, took) = asked(500, Ok(exit)).await;
         assert_eq!(found.unwrap().status, 7);
         // Bounded rate: about one question in ten seconds.
         assert!(took > Duration::from_secs(4000) && took < Duration::from_secs(5000), "{took:?}");

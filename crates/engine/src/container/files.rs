@@ -1,7 +1,11 @@
 //! The files that every container gets of its own: hosts, hostname, resolv.conf. They are written at
 //! each start and mounted into it, so that a change by the user inside stays until the next start.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{Container, record::Record};
 use crate::{
@@ -19,13 +23,13 @@ impl Engine {
         container: &Container,
         record: &Record,
     ) -> Result<Vec<std::net::SocketAddr>> {
+        if self.network_owner(record)?.is_some() {
+            // They are the other container's.
+            return Ok(Vec::new());
+        }
         let dir = &container.dir;
         let mode = &record.host_config.network_mode;
-        let hostname = if mode == "host" && record.config.hostname.is_empty() {
-            host_name()
-        } else {
-            record.hostname()
-        };
+        let hostname = record.hostname();
         let text = format!("{hostname}\n");
         write_file(&dir.join("hostname"), text.as_bytes(), 0o644, Durability::Atomic)?;
         let hosts = self.hosts_text(record, &hostname)?;
@@ -36,6 +40,41 @@ impl Engine {
         let text = if plain_host { host_text.as_str() } else { built.text.as_str() };
         write_file(&dir.join("resolv.conf"), text.as_bytes(), 0o644, Durability::Atomic)?;
         Ok(built.upstreams)
+    }
+
+    /// The container whose network this one uses, where it has none of its own.
+    fn network_owner(&self, record: &Record) -> Result<Option<Arc<Container>>> {
+        match record.host_config.network_mode.strip_prefix("container:") {
+            Some(other) => self.containers.find(other).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Where the three files are: who shares a network shares them too.
+    pub(super) fn files_dir(&self, container: &Container, record: &Record) -> Result<PathBuf> {
+        let owner = self.network_owner(record)?;
+        Ok(owner.map_or_else(|| container.dir.clone(), |owner| owner.dir.clone()))
+    }
+
+    /// The host's name and another container's come with its network, as in docker.
+    pub(super) fn take_host_name(&self, container: &Container) -> Result<()> {
+        let record = container.snapshot();
+        let names = match self.network_owner(&record)? {
+            Some(owner) => {
+                let owner = owner.record();
+                (owner.hostname(), owner.config.domainname.clone())
+            }
+            None if record.host_config.network_mode == "host"
+                && record.config.hostname.is_empty() =>
+            {
+                (host_name(), record.config.domainname.clone())
+            }
+            None => return Ok(()),
+        };
+        if names == (record.config.hostname, record.config.domainname) {
+            return Ok(());
+        }
+        container.update(|record| (record.config.hostname, record.config.domainname) = names)
     }
 
     fn resolv(&self, record: &Record, host_text: &str) -> Result<network::resolv::ResolvFile> {
@@ -79,7 +118,8 @@ impl Engine {
                 .then(|| record.config.domainname.clone()),
             addresses,
             extra,
-            ..network::hosts::HostsOptions::default()
+            // The loopback link has ::1 in every container.
+            ipv6: true,
         }))
     }
 

@@ -86,7 +86,9 @@ impl Engine {
             exit_code: ended.map_or(0, |ended| ended.code),
             error: ended.map(|ended| ended.error.clone()).unwrap_or_default(),
             started_at: rfc3339(status.started_at()),
-            finished_at: rfc3339(ended.map(|ended| ended.at)),
+            finished_at: rfc3339(
+                ended.filter(|_| status.name() != "created").map(|ended| ended.at),
+            ),
             health: self.health_shape(container),
         }
     }

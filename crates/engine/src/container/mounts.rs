@@ -54,9 +54,9 @@ impl Engine {
         let read_only = match mode {
             "" | "rw" | "z" | "Z" => false,
             "ro" => true,
-            _ => return Err(Error::invalid(format!("invalid mode in volumes-from: {mode}"))),
+            _ => return Err(Error::invalid(format!("invalid mode: {mode}"))),
         };
-        let other = self.containers.find(name)?;
+        let other = self.containers.find(name).map_err(super::create::named_only)?;
         let mounts = other.record().mounts.clone();
         let shared = mounts.into_iter().filter(|mount| mount.kind != MountKind::Tmpfs);
         Ok(shared
@@ -71,6 +71,7 @@ impl Engine {
             MountKind::Bind => settle_bind(mount),
             MountKind::Volume => {
                 let driver = if driver.is_empty() { "local" } else { driver };
+                let new = mount.name.is_empty() || self.volumes.get(&mount.name).is_err();
                 let volume = self.volumes.create(NewVolume {
                     name: mount.name.clone(),
                     driver: driver.into(),
@@ -80,6 +81,9 @@ impl Engine {
                 mount.anonymous |= mount.name.is_empty();
                 mount.name.clone_from(&volume.name);
                 mount.source = self.volumes.data_dir(&volume.name);
+                if new {
+                    self.volume_event("create", &volume.name);
+                }
                 Ok(())
             }
         }
@@ -164,7 +168,10 @@ fn parse_bind(bind: &str) -> Result<MountUse> {
     if target.is_empty() || (parts.len() > 1 && source.is_empty()) {
         return Err(invalid(""));
     }
-    let target = clean_target(target)?;
+    let kind = if source.starts_with('/') { "bind" } else { "volume" };
+    let target = clean_target(target).map_err(|e| {
+        invalid(&format!(": invalid mount config for type \"{kind}\": {}", e.message))
+    })?;
     let kind = if source.starts_with('/') { MountKind::Bind } else { MountKind::Volume };
     let mut mount = MountUse { mode: mode.into(), ..empty(kind, target) };
     match kind {
@@ -215,7 +222,7 @@ fn parse_mount(mount: &Mount) -> Result<MountUse> {
     let mut parsed = MountUse {
         read_only: mount.read_only,
         from_mounts: true,
-        ..empty(kind, clean_target(&mount.target)?)
+        ..empty(kind, clean_target(&mount.target).map_err(|e| config_error(e.message))?)
     };
     match kind {
         MountKind::Bind => {

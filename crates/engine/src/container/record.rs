@@ -58,7 +58,8 @@ pub(crate) enum Status {
 impl Status {
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Created => "created",
+            // A first start that failed: docker leaves the state as it was.
+            Self::Created | Self::Exited { started_at: None, .. } => "created",
             Self::Running { paused: false, .. } => "running",
             Self::Running { paused: true, .. } => "paused",
             Self::Restarting { .. } => "restarting",

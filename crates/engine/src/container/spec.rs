@@ -106,6 +106,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) network_namespace: Option<PathBuf>,
     /// Of the container whose namespaces are shared.
     pub(crate) ipc_pid: Option<u32>,
+    /// Directory that is its /dev/shm, where that is shared with others.
+    pub(crate) shm: Option<PathBuf>,
     pub(crate) pid_pid: Option<u32>,
     pub(crate) cgroup_path: String,
     pub(crate) cgroup_v2: bool,
@@ -231,8 +233,15 @@ pub(crate) fn capability_sets(capabilities: &[String], uid: u32) -> Value {
     json!({ "bounding": capabilities, "effective": own, "permitted": own })
 }
 
+/// Every capability that this process has itself: no more can be given (moby `caps.GetAllCapabilities`).
 pub(crate) fn all_capabilities() -> Vec<String> {
-    ALL_CAPS.iter().map(|name| format!("CAP_{name}")).collect()
+    let status = crate::util::read_limited(Path::new("/proc/self/status"), 1 << 16);
+    let status = status.unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(u64::MAX);
+    let known = ALL_CAPS.iter().enumerate().filter(|(bit, _)| held >> bit & 1 == 1);
+    known.map(|(_, name)| format!("CAP_{name}")).collect()
 }
 
 /// moby `oci/caps.TweakCapabilities`.
@@ -240,33 +249,48 @@ pub(crate) fn capabilities(host: &HostConfig) -> Result<Vec<String>> {
     if host.privileged {
         return Ok(all_capabilities());
     }
-    let normal = |text: &String| -> Result<String> {
-        let upper = text.to_ascii_uppercase();
-        let name = upper.strip_prefix("CAP_").unwrap_or(&upper).to_string();
-        if name == "ALL" || ALL_CAPS.contains(&name.as_str()) {
-            Ok(name)
-        } else {
-            Err(Error::invalid(format!("invalid capability: {text:?}")))
-        }
-    };
-    let add: Vec<String> = host.cap_add.iter().map(normal).collect::<Result<_>>()?;
-    let drop: Vec<String> = host.cap_drop.iter().map(normal).collect::<Result<_>>()?;
+    tweak(host, &all_capabilities())
+}
+
+fn tweak(host: &HostConfig, held: &[String]) -> Result<Vec<String>> {
+    let add = host.cap_add.iter().map(|text| normal("CapAdd", text));
+    let add: Vec<String> = add.collect::<Result<_>>()?;
+    let drop = host.cap_drop.iter().map(|text| normal("CapDrop", text));
+    let drop: Vec<String> = drop.collect::<Result<_>>()?;
     let has = |list: &[String], name: &str| list.iter().any(|entry| entry == name);
-    let base = if has(&add, "ALL") {
-        ALL_CAPS
+    let base: Vec<String> = if has(&add, "ALL") {
+        held.to_vec()
     } else if has(&drop, "ALL") {
-        &[]
+        Vec::new()
     } else {
-        DEFAULT_CAPS
+        DEFAULT_CAPS.iter().map(|name| format!("CAP_{name}")).collect()
     };
-    let kept = base.iter().filter(|name| !has(&drop, name)).map(|name| (*name).to_string());
-    let mut names: Vec<String> = kept.collect();
+    let mut names: Vec<String> = base.into_iter().filter(|name| !has(&drop, name)).collect();
     for name in add {
-        if name != "ALL" && !names.contains(&name) {
-            names.push(name);
+        if name == "ALL" || names.contains(&name) {
+            continue;
         }
+        if !has(held, &name) {
+            return Err(Error::invalid(format!(
+                "invalid CapAdd: capability not supported by your kernel or not available in the current environment: \"{name}\""
+            )));
+        }
+        names.push(name);
     }
-    Ok(names.into_iter().map(|name| format!("CAP_{name}")).collect())
+    Ok(names)
+}
+
+/// `ALL`, or a capability's whole name.
+fn normal(field: &str, text: &str) -> Result<String> {
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    if name == "ALL" {
+        return Ok(name.into());
+    }
+    if !ALL_CAPS.contains(&name) {
+        return Err(Error::invalid(format!("invalid {field}: unknown capability: \"CAP_{name}\"")));
+    }
+    Ok(format!("CAP_{name}"))
 }
 
 fn security(host: &HostConfig, default_no_new_privileges: bool) -> Result<Security> {
@@ -408,6 +432,11 @@ fn sysctls(input: &SpecInput<'_>) -> Result<Value> {
                 "sysctl '{key}' not allowed in host network namespace"
             )));
         }
+        if !key.starts_with("net.") && host.ipc_mode == "host" {
+            return Err(Error::invalid(format!(
+                "sysctl \"{key}\" is not allowed in the hosts ipc namespace"
+            )));
+        }
         values.insert(key.clone(), json!(value));
     }
     Ok(Value::Object(values))
@@ -437,11 +466,10 @@ fn mounts(input: &SpecInput<'_>, security: &Security) -> Result<Value> {
     add("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]);
     let shm_bytes = if host.shm_size > 0 { host.shm_size } else { input.default_shm_bytes };
     let shm = format!("size={shm_bytes}");
-    match (host.ipc_mode.as_str(), input.ipc_pid) {
-        ("host", _) => add("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate"]),
+    match (host.ipc_mode.as_str(), &input.shm) {
         ("none", _) => {}
-        (_, Some(pid)) => {
-            add("/dev/shm", "bind", &format!("/proc/{pid}/root/dev/shm"), &["rbind", "rprivate"]);
+        (_, Some(dir)) => {
+            add("/dev/shm", "bind", &dir.to_string_lossy(), &["rbind", "rprivate"]);
         }
         _ => add("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     }
@@ -452,7 +480,8 @@ fn mounts(input: &SpecInput<'_>, security: &Security) -> Result<Value> {
         }
     }
     if let Some(init) = &input.init {
-        add("/sbin/docker-init", "bind", &init.to_string_lossy(), &["bind", "ro", "rprivate"]);
+        let options = ["bind", "ro", "nosuid", "nodev", "rprivate"];
+        add("/sbin/docker-init", "bind", &init.to_string_lossy(), &options);
     }
     let mut users: Vec<&MountUse> = record.mounts.iter().collect();
     users.sort_by_key(|mount| mount.target.matches('/').count());
@@ -647,11 +676,18 @@ mod tests {
 
     #[test]
     fn capabilities_add_and_drop() {
-        assert_eq!(capabilities(&host(&[], &[])).unwrap().len(), 14);
-        assert_eq!(capabilities(&host(&["net_admin"], &["ALL"])).unwrap(), ["CAP_NET_ADMIN"]);
-        let all_but = capabilities(&host(&["ALL"], &["CAP_MKNOD"])).unwrap();
+        let held: Vec<String> = ALL_CAPS.iter().map(|name| format!("CAP_{name}")).collect();
+        assert_eq!(tweak(&host(&[], &[]), &held).unwrap().len(), 14);
+        assert_eq!(tweak(&host(&["net_admin"], &["ALL"]), &held).unwrap(), ["CAP_NET_ADMIN"]);
+        let all_but = tweak(&host(&["ALL"], &["CAP_MKNOD"]), &held).unwrap();
         assert_eq!(all_but.len(), ALL_CAPS.len() - 1);
-        assert!(capabilities(&host(&["NOPE"], &[])).is_err());
+        let error = tweak(&host(&["NOPE"], &[]), &held).unwrap_err();
+        assert_eq!(error.message, "invalid CapAdd: unknown capability: \"CAP_NOPE\"");
+        let error = tweak(&host(&["SYS_TIME"], &[]), &held[..20]).unwrap_err();
+        assert!(
+            error.message.ends_with("not available in the current environment: \"CAP_SYS_TIME\"")
+        );
+        assert_eq!(tweak(&host(&["ALL"], &[]), &held[..20]).unwrap().len(), 20);
     }
 
     #[test]

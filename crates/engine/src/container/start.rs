@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use store_api::{Any, CreateTask, ProcessId, RuntimeInfo, Stdio, Timestamp};
 
 use super::{
-    Container,
+    Container, initfile,
     record::{Ended, Record, Status},
     spec,
     users::{self, User},
@@ -58,10 +58,13 @@ impl Engine {
         let id = container.id.as_str();
         container.oom_killed.store(false, std::sync::atomic::Ordering::Relaxed);
         self.networks.set_up(self, container).await?;
+        self.take_host_name(container)?;
         let record = container.snapshot();
         let upstreams = self.write_files(container, &record)?;
         self.networks.start_dns(container, &record, upstreams).await?;
         let user = self.prepare_root(container, &record).await?;
+        self.mount_shm(&record)?;
+        self.volume_use_events(&record, true);
         let spec = self.container_spec(container, &record, user)?;
         let volatile = record.host_config.auto_remove;
         self.put_store_record(&record, &spec, (id, volatile)).await?;
@@ -108,6 +111,7 @@ impl Engine {
             tracing::warn!(container = %container.id, %cause, "the task of a failed start stays");
         }
         self.networks.tear_down(self, container).await;
+        self.unmount_shm(&container.id);
         let code = start_exit_code(&error.message);
         let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
         let restarting = matches!(container.record().status, Status::Restarting { .. });
@@ -143,6 +147,7 @@ impl Engine {
         let user = blocking(move || {
             let root = rootfs::open(&mounts, Vec::new(), &scratch)?;
             if fill {
+                rootfs::mark_as_container(&root)?;
                 engine.fill_volumes(&root, &record)?;
             }
             users::resolve(&root, &record.config.user, &record.host_config.group_add)
@@ -172,10 +177,14 @@ impl Engine {
         record: &Record,
         user: User,
     ) -> Result<Value> {
+        let host = &record.host_config;
         let pid_of = |mode: &str| -> Result<Option<u32>> {
             let Some(other) = mode.strip_prefix("container:") else { return Ok(None) };
             let other = self.containers.find(other)?;
             let pid = other.record().status.pid();
+            if std::ptr::eq(mode, host.ipc_mode.as_str()) {
+                shareable(&other)?;
+            }
             pid.map(Some).ok_or_else(|| {
                 Error::conflict(format!(
                     "cannot join namespaces of a non running container: {}",
@@ -183,7 +192,6 @@ impl Engine {
                 ))
             })
         };
-        let host = &record.host_config;
         let parent = if host.resources.cgroup_parent.is_empty() {
             &self.config.cgroup_parent
         } else {
@@ -195,9 +203,10 @@ impl Engine {
         spec::build(&spec::SpecInput {
             record,
             user,
-            files: &container.dir,
+            files: &self.files_dir(container, record)?,
             network_namespace: self.networks.namespace_path(self, record)?,
             ipc_pid: pid_of(&host.ipc_mode)?,
+            shm: self.shm_source(record)?,
             pid_pid: pid_of(&host.pid_mode)?,
             cgroup_path: format!("{parent}/{}", record.id),
             cgroup_v2: self.facts.cgroup_v2,
@@ -264,37 +273,39 @@ impl Engine {
         }))
     }
 
-    /// The embedded init is a separate tiny static program; it is not part of this build yet.
+    /// The program that `--init` puts first: the daemon's `--init-path`, else a copy of this one.
     fn init_program(&self) -> Result<std::path::PathBuf> {
-        Err(Error::not_implemented("HostConfig.Init"))
+        if let Some(path) = &self.config.init_path {
+            return Ok(path.clone());
+        }
+        let mut known = self.init_copy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let own = std::path::Path::new("/proc/self/exe");
+        initfile::copy_of(own, &self.config.data_root.join("init"), &mut known)
     }
+}
+
+/// Whether others may join a container's IPC namespace.
+fn shareable(container: &Container) -> Result<()> {
+    let mode = container.record().host_config.ipc_mode.clone();
+    if matches!(mode.as_str(), "shareable" | "host") {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "failed to join IPC namespace: container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+        container.id
+    )))
 }
 
 /// Where the streams go: the log that the shim writes, and attached clients.
 fn stdio(container: &Container, record: &Record) -> Result<Stdio> {
-    let log = &record.host_config.log_config;
-    let stdout = if log.r#type == "none" {
+    let stdout = if record.host_config.log_config.r#type == "none" {
         "gantry://none".to_string()
     } else {
         let mut url = format!("gantry://json-file{}", container.log_file().display());
-        let mut separator = '?';
-        for (key, value) in &log.config {
-            let value = match key.as_str() {
-                "max-size" => parse_size(value)?.to_string(),
-                "max-file" | "compress" | "mode" | "max-buffer-size" => value.clone(),
-                other => {
-                    return Err(Error::not_implemented(format!(
-                        "option \"{other}\" of log driver json-file"
-                    )));
-                }
-            };
-            if matches!(key.as_str(), "mode" | "max-buffer-size") {
-                // The shim never blocks a container on its log, whatever mode is asked for.
-                continue;
-            }
-            url.push(separator);
-            url.push_str(&format!("{key}={value}"));
-            separator = '&';
+        let query = super::logopts::query(record)?;
+        if !query.is_empty() {
+            url.push('?');
+            url.push_str(&query);
         }
         url
     };
@@ -333,15 +344,20 @@ pub(super) fn parse_size(text: &str) -> Result<u64> {
 
 /// dockerd 29's words around a runtime's failure; clients derive 126 and 127 from the inner text.
 pub(crate) fn create_failed(error: store_api::Error) -> Error {
-    let inner = error.message;
-    let message = if inner.contains("OCI runtime create failed") || inner.starts_with("Bind for") {
-        inner
-    } else if inner.contains("unable to start container process") {
+    const RUNTIME: &str = "OCI runtime create failed: ";
+    let inner = error.message.strip_prefix("failed to create shim task: ");
+    let inner = inner.unwrap_or(&error.message);
+    let message = if inner.starts_with("Bind for") {
+        inner.to_string()
+    } else if let Some(text) = inner.strip_prefix(RUNTIME) {
+        // Another runtime's words already have what is added to ours.
+        let text = text.strip_prefix("runc create failed: ").unwrap_or(text);
+        let text = text.strip_suffix(": unknown").unwrap_or(text);
         format!(
-            "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: {inner}: unknown"
+            "failed to create task for container: failed to create shim task: {RUNTIME}runc create failed: {text}: unknown"
         )
     } else {
-        format!("failed to create task for container: {inner}")
+        format!("failed to create task for container: {}", error.message)
     };
     let kind = if start_exit_code(&message) == 128 {
         error.kind
@@ -380,6 +396,26 @@ mod tests {
         for text in ["", "x", "10q", "99999999999999999999", "99999999999g"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn failed_starts_in_dockerds_words() {
+        let whole = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: \"x\": permission denied: unknown";
+        for text in [
+            "failed to create shim task: OCI runtime create failed: unable to start container process: exec: \"x\": permission denied",
+            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: \"x\": permission denied: unknown",
+        ] {
+            let error = store_api::Error::new(types::ErrorKind::Internal, text);
+            assert_eq!(create_failed(error).message, whole);
+        }
+        let error = store_api::Error::new(
+            types::ErrorKind::Internal,
+            "failed to create shim task: no room",
+        );
+        assert_eq!(
+            create_failed(error).message,
+            "failed to create task for container: failed to create shim task: no room"
+        );
     }
 
     #[test]

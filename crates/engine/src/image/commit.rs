@@ -79,10 +79,14 @@ impl Engine {
         let target = self.write_image(&config, &layers).await?;
         let name = name.unwrap_or_else(|| format!("{DANGLING_PREFIX}{}", target.digest));
         self.put_image(&name, &target).await?;
+        let shown = name.parse::<ImageRef>().map_or(name, |reference| reference.familiar());
+        if !shown.starts_with(DANGLING_PREFIX) {
+            self.image_event("tag", &target.digest.to_string(), &shown);
+        }
         let mut attributes = record.attributes();
         attributes.insert("comment".into(), options.comment);
         attributes.insert("imageID".into(), target.digest.to_string());
-        attributes.insert("imageRef".into(), name);
+        attributes.insert("imageRef".into(), shown);
         self.events.publish("container", "commit", record.id.as_str(), attributes);
         Ok(target.digest)
     }

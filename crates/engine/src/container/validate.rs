@@ -1,0 +1,116 @@
+//! What docker refuses when a container is created, in its words (moby `runconfig/hostconfig_unix.go`,
+//! `daemon/daemon_unix.go` `verifyPlatformContainerSettings`).
+
+use api_types::{Config, HostConfig};
+
+use crate::{Error, Result};
+
+/// CPUs that a list may name: the kernel's largest NR_CPUS.
+const CPUS_MOST: u32 = 8192;
+
+/// Settings that contradict each other.
+pub(super) fn conflicts(config: &Config, host: &HostConfig) -> Result<()> {
+    let refuse =
+        |set: bool, what: &str| if set { Err(Error::invalid(what.to_string())) } else { Ok(()) };
+    let named = !config.hostname.is_empty();
+    refuse(host.uts_mode == "host" && named, "conflicting options: hostname and the UTS mode")?;
+    if !host.network_mode.starts_with("container:") {
+        return Ok(());
+    }
+    refuse(named, "conflicting options: hostname and the network mode")?;
+    refuse(!host.dns.is_empty(), "conflicting options: dns and the network mode")?;
+    refuse(
+        !host.extra_hosts.is_empty(),
+        "conflicting options: custom host-to-IP mapping and the network mode",
+    )?;
+    refuse(
+        !config.mac_address.is_empty(),
+        "conflicting options: mac-address and the network mode",
+    )?;
+    refuse(
+        !host.port_bindings.is_empty() || host.publish_all_ports,
+        "conflicting options: port publishing and the container type network mode",
+    )?;
+    refuse(
+        !config.exposed_ports.is_empty(),
+        "conflicting options: port exposing and the container type network mode",
+    )
+}
+
+/// Values that no host has, or not this one, which has `cpus` CPUs.
+pub(super) fn ranges(host: &HostConfig, cpus: u32) -> Result<()> {
+    let adjustment = host.oom_score_adj;
+    if !(-1000..=1000).contains(&adjustment) {
+        return Err(Error::invalid(format!(
+            "Invalid value {adjustment}, range for oom score adj is [-1000, 1000]"
+        )));
+    }
+    let resources = &host.resources;
+    let most = i64::from(cpus) * 1_000_000_000;
+    if resources.nano_cpus < 0 || resources.nano_cpus > most {
+        return Err(Error::invalid(format!(
+            "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+        )));
+    }
+    cpu_list(&resources.cpuset_cpus, cpus)
+}
+
+/// `0-2,4`: each below `cpus`. On a host with gaps in the numbers the kernel has the last word.
+fn cpu_list(list: &str, cpus: u32) -> Result<()> {
+    let bad =
+        || Error::invalid(format!("Invalid value {list} for cpuset cpus: invalid format: {list}"));
+    for part in list.split(',').filter(|_| !list.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u32 = first.trim().parse().map_err(|_| bad())?;
+        let last: u32 = last.trim().parse().map_err(|_| bad())?;
+        if first > last || last >= CPUS_MOST {
+            return Err(bad());
+        }
+        if last >= cpus {
+            let available = if cpus > 1 { format!("0-{}", cpus - 1) } else { "0".into() };
+            return Err(Error::invalid(format!(
+                "Requested CPUs are not available - requested {list}, available: {available}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn cpu_lists() {
+        for list in ["", "0", "0-3", "0,2-3"] {
+            cpu_list(list, 4).unwrap();
+        }
+        for (list, text) in [
+            ("a", "Invalid value a for cpuset cpus"),
+            ("3-1", "Invalid value"),
+            ("0,", "Invalid value"),
+            ("4", "requested 4, available: 0-3"),
+            ("99999999", "Invalid value"),
+        ] {
+            let error = cpu_list(list, 4).unwrap_err();
+            assert!(error.message.contains(text), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn another_containers_network_brings_its_own_settings() {
+        let mut host = HostConfig { network_mode: "container:x".into(), ..HostConfig::default() };
+        let mut config = Config::default();
+        conflicts(&config, &host).unwrap();
+        host.dns.push("1.1.1.1".into());
+        assert!(conflicts(&config, &host).unwrap_err().message.contains("dns and the network"));
+        host.dns.clear();
+        config.hostname = "h".into();
+        assert!(
+            conflicts(&config, &host).unwrap_err().message.contains("hostname and the network")
+        );
+        host.network_mode = "bridge".into();
+        conflicts(&config, &host).unwrap();
+    }
+}
