@@ -17,6 +17,8 @@ use super::{TasksConfig, bundle};
 
 /// How long `start` and `delete` of a shim may take (containerd: 5 s; hosts can be slow).
 const ACTION_LIMIT: Duration = Duration::from_secs(60);
+/// The name that our own shim is called under.
+const OWN_NAME: &str = "containerd-shim-gantry-v2";
 /// Names under which our own shim is asked for.
 const OURS: [&str; 3] = ["", "io.containerd.gantry.v2", "io.containerd.runc.v2"];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -70,6 +72,9 @@ impl Launch<'_> {
             return Err(Error::internal("the shim's command is empty"));
         }
         let mut command = tokio::process::Command::new(words.remove(0));
+        if self.program.is_none() {
+            command.arg0(OWN_NAME);
+        }
         command
             .args(words)
             .args(["-namespace", self.namespace, "-address", &self.config.grpc_address])
@@ -120,7 +125,7 @@ impl Launch<'_> {
     fn name(&self) -> String {
         match self.program {
             Some(program) => program.display().to_string(),
-            None => "gantry".to_owned(),
+            None => OWN_NAME.to_owned(),
         }
     }
 

@@ -59,16 +59,17 @@ pub struct TasksConfig {
     pub grpc_address: String,
     /// The socket for shims' events; bound here.
     pub ttrpc_socket: PathBuf,
-    /// Program and leading arguments of our own shim.
+    /// Program and leading arguments of our own shim. It is called under its own name,
+    /// `containerd-shim-gantry-v2`, whatever the file's is.
     pub shim_command: Vec<OsString>,
     /// State of the linked OCI runtime; the namespace is appended.
     pub runtime_root: PathBuf,
 }
 
 impl TasksConfig {
-    /// This executable's role `shim`.
+    /// This executable, which knows its role by the name it is called under.
     pub fn default_shim_command() -> Vec<OsString> {
-        vec!["/proc/self/exe".into(), "shim".into()]
+        vec!["/proc/self/exe".into()]
     }
 }
 
