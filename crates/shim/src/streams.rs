@@ -108,6 +108,23 @@ pub(crate) struct Opened {
     pub(crate) terminal_sink: Option<Sink>,
 }
 
+/// Takes what waits in the FIFO that feeds standard input. What is written while this reads may come
+/// too or not; a FIFO without data, or without a writer, ends it, so it never waits.
+fn drain_fifo(fifo: &OwnedFd, pending: &mut OutBuf, scratch: &mut [u8]) {
+    // A FIFO that cannot tell has nothing to give.
+    let mut left = rustix::io::ioctl_fionread(fifo).ok().and_then(|n| usize::try_from(n).ok());
+    while let Some(bytes) = left.filter(|bytes| *bytes > 0) {
+        match rustix::io::read(fifo, &mut *scratch) {
+            Ok(read @ 1..) => {
+                pending.queue(&scratch[..read]);
+                left = bytes.checked_sub(read);
+            }
+            Err(Errno::INTR) => {}
+            _ => return,
+        }
+    }
+}
+
 /// Opens what the texts ask for.
 pub(crate) fn open(parsed: &Parsed, terminal: bool, names: &Names<'_>) -> Result<Opened> {
     let fifo = match &parsed.input {
@@ -287,7 +304,12 @@ impl Shim {
         if let Some(stdin) = &mut process.io.stdin {
             stdin.fd = opened.stdin;
             stdin.fifo = opened.fifo;
-            if let Some(fifo) = &stdin.fifo {
+            if stdin.closing
+                && let Some(fifo) = stdin.fifo.take()
+            {
+                // The end was asked for before the process was there.
+                drain_fifo(&fifo, &mut stdin.pending, &mut self.scratch);
+            } else if let Some(fifo) = &stdin.fifo {
                 self.poller.add(fifo, Kind::StdinFifo, key, EventFlags::IN)?;
             }
         }
@@ -580,9 +602,14 @@ impl Shim {
         stdin.closing = true;
         if let Some(fifo) = stdin.fifo.take() {
             self.poller.remove(&fifo);
+            // What was written before the end was asked for is input.
+            drain_fifo(&fifo, &mut stdin.pending, &mut self.scratch);
         }
-        if stdin.fd.is_some() && stdin.pending.len() == 0 {
-            self.close_stdin_now(key);
+        match &stdin.fd {
+            Some(_) if stdin.pending.len() == 0 => self.close_stdin_now(key),
+            // Registered already if there was something before.
+            Some(fd) => drop(self.poller.add(fd, Kind::Stdin, key, EventFlags::OUT)),
+            None => {}
         }
     }
 
