@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use engine::ByteStream;
 use futures_util::StreamExt;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
-use store_api::ByteStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -76,7 +76,7 @@ pub(crate) fn upload(mut body: Incoming) -> ByteStream {
                     Ok(data) => Ok(data),
                     Err(_) => continue,
                 },
-                Err(error) => Err(store_api::Error::new(
+                Err(error) => Err(engine::StreamError::new(
                     types::ErrorKind::Cancelled,
                     format!("the client's upload broke off: {error}"),
                 )),

@@ -55,6 +55,9 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
         Route::ImageLoad => load(context).await,
         Route::Build => build(context).await,
         Route::BuildPrune => build_prune(context).await,
+        Route::BuildCancel => {
+            Err(ApiError::not_implemented("cancelling a BuildKit build by its id"))
+        }
         other => misrouted(other),
     }
 }

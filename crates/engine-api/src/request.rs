@@ -151,7 +151,7 @@ impl Context {
         Ok(first)
     }
 
-    pub(crate) fn upload(&mut self) -> store_api::ByteStream {
+    pub(crate) fn upload(&mut self) -> engine::ByteStream {
         match self.body.take() {
             Some(body) => crate::body::upload(body),
             None => tokio::sync::mpsc::channel(1).1,

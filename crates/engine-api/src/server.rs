@@ -172,7 +172,7 @@ async fn answer(
         query,
         client: counted,
     };
-    let response = match dispatch(route, &mut context).await {
+    let response = match dispatch(route, path, &mut context).await {
         Ok(response) => response,
         Err(error) => {
             tracing::debug!(%method, path, status = error.status.as_u16(), message = error.message, "refused");
@@ -224,81 +224,22 @@ fn with_headers(engine: &Engine, mut response: Response<Body>) -> Response<Body>
     response
 }
 
-async fn dispatch(route: Route, context: &mut Context) -> Reply {
-    use Route as R;
+/// Streams by their route, everything else by the first part of its path.
+async fn dispatch(route: Route, path: &str, context: &mut Context) -> Reply {
     match route {
-        R::Ping
-        | R::Info
-        | R::Version
-        | R::Events
-        | R::DiskUsage
-        | R::Auth
-        | R::Distribution
-        | R::PluginList
-        | R::Plugins
-        | R::Swarm
-        | R::Session
-        | R::Grpc
-        | R::BuildCancel => system::dispatch(route, context).await,
-        R::ContainerList
-        | R::ContainerCreate
-        | R::ContainersPrune
-        | R::ContainerInspect
-        | R::ContainerTop
-        | R::ContainerChanges
-        | R::ContainerExport
-        | R::ContainerResize
-        | R::ContainerStart
-        | R::ContainerStop
-        | R::ContainerRestart
-        | R::ContainerKill
-        | R::ContainerUpdate
-        | R::ContainerRename
-        | R::ContainerPause
-        | R::ContainerUnpause
-        | R::ContainerDelete
-        | R::ArchiveStat
-        | R::ArchiveGet
-        | R::ArchivePut
-        | R::Checkpoints
-        | R::ExecCreate
-        | R::ExecResize
-        | R::ExecInspect
-        | R::Commit => containers::dispatch(route, context).await,
-        R::ContainerLogs
-        | R::ContainerStats
-        | R::ContainerAttach
-        | R::ContainerAttachWs
-        | R::ContainerWait
-        | R::ExecStart => streams::dispatch(route, context).await,
-        R::ImageList
-        | R::ImageCreate
-        | R::ImageInspect
-        | R::ImageHistory
-        | R::ImagePush
-        | R::ImageTag
-        | R::ImageDelete
-        | R::ImageSearch
-        | R::ImagesPrune
-        | R::ImageSave
-        | R::ImagesSave
-        | R::ImageLoad
-        | R::Build
-        | R::BuildPrune
-        | R::Attestations => images::dispatch(route, context).await,
-        R::VolumeList
-        | R::VolumeCreate
-        | R::VolumeInspect
-        | R::VolumeUpdate
-        | R::VolumeDelete
-        | R::VolumesPrune
-        | R::NetworkList
-        | R::NetworkCreate
-        | R::NetworkInspect
-        | R::NetworkDelete
-        | R::NetworkConnect
-        | R::NetworkDisconnect
-        | R::NetworksPrune => networks::dispatch(route, context).await,
+        Route::ContainerLogs
+        | Route::ContainerStats
+        | Route::ContainerAttach
+        | Route::ContainerAttachWs
+        | Route::ContainerWait
+        | Route::ExecStart => return streams::dispatch(route, context).await,
+        _ => {}
+    }
+    match path.split('/').nth(1).unwrap_or_default() {
+        "containers" | "exec" | "commit" => containers::dispatch(route, context).await,
+        "images" | "build" => images::dispatch(route, context).await,
+        "networks" | "volumes" => networks::dispatch(route, context).await,
+        _ => system::dispatch(route, context).await,
     }
 }
 

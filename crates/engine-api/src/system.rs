@@ -38,9 +38,6 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
         Route::Swarm => Err(ApiError::new(ErrorKind::Unavailable, NO_SWARM)),
         Route::Session => Err(ApiError::not_implemented("BuildKit's session")),
         Route::Grpc => Err(ApiError::not_implemented("BuildKit's gRPC interface")),
-        Route::BuildCancel => {
-            Err(ApiError::not_implemented("cancelling a BuildKit build by its id"))
-        }
         other => misrouted(other),
     }
 }

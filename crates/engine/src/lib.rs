@@ -54,6 +54,8 @@ pub use error::{Error, Result};
 use events::EventLog;
 pub use events::EventSubscription;
 pub use image::{CommitOptions, Failure, Messages};
+/// Bytes in flight between a client and the engine, and why they break off.
+pub use store_api::{ByteStream, Error as StreamError};
 use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};
 use types::ContainerId;
 pub use util::{parse_go_duration, parse_time};

@@ -141,7 +141,14 @@ pub(crate) fn write_file(
         if durability == Durability::Synced {
             file.sync_data()?;
         }
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        match path.parent() {
+            // New directories above it are in the same transaction on ext4, xfs and btrfs.
+            Some(directory) if durability == Durability::Synced => {
+                fs::File::open(directory)?.sync_all()
+            }
+            _ => Ok(()),
+        }
     };
     write().map_err(|e| Error::io("write", path, &e))
 }

@@ -117,7 +117,9 @@ impl Volumes {
         make_dir_mode(&dir.join("_data"), 0o755)?;
         let bytes = serde_json::to_vec(&record)
             .map_err(|e| Error::internal(format!("encode volume {name}: {e}")))?;
-        write_file(&dir.join("volume.json"), &bytes, 0o600, Durability::Atomic)?;
+        // An anonymous volume is no more lasting than its container.
+        let durability = if new.anonymous { Durability::Atomic } else { Durability::Synced };
+        write_file(&dir.join("volume.json"), &bytes, 0o600, durability)?;
         known.insert(name, record.clone());
         Ok(record)
     }
