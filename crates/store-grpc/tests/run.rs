@@ -22,8 +22,8 @@ const NAMESPACE: &str = "STORE_GRPC_RUN_TEST_NAMESPACE";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if arguments.first().is_some_and(|word| word == "shim") {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.first().is_some_and(|name| name == shim::PROGRAM_NAME) {
         std::process::exit(shim::main(arguments.split_off(1)));
     }
     let Ok(namespace) = std::env::var(NAMESPACE) else { std::process::exit(in_namespaces()) };

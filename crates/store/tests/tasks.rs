@@ -28,10 +28,7 @@ const GROUP: &str = "STORE_TASKS_TEST_CGROUP";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() {
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if arguments.first().is_some_and(|word| word == "shim") {
-        std::process::exit(shim::main(arguments.split_off(1)));
-    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if std::env::args().next().is_some_and(|name| name == shim::PROGRAM_NAME) {
         std::process::exit(shim::main(arguments));
     }
@@ -194,7 +191,7 @@ impl Ground {
 
 async fn open(directory: &Path, namespace: &str) -> (Arc<Store>, Services, EventStream) {
     let mut config = Config::new(directory.join("r"), directory.join("s"));
-    config.shim_command = vec![std::env::current_exe().unwrap().into(), "shim".into()];
+    config.shim_command = vec![std::env::current_exe().unwrap().into()];
     // A store that was just dropped may still hold its lock for a moment.
     let end = tokio::time::Instant::now() + PATIENCE;
     let store = loop {
