@@ -163,7 +163,10 @@ pub(crate) async fn answer(
             let value = basic(username, password).ok_or_else(unauthorized)?;
             Ok(Authorization { value: Some(value), ..Default::default() })
         }
-        (Challenge::Basic, _) => Err(unauthorized()),
+        (Challenge::Basic, _) => Err(Error::Unauthorized {
+            registry: wish.registry.to_owned(),
+            message: "no basic auth credentials".into(),
+        }),
         (Challenge::Bearer { realm, service, scope, .. }, _) => {
             let uri: Uri = realm.parse().map_err(|_| malformed("the realm is no URL"))?;
             let origin = Origin::of(&uri).map_err(|_| malformed("the realm is no URL"))?;

@@ -16,7 +16,7 @@ use crate::{
     auth::{self, Authorization, Challenge, Wish, transport_error},
     config::{Config, Credentials, HostPort, Timeouts},
     dns,
-    error::{Error, TransportError},
+    error::{Error, TransportError, capital},
     repository::Repository,
     transport::{Origin, Payload, Transport, read_small, text},
 };
@@ -73,6 +73,7 @@ pub(crate) struct Endpoint {
 pub(crate) enum Context<'a> {
     Manifest { reference: &'a str },
     Blob { digest: &'a Digest },
+    Login,
     Other,
 }
 
@@ -144,7 +145,7 @@ impl Client {
                 uri: endpoint.uri("/v2/")?,
                 headers: HeaderMap::new(),
                 body: None,
-                context: Context::Other,
+                context: Context::Login,
                 push: true,
                 name: host,
             };
@@ -289,7 +290,8 @@ impl Shared {
             let Some(challenge) = Challenge::find(response.headers()) else {
                 return Ok(response);
             };
-            endpoint.renew(&self.transport, challenge, generation).await?;
+            let renewal = endpoint.renew(&self.transport, challenge, generation).await;
+            renewal.map_err(|error| at_request(call, error))?;
             renewed = true;
         }
     }
@@ -350,6 +352,24 @@ impl Shared {
     }
 }
 
+/// Docker names the request for which it has no credentials or gets no token, but not while it pushes.
+/// It asks for a manifest with HEAD first; scripts know the message by that.
+fn at_request(call: &Call<'_>, error: Error) -> Error {
+    match (error, &call.context) {
+        (Error::Unauthorized { registry, message }, context)
+            if !call.push || matches!(context, Context::Login) =>
+        {
+            let method = match context {
+                Context::Manifest { .. } => "Head".into(),
+                _ => capital(call.method.as_str()),
+            };
+            let message = format!("{method} {:?}: {message}", shown(&call.uri));
+            Error::Unauthorized { registry, message }
+        }
+        (error, _) => error,
+    }
+}
+
 fn refusal(endpoint: &Endpoint, call: &Call<'_>, status: u16, scope: bool, body: &[u8]) -> Error {
     let code = error_code(body).unwrap_or_default();
     let told = error_text(body);
@@ -364,9 +384,16 @@ fn refusal(endpoint: &Endpoint, call: &Call<'_>, status: u16, scope: bool, body:
         let message = told.filter(|_| !scope).unwrap_or_else(denied);
         return Error::PushDenied { repository: call.name.into(), message };
     }
-    if is_denied || (code == "NAME_UNKNOWN" && !call.push) {
+    if is_denied {
         let message = told.filter(|_| !scope).unwrap_or_else(denied);
         return Error::PullDenied { repository: call.name.into(), message };
+    }
+    if code == "NAME_UNKNOWN" && !call.push {
+        let message = told.unwrap_or_else(|| "name unknown: repository name not known".into());
+        return Error::RepositoryUnknown { repository: call.name.into(), message };
+    }
+    if status == 401 && matches!(call.context, Context::Login) {
+        return Error::Login { url: shown(&call.uri), status: StatusCode::UNAUTHORIZED };
     }
     if status == 401 {
         let message = told.unwrap_or_else(|| "unauthorized: authentication required".into());

@@ -13,6 +13,8 @@ pub enum Error {
          'docker login': {message}"
     )]
     PullDenied { repository: String, message: String },
+    #[error("repository {repository} not found: {message}")]
+    RepositoryUnknown { repository: String, message: String },
     #[error("{message}")]
     PushDenied { repository: String, message: String },
     #[error("manifest for {reference} not found: {message}")]
@@ -23,11 +25,13 @@ pub enum Error {
     NoPlatform { platform: Platform },
     #[error("{message}")]
     Unauthorized { registry: String, message: String },
+    #[error("login attempt to {url} failed with status: {status}")]
+    Login { url: String, status: http::StatusCode },
     #[error("{message}")]
     TooManyRequests { registry: String, message: String },
     #[error("received unexpected HTTP status {status} from {method} {url}: {message}")]
     Status { method: String, url: String, status: u16, message: String },
-    #[error("{method} {url}")]
+    #[error("{} {url:?}", capital(method))]
     Transport { method: String, url: String, source: TransportError },
     #[error("{what} of {registry} has digest {actual}, not {expected}")]
     DigestMismatch { what: &'static str, registry: String, expected: Digest, actual: Digest },
@@ -47,6 +51,12 @@ pub enum Error {
     Certificates { host: String, source: rustls::Error },
     #[error("reading certificates from {}", path.display())]
     Pem { path: std::path::PathBuf, source: rustls_pki_types::pem::Error },
+}
+
+/// `GET` as docker's errors write it: `Get`.
+pub(crate) fn capital(method: &str) -> String {
+    let (first, rest) = method.split_at(method.len().min(1));
+    format!("{first}{}", rest.to_ascii_lowercase())
 }
 
 /// What is wrong with an answer.
@@ -133,6 +143,7 @@ impl Error {
         match self {
             // dockerd answers "repository does not exist" with 404.
             Self::PullDenied { .. }
+            | Self::RepositoryUnknown { .. }
             | Self::ManifestUnknown { .. }
             | Self::BlobUnknown { .. }
             | Self::NoPlatform { .. } => ErrorKind::NotFound,
@@ -149,7 +160,8 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Malformed { .. } => ErrorKind::DataLoss,
             Self::Config { .. } => ErrorKind::InvalidArgument,
-            Self::Source { .. }
+            Self::Login { .. }
+            | Self::Source { .. }
             | Self::File { .. }
             | Self::Certificates { .. }
             | Self::Pem { .. } => ErrorKind::Internal,

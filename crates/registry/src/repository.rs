@@ -493,7 +493,9 @@ impl Repository {
             let (headers, bytes) = match read {
                 Err(Error::Status { status: 404 | 405, .. }) => return Ok(None),
                 // A registry without the API may say that it knows no such name.
-                Err(Error::PullDenied { .. }) => return Ok(None),
+                Err(Error::PullDenied { .. } | Error::RepositoryUnknown { .. }) => {
+                    return Ok(None);
+                }
                 other => other?,
             };
             let size = bytes.len() as u64;

@@ -306,6 +306,8 @@ async fn refusals_have_dockers_words() {
             reply(403, &[], error("DENIED", "requested access to the resource is denied"))
         } else if seen.target.contains("unauthorized") {
             reply(401, &[], error("UNAUTHORIZED", "authentication required"))
+        } else if seen.target.contains("unknown") {
+            reply(404, &[], error("NAME_UNKNOWN", "repository name not known to registry"))
         } else {
             reply(404, &[], error("MANIFEST_UNKNOWN", "manifest unknown"))
         }
@@ -322,6 +324,12 @@ async fn refusals_have_dockers_words() {
             ),
         ),
         ("unauthorized", "unauthorized: authentication required".into()),
+        (
+            "unknown",
+            format!(
+                "repository {name} not found: name unknown: repository name not known to registry"
+            ),
+        ),
     ] {
         let error = repository.get_manifest(Target::Tag(tag)).await.unwrap_err();
         assert_eq!(error.to_string(), words);

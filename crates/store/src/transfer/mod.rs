@@ -86,10 +86,21 @@ fn refused(error: registry::Error) -> Error {
     let mut cause = std::error::Error::source(&error);
     while let Some(source) = cause {
         message.push_str(": ");
-        message.push_str(&source.to_string());
+        message.push_str(&plain(source));
         cause = source.source();
     }
     Error::new(error.kind(), message)
+}
+
+/// An error number's text as docker's programs print it: `connection refused`.
+fn plain(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = error.to_string();
+    let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let Some(number) = number else { return text };
+    let text = text.strip_suffix(&format!(" (os error {number})")).unwrap_or(&text);
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
 }
 
 fn descriptor(of: &registry::Descriptor) -> store_api::Descriptor {
