@@ -90,6 +90,9 @@ pub(crate) fn run(schedule: &Arc<Schedule>, core: &Weak<Core>) {
             let error = store_api::Error::from(error);
             tracing::warn!(error = %error, "garbage collection failed");
         }
+        if let Some(end) = core.guard.next_end() {
+            schedule.after(end.saturating_duration_since(Instant::now()) + AFTER_IMAGE);
+        }
     }
 }
 

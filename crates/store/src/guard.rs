@@ -11,6 +11,8 @@ use crate::db::lock;
 /// How long something new is kept that neither a record nor a lease ever named: longer than any pull,
 /// build or upload takes between making content and naming it.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
+/// How long an image stays whose name was given to another: time to give it a new one.
+const UNNAMED: Duration = Duration::from_secs(60);
 
 type Item = (String, ResourceKind, String);
 
@@ -24,6 +26,7 @@ pub(crate) struct Guard(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// Until when.
     fresh: BTreeMap<Item, Instant>,
     /// How many operations work on it.
     pinned: BTreeMap<Item, usize>,
@@ -31,7 +34,22 @@ struct State {
 
 impl Guard {
     pub(crate) fn refresh(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0).fresh.insert((ns.into(), kind, name.into()), Instant::now());
+        lock(&self.0).fresh.insert((ns.into(), kind, name.into()), Instant::now() + FRESH);
+    }
+
+    /// Keeps what an image led to that has just lost its name.
+    pub(crate) fn linger(&self, ns: &str, items: BTreeSet<(ResourceKind, String)>) {
+        let until = Instant::now() + UNNAMED;
+        let mut state = lock(&self.0);
+        for (kind, name) in items {
+            let end = state.fresh.entry((ns.into(), kind, name)).or_insert(until);
+            *end = until.max(*end);
+        }
+    }
+
+    /// When the next protection ends by itself.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        lock(&self.0).fresh.values().min().copied()
     }
 
     pub(crate) fn forget(&self, ns: &str, kind: ResourceKind, name: &str) {
@@ -53,7 +71,8 @@ impl Guard {
     /// What is protected in a namespace now; what is too old is dropped.
     pub(crate) fn items(&self, ns: &str) -> Vec<(ResourceKind, String)> {
         let mut state = lock(&self.0);
-        state.fresh.retain(|_, since| since.elapsed() < FRESH);
+        let now = Instant::now();
+        state.fresh.retain(|_, until| *until > now);
         state
             .fresh
             .keys()

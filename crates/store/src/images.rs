@@ -79,6 +79,28 @@ impl Core {
         self.image_write(ns, image, Name::Any, &[])
     }
 
+    /// Names a transferred image. One that loses the name by this stays for a while, so that whoever
+    /// asked for the transfer can give it another name.
+    pub(crate) fn image_take_name(
+        &self,
+        ns: &str,
+        name: &str,
+        target: Descriptor,
+    ) -> Result<Image> {
+        match self.image_get(ns, name) {
+            Ok(old) if old.target.digest != target.digest => {
+                let left = vec![(ResourceKind::Content, old.target.digest.to_string())];
+                self.guard.linger(ns, self.closure(ns, left)?);
+            }
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+        let now = Timestamp::now();
+        let labels = Labels::new();
+        let name = name.into();
+        self.image_put(ns, Image { name, target, labels, created_at: now, updated_at: now })
+    }
+
     pub(crate) fn image_update(&self, ns: &str, image: Image, paths: &[String]) -> Result<Image> {
         self.image_write(ns, image, Name::Taken, paths)
     }

@@ -7,8 +7,7 @@ use std::{
 use archive::{Kind, Limits, TarReader};
 use serde::Deserialize;
 use store_api::{
-    ByteStream, Descriptor, Image, ImportRequest, Imported, Labels, ResourceKind, Timestamp,
-    media_type,
+    ByteStream, Descriptor, ImportRequest, Imported, Labels, ResourceKind, media_type,
 };
 use types::{Digest, ImageRef, limits};
 
@@ -101,17 +100,7 @@ pub(crate) fn import(
         }
     }
     for image in found.iter().filter(|image| !image.name.is_empty()) {
-        let now = Timestamp::now();
-        core.image_put(
-            ns,
-            Image {
-                name: image.name.clone(),
-                target: image.target.clone(),
-                labels: Labels::new(),
-                created_at: now,
-                updated_at: now,
-            },
-        )?;
+        core.image_take_name(ns, &image.name, image.target.clone())?;
     }
     Ok(found)
 }

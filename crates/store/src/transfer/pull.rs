@@ -3,8 +3,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use registry::{Repository, Target};
 use store_api::{
-    Descriptor, Error, Image, Labels, ProgressSender, ProgressState, PullRequest, Pulled,
-    ResourceKind, Result, Timestamp, UnpackedImage, WriteRequest, media_type,
+    Descriptor, Error, Labels, ProgressSender, ProgressState, PullRequest, Pulled, ResourceKind,
+    Result, UnpackedImage, WriteRequest, media_type,
 };
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -175,7 +175,7 @@ impl Pull {
         for chain_id in image.iter().flat_map(|image| &image.chain_ids) {
             self.pins.add(ResourceKind::Snapshot, chain_id);
         }
-        let mut tasks = JoinSet::new();
+        let mut wanted = Vec::new();
         let mut arrivals = Vec::new();
         for (i, layer) in part.manifest.layers.iter().enumerate() {
             let (arrived, arrival) = oneshot::channel();
@@ -186,7 +186,18 @@ impl Pull {
                 is_layer: true,
                 total: layer.size,
             };
-            let (pull, layer) = (Arc::clone(self), layer.clone());
+            // Told of in the image's order, before any of them moves.
+            if self.is_here(&layer.digest).await? {
+                self.reporter.tell(&subject, ProgressState::Exists, "").await;
+                drop(arrived.send(Ok(false)));
+            } else {
+                self.reporter.tell(&subject, ProgressState::Waiting, "").await;
+                wanted.push((layer.clone(), subject, arrived));
+            }
+        }
+        let mut tasks = JoinSet::new();
+        for (layer, subject, arrived) in wanted {
+            let pull = Arc::clone(self);
             tasks.spawn(async move {
                 let outcome = pull.layer(&layer, &subject).await;
                 // Nobody waits any more when another layer failed first.
@@ -219,16 +230,19 @@ impl Pull {
         self.local.heavy(move |core, ns| core.unpack_layer(ns, &image, i, &pull.reporter)).await
     }
 
-    async fn config(&self, config: &Descriptor) -> Result<bool> {
-        let digest = config.digest.clone();
-        let present = self
-            .local
+    /// Is content here already? If so, it stays until the image has its name.
+    async fn is_here(&self, digest: &Digest) -> Result<bool> {
+        let digest = digest.clone();
+        self.local
             .quick(move |core, ns| {
                 core.guard.refresh(ns, ResourceKind::Content, &digest.to_string());
                 core.has_content(ns, &digest)
             })
-            .await?;
-        if present {
+            .await
+    }
+
+    async fn config(&self, config: &Descriptor) -> Result<bool> {
+        if self.is_here(&config.digest).await? {
             return Ok(false);
         }
         let fetched = self.repository.fetch_blob(&config.digest, limits::IMAGE_CONFIG_BYTES);
@@ -241,8 +255,13 @@ impl Pull {
     /// Downloads one blob unless it is here; a download of the same blob that is under way is waited
     /// for, one that broke off is resumed.
     async fn layer(&self, layer: &Descriptor, subject: &Subject) -> Result<bool> {
-        self.reporter.tell(subject, ProgressState::Waiting, "").await;
-        let slot = self.slots.acquire().await;
+        let slot = match self.slots.try_acquire() {
+            Ok(slot) => Ok(slot),
+            Err(_) => {
+                self.reporter.tell(subject, ProgressState::Waiting, "").await;
+                self.slots.acquire().await
+            }
+        };
         let name = format!("{} {}", self.local.ns, layer.digest);
         let _alone = self.local.core.async_flights.enter(&name).await;
         let mut again = true;
@@ -350,17 +369,7 @@ impl Pull {
                     Err(error) if !error.is_not_found() => return Err(error),
                     _ => {}
                 }
-                let now = Timestamp::now();
-                core.image_put(
-                    ns,
-                    Image {
-                        name,
-                        target: top,
-                        labels: Labels::new(),
-                        created_at: now,
-                        updated_at: now,
-                    },
-                )?;
+                core.image_take_name(ns, &name, top)?;
                 Ok(false)
             })
             .await

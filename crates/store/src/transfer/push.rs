@@ -86,20 +86,29 @@ async fn blobs(
 ) -> Result<()> {
     let at_once = if access.max_concurrent == 0 { AT_ONCE } else { access.max_concurrent };
     let slots = Arc::new(Semaphore::new(at_once));
+    let subject = |blob: &Descriptor, is_layer| Subject {
+        digest: Some(blob.digest.clone()),
+        diff_id: None,
+        is_layer,
+        total: blob.size,
+    };
+    for (blob, is_layer, _) in &plan.blobs {
+        reporter.tell(&subject(blob, *is_layer), ProgressState::Waiting, "").await;
+    }
     let mut tasks = JoinSet::new();
     for (blob, is_layer, mount_from) in plan.blobs.clone() {
         let path = local.core.blob_path(&blob.digest);
         let (repository, reporter) = (repository.clone(), Arc::clone(reporter));
         let slots = Arc::clone(&slots);
+        let subject = subject(&blob, is_layer);
         tasks.spawn(async move {
-            let subject = Subject {
-                digest: Some(blob.digest.clone()),
-                diff_id: None,
-                is_layer,
-                total: blob.size,
+            let _slot = match slots.try_acquire() {
+                Ok(slot) => Ok(slot),
+                Err(_) => {
+                    reporter.tell(&subject, ProgressState::Waiting, "").await;
+                    slots.acquire().await
+                }
             };
-            reporter.tell(&subject, ProgressState::Waiting, "").await;
-            let _slot = slots.acquire().await;
             let meter = reporter.meter(&subject, ProgressState::Uploading);
             let tell = |bytes| meter.at(bytes);
             let options = UploadOptions { progress: Some(&tell), ..UploadOptions::default() };

@@ -141,6 +141,26 @@ pub async fn archives(services: &Services) {
     assert_eq!(shown(services, &unpacked).await, tree);
 }
 
+/// An image that loses its name to another one can be given a new name, and goes after that as any.
+pub async fn renamed(services: &Services) {
+    let image = image();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let old = import(services, image.oci_archive(&name)).await.unwrap().remove(0).target;
+    let found = import(services, image.docker_archive(&name)).await.unwrap();
+    assert_eq!(found[0].name, name);
+    assert_ne!(found[0].target.digest, old.digest);
+    services.extras.collect_garbage().await.unwrap();
+    let mut kept = services.images.get(&name).await.unwrap();
+    assert_eq!(kept.target.digest, found[0].target.digest);
+    kept.name = format!("kept@{}", old.digest);
+    kept.target = old.clone();
+    services.images.put(kept.clone()).await.unwrap();
+    services.extras.unpack(&old, None).await.unwrap();
+    services.images.delete(&kept.name, true).await.unwrap();
+    assert_kind(services.content.info(&old.digest).await, ErrorKind::NotFound);
+    services.content.info(&found[0].target.digest).await.unwrap();
+}
+
 /// Archives and images that lie are refused, and nothing gets a name.
 pub async fn hostile(services: &Services) {
     let name = format!("docker.io/library/{}:v1", random::name("bad"));
