@@ -83,6 +83,7 @@ impl Host for BuildHost {
         let reference = reference.ok_or_else(|| to_store(Error::no_such_image(&request.name)))?;
         let mut access = engine.registry_access(None);
         access.credentials = auth::of_image(&request.credentials, &reference).cloned();
+        let before = engine.services.images.get(&reference.to_string()).await.ok();
         let pull = engine.services.transfer.pull(
             PullRequest {
                 reference: reference.clone(),
@@ -94,7 +95,14 @@ impl Host for BuildHost {
             progress,
         );
         tokio::select! {
-            pulled = pull => Ok(Base { reference: Some(reference), target: pulled?.target }),
+            pulled = pull => {
+                let target = pulled?.target;
+                if let Some(old) = before.filter(|old| old.target.digest != target.digest) {
+                    engine.ensure_record(&old.target).await.map_err(to_store)?;
+                }
+                engine.drop_dangling(&target.digest).await.map_err(to_store)?;
+                Ok(Base { reference: Some(reference), target })
+            }
             () = cancel.cancelled() => Err(cancelled()),
         }
     }

@@ -33,8 +33,12 @@ impl Engine {
         let mut list = Vec::new();
         for known in self.known_images().await?.into_values() {
             let tagged = !known.repo_tags().is_empty();
-            let named = patterns.is_empty()
-                || known.names.iter().any(|name| patterns.iter().any(|p| matches(p, name)));
+            // Of an image's names those are shown that were asked for.
+            let known = match patterns.as_slice() {
+                [] => known,
+                patterns => known.only(|name| patterns.iter().any(|p| matches(p, name))),
+            };
+            let named = patterns.is_empty() || !known.names.is_empty();
             if dangling.is_some_and(|want| want == tagged) || !named {
                 continue;
             }

@@ -89,6 +89,12 @@ impl Known {
         self.names.iter().filter(|name| name.tag().is_some()).map(ImageRef::familiar).collect()
     }
 
+    /// The same image under fewer names.
+    fn only(mut self, wanted: impl Fn(&ImageRef) -> bool) -> Self {
+        self.names.retain(wanted);
+        self
+    }
+
     pub(crate) fn repo_digests(&self) -> Vec<String> {
         let mut list: Vec<String> = self
             .names
@@ -286,6 +292,19 @@ mod tests {
         )
         .unwrap();
         assert!(config.rootfs.diff_ids.is_empty());
+    }
+
+    #[test]
+    fn an_image_is_seen_by_the_names_that_are_wanted() {
+        let known = Known {
+            target: Descriptor::new("", Digest::sha256("x"), 1),
+            names: ["aa:1", "aa:2", "bb:1"].map(|name| name.parse().unwrap()).into(),
+            records: Vec::new(),
+            updated: Timestamp::now(),
+        };
+        let known = known.only(|name| name.familiar_name() == "aa");
+        assert_eq!(known.repo_tags(), ["aa:1", "aa:2"]);
+        assert_eq!(known.repo_digests(), [format!("aa@{}", Digest::sha256("x"))]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use api_types::{Filters, ImageDeleteItem, ImagesPruneReport, Map};
-use store_api::{Image, Timestamp};
-use types::{Digest, ImageRef};
+use store_api::{Descriptor, Image, Timestamp};
+use types::{Digest, ErrorKind, ImageRef};
 
 use super::{DANGLING_PREFIX, Known};
 use crate::{
@@ -19,10 +19,13 @@ impl Engine {
         if reference.digest().is_some() {
             return Err(Error::invalid("refusing to create a tag with a digest reference"));
         }
-        let reference =
-            if tag.is_empty() { reference.with_default_tag() } else { reference.with_tag(tag)? };
+        let reference = if tag.is_empty() {
+            reference.with_default_tag()
+        } else {
+            reference.with_tag(tag).map_err(|_| Error::invalid("invalid tag format"))?
+        };
         self.put_image(&reference.to_string(), &known.target).await?;
-        self.drop_dangling(&known).await?;
+        self.drop_dangling(&known.target.digest).await?;
         self.image_event("tag", &known.target.digest.to_string(), &reference.familiar());
         Ok(())
     }
@@ -59,12 +62,33 @@ impl Engine {
         Ok(())
     }
 
-    /// An image that has a name again needs no dangling record.
-    async fn drop_dangling(&self, known: &Known) -> Result<()> {
-        for record in known.records.iter().filter(|name| name.starts_with(DANGLING_PREFIX)) {
-            self.services.images.delete(record, false).await?;
+    /// Sees to it that an image is one, with or without a name.
+    pub(crate) async fn ensure_record(&self, target: &Descriptor) -> Result<()> {
+        if self.known_images().await?.contains_key(&target.digest) {
+            return Ok(());
         }
+        let name = format!("{DANGLING_PREFIX}{}", target.digest);
+        let now = Timestamp::now();
+        self.services
+            .images
+            .put(Image {
+                name,
+                target: target.clone(),
+                labels: store_api::Labels::new(),
+                created_at: now,
+                updated_at: now,
+            })
+            .await?;
         Ok(())
+    }
+
+    /// An image that has a name again needs no dangling record.
+    pub(crate) async fn drop_dangling(&self, digest: &Digest) -> Result<()> {
+        let name = format!("{DANGLING_PREFIX}{digest}");
+        match self.services.images.delete(&name, false).await {
+            Err(error) if error.kind != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Containers made of an image: running ones, others.
@@ -112,7 +136,7 @@ impl Engine {
                     "conflict: unable to delete {short} (must be forced) - image is being used by stopped container {user}"
                 )));
             }
-            return self.delete_records(&known, &known.records).await;
+            return self.delete_records(&known, &known.records, true).await;
         };
         let last = known.records.len() == 1;
         if last
@@ -137,18 +161,22 @@ impl Engine {
             self.image_event("untag", &id.to_string(), &reference.familiar());
             return Ok(vec![untagged(&reference)]);
         }
-        self.delete_records(&known, &[reference.to_string()]).await
+        self.delete_records(&known, &[reference.to_string()], true).await
     }
 
+    /// With `sync` an image that goes with its last name has given its space back when this returns, as
+    /// with dockerd.
     async fn delete_records(
         &self,
         known: &Known,
         records: &[String],
+        sync: bool,
     ) -> Result<Vec<ImageDeleteItem>> {
         let id = known.target.digest.to_string();
         let mut items = Vec::new();
-        for record in records {
-            self.services.images.delete(record, false).await?;
+        for (index, record) in records.iter().enumerate() {
+            let last = index + 1 == known.records.len();
+            self.services.images.delete(record, sync && last).await?;
             if let Ok(reference) = record.parse::<ImageRef>()
                 && !record.starts_with(DANGLING_PREFIX)
             {
@@ -185,7 +213,7 @@ impl Engine {
             {
                 continue;
             }
-            report.images_deleted.extend(self.delete_records(&known, &known.records).await?);
+            report.images_deleted.extend(self.delete_records(&known, &known.records, false).await?);
         }
         report.space_reclaimed = self.services.extras.collect_garbage().await?;
         let reclaimed = Map::from([("reclaimed".into(), report.space_reclaimed.to_string())]);

@@ -7,11 +7,11 @@ use api_types::{
     PushResult,
 };
 use store_api::{
-    ByteStream, Credentials, ExportRequest, ImportRequest, Progress, ProgressState, PullRequest,
-    PushRequest, RegistryAccess,
+    ByteStream, Credentials, ExportRequest, ImportRequest, Imported, Progress, ProgressState,
+    PullRequest, PushRequest, RegistryAccess,
 };
 use tokio::sync::mpsc;
-use types::{Digest, ImageRef, Platform};
+use types::{Digest, ErrorKind, ImageRef, Platform};
 
 use super::Known;
 use crate::{Engine, Error, Result, container::descriptor_shape};
@@ -52,6 +52,18 @@ impl Failure {
     }
 }
 
+/// A registry's refusal, which is not ours: dockerd answers 500 where there is no such image to tell of.
+/// A 401 or 403 would make docker's client ask its user for a login to us.
+fn refused(error: store_api::Error) -> Error {
+    match error.kind {
+        ErrorKind::Unauthenticated
+        | ErrorKind::PermissionDenied
+        | ErrorKind::Unavailable
+        | ErrorKind::ResourceExhausted => Error::internal(error.message),
+        _ => error.into(),
+    }
+}
+
 pub(crate) fn status(text: impl Into<String>) -> JsonMessage {
     JsonMessage { status: text.into(), ..JsonMessage::default() }
 }
@@ -59,7 +71,8 @@ pub(crate) fn status(text: impl Into<String>) -> JsonMessage {
 /// Turns progress into messages. Every layer is told of once per state, and by bytes while it moves.
 pub(crate) struct Teller {
     pushing: bool,
-    told: HashMap<Digest, ProgressState>,
+    /// `None`: it was announced.
+    told: HashMap<Digest, Option<ProgressState>>,
 }
 
 impl Teller {
@@ -73,8 +86,7 @@ impl Teller {
         }
         let Some(digest) = &step.digest else { return Vec::new() };
         let text = match (step.state, self.pushing) {
-            (ProgressState::Waiting, false) => "Waiting",
-            (ProgressState::Waiting, true) => "Waiting",
+            (ProgressState::Waiting, _) => "Waiting",
             (ProgressState::Downloading, _) => "Downloading",
             (ProgressState::Verifying, _) => "Verifying Checksum",
             (ProgressState::Downloaded, _) => "Download complete",
@@ -92,17 +104,24 @@ impl Teller {
             step.state,
             ProgressState::Downloading | ProgressState::Extracting | ProgressState::Uploading
         );
-        let before = self.told.insert(digest.clone(), step.state);
-        if before == Some(step.state) && !moving {
-            return Vec::new();
-        }
         let mut messages = Vec::new();
-        if before.is_none() {
+        let before = self.told.get(digest).copied();
+        if before.is_none() && (step.state != ProgressState::Exists || self.pushing) {
             let first = if self.pushing { "Preparing" } else { "Pulling fs layer" };
-            if step.state != ProgressState::Exists || self.pushing {
-                messages.push(message(digest, first, None));
+            messages.push(message(digest, first, None));
+            self.told.insert(digest.clone(), None);
+            // The first wait is the announcement; a second one is for a free connection.
+            if step.state == ProgressState::Waiting {
+                return messages;
             }
         }
+        // Of what was here before nothing more is told, though it may be extracted only now.
+        if before == Some(Some(ProgressState::Exists))
+            || before == Some(Some(step.state)) && !moving
+        {
+            return Vec::new();
+        }
+        self.told.insert(digest.clone(), Some(step.state));
         let detail = moving.then(|| ProgressDetail {
             current: i64::try_from(step.current).unwrap_or(i64::MAX),
             total: i64::try_from(step.total).unwrap_or(i64::MAX),
@@ -194,7 +213,7 @@ impl Engine {
         auth: Option<AuthConfig>,
     ) -> Result<Messages> {
         let access = self.registry_access(auth.as_ref());
-        let tags = self.services.transfer.tags(&repository, &access).await?;
+        let tags = self.services.transfer.tags(&repository, &access).await.map_err(refused)?;
         let (sender, messages) = mpsc::channel(QUEUE);
         let engine = self.clone();
         tokio::spawn(async move {
@@ -231,6 +250,7 @@ impl Engine {
         let first = JsonMessage { id: tag, ..status(format!("Pulling from {}", reference.path())) };
         // Said once the registry has answered: until then a failure can still be an HTTP status.
         let mut first = Some(first);
+        let before = self.services.images.get(&reference.to_string()).await.ok();
         let (pulled, ()) = {
             let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
             let pull = self.services.transfer.pull(
@@ -256,11 +276,15 @@ impl Engine {
             };
             tokio::join!(pull, tell)
         };
-        let pulled = pulled?;
+        let pulled = pulled.map_err(refused)?;
+        if let Some(old) = before.filter(|old| old.target.digest != pulled.target.digest) {
+            // It stays without a name until it is pruned.
+            self.ensure_record(&old.target).await?;
+        }
+        self.drop_dangling(&pulled.target.digest).await?;
         if let Some(first) = first {
             self.say(sender, first).await?;
         }
-        // A name that moved leaves its old image without one; it stays until it is pruned.
         self.say(sender, status(format!("Digest: {}", pulled.target.digest))).await?;
         let outcome = if pulled.up_to_date {
             format!("Status: Image is up to date for {}", reference.familiar())
@@ -275,7 +299,7 @@ impl Engine {
         sender
             .send(Ok(message))
             .await
-            .map_err(|_| Error::new(types::ErrorKind::Cancelled, "the client went away"))
+            .map_err(|_| Error::new(ErrorKind::Cancelled, "the client went away"))
     }
 
     /// Pushes a tag, or with `tag` empty every tag of the repository.
@@ -377,34 +401,52 @@ impl Engine {
         let (sender, messages) = mpsc::channel(QUEUE);
         let engine = self.clone();
         tokio::spawn(async move {
-            let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
-            let request = ImportRequest { platforms, unpack: true, index_name: String::new() };
-            let import = engine.services.transfer.import(request, archive, steps);
-            // Loading shows its result only; the steps are drained so that it does not stall.
-            let drain = async { while received.recv().await.is_some() {} };
-            let (imported, ()) = tokio::join!(import, drain);
-            match imported {
-                Ok(list) => {
-                    for image in list {
-                        let (text, name) = match image.name.parse::<ImageRef>() {
-                            Ok(reference) => (
-                                format!("Loaded image: {}\n", reference.familiar()),
-                                reference.familiar(),
-                            ),
-                            Err(_) => (
-                                format!("Loaded image ID: {}\n", image.target.digest),
-                                String::new(),
-                            ),
-                        };
-                        engine.image_event("load", &image.target.digest.to_string(), &name);
-                        let message = JsonMessage { stream: text, ..JsonMessage::default() };
-                        drop(sender.send(Ok(message)).await);
-                    }
-                }
-                Err(error) => drop(sender.send(Err(Error::from(error).into())).await),
+            if let Err(error) = engine.load_telling(archive, platforms, &sender).await {
+                drop(sender.send(Err(error.into())).await);
             }
         });
         Ok(messages)
+    }
+
+    async fn load_telling(
+        &self,
+        archive: ByteStream,
+        platforms: Vec<Platform>,
+        sender: &MessageSender,
+    ) -> Result<()> {
+        let before = self.services.images.list(&[]).await?;
+        let before: HashMap<String, _> = before.into_iter().map(|i| (i.name, i.target)).collect();
+        let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
+        let request = ImportRequest { platforms, unpack: true, index_name: String::new() };
+        let import = self.services.transfer.import(request, archive, steps);
+        // Loading shows its result only; the steps are drained so that it does not stall.
+        let drain = async { while received.recv().await.is_some() {} };
+        let (imported, ()) = tokio::join!(import, drain);
+        let imported = imported?;
+        let mut texts = Vec::new();
+        for Imported { name, target } in imported {
+            let Ok(reference) = name.parse::<ImageRef>() else {
+                self.ensure_record(&target).await?;
+                self.image_event("load", &target.digest.to_string(), "");
+                texts.push(format!("Loaded image ID: {}\n", target.digest));
+                continue;
+            };
+            if let Some(old) = before.get(&name).filter(|old| old.digest != target.digest) {
+                self.ensure_record(old).await?;
+                texts.push(format!(
+                    "The image {} already exists, renaming the old one with ID {} to empty string\n",
+                    reference.familiar(),
+                    old.digest
+                ));
+            }
+            self.drop_dangling(&target.digest).await?;
+            self.image_event("load", &target.digest.to_string(), &reference.familiar());
+            texts.push(format!("Loaded image: {}\n", reference.familiar()));
+        }
+        for stream in texts {
+            drop(sender.send(Ok(JsonMessage { stream, ..JsonMessage::default() })).await);
+        }
+        Ok(())
     }
 
     /// Writes images as a docker archive that is an OCI layout too.
@@ -461,7 +503,13 @@ impl Engine {
             }),
             ..self.registry_access(None)
         };
-        let token = self.services.transfer.login(&server, &access).await?;
+        let token = self.services.transfer.login(&server, &access).await.map_err(|error| {
+            match error.kind {
+                // Only a refusal by a token server is one in dockerd's eyes.
+                ErrorKind::Unauthenticated => error.into(),
+                _ => refused(error),
+            }
+        })?;
         Ok(AuthResponse {
             identity_token: token.unwrap_or_default(),
             status: "Login Succeeded".into(),
@@ -475,8 +523,9 @@ impl Engine {
     ) -> Result<DistributionInspect> {
         let reference: ImageRef = name.parse()?;
         let access = self.registry_access(auth.as_ref());
-        let descriptor =
-            self.services.transfer.resolve(&reference.with_default_tag(), &access).await?;
+        let reference = reference.with_default_tag();
+        let resolved = self.services.transfer.resolve(&reference, &access).await;
+        let descriptor = resolved.map_err(refused)?;
         let shape = descriptor_shape(&descriptor);
         let platforms = shape.platform.clone().into_iter().collect();
         Ok(DistributionInspect { descriptor: shape, platforms })
@@ -515,5 +564,50 @@ mod tests {
         let texts: Vec<String> = teller.tell(&step).into_iter().map(|m| m.status).collect();
         assert_eq!(texts, ["Pulling fs layer", "Downloading"]);
         assert_eq!(teller.tell(&step).len(), 1);
+    }
+
+    fn told(pushing: bool, states: &[ProgressState]) -> Vec<String> {
+        let mut teller = Teller::new(pushing);
+        let step = |state: &ProgressState| Progress {
+            digest: Some(Digest::sha256("x")),
+            diff_id: None,
+            is_layer: true,
+            state: *state,
+            current: 1,
+            total: 2,
+            message: String::new(),
+        };
+        states.iter().flat_map(|state| teller.tell(&step(state))).map(|m| m.status).collect()
+    }
+
+    #[test]
+    fn layers_are_told_of_as_dockerd_does() {
+        use ProgressState::{Complete, Downloaded, Exists, Extracting, Uploaded, Waiting};
+        assert_eq!(told(false, &[Exists, Extracting, Complete]), ["Already exists"]);
+        assert_eq!(
+            told(false, &[Waiting, Downloaded, Extracting, Complete]),
+            ["Pulling fs layer", "Download complete", "Extracting", "Pull complete"]
+        );
+        assert_eq!(
+            told(false, &[Waiting, Waiting, Waiting, Downloaded]),
+            ["Pulling fs layer", "Waiting", "Download complete"]
+        );
+        assert_eq!(told(true, &[Waiting, Uploaded]), ["Preparing", "Pushed"]);
+        assert_eq!(told(true, &[Waiting, Waiting, Uploaded]), ["Preparing", "Waiting", "Pushed"]);
+        assert_eq!(told(true, &[Waiting, Exists]), ["Preparing", "Layer already exists"]);
+    }
+
+    #[test]
+    fn a_registrys_refusal_asks_nobody_for_a_login() {
+        for (kind, status) in [
+            (ErrorKind::Unauthenticated, 500),
+            (ErrorKind::PermissionDenied, 500),
+            (ErrorKind::Unavailable, 500),
+            (ErrorKind::NotFound, 404),
+            (ErrorKind::InvalidArgument, 400),
+        ] {
+            let error = refused(store_api::Error::new(kind, "words"));
+            assert_eq!((error.kind.http_status(), error.message.as_str()), (status, "words"));
+        }
     }
 }
