@@ -166,8 +166,12 @@ impl Engine {
         {
             warnings.push("Published ports are discarded when using host network mode".into());
         }
-        if self.facts.cgroup_v2 && host.resources.oom_kill_disable == Some(true) {
-            warnings.push("OomKillDisable is discarded: cgroup v2 does not have it.".into());
+        if host.resources.oom_kill_disable == Some(true) {
+            if self.facts.cgroup_v2 {
+                warnings.push("OomKillDisable is discarded: cgroup v2 does not have it.".into());
+            } else if host.resources.memory == 0 {
+                warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into());
+            }
         }
         Ok(warnings)
     }
@@ -213,10 +217,11 @@ impl Engine {
         if host.restart_policy.name.is_empty() {
             host.restart_policy.name = "no".into();
         }
-        if host.masked_paths.is_none() && host.privileged {
-            host.masked_paths = Some(Vec::new());
-            host.readonly_paths = Some(Vec::new());
-        }
+        spec::fill_masked_paths(host);
+        let resources = &mut host.resources;
+        // What clients send for "not set".
+        resources.memory_swappiness = resources.memory_swappiness.filter(|n| *n != -1);
+        resources.pids_limit = resources.pids_limit.filter(|n| *n > 0);
         Ok(())
     }
 
@@ -238,7 +243,7 @@ impl Engine {
         if matches!(host.network_mode.as_str(), "" | "default") {
             // docker: the endpoint given by name decides when no mode is given.
             host.network_mode = match endpoints.keys().next() {
-                Some(only) if endpoints.len() == 1 => only.clone(),
+                Some(only) if endpoints.len() == 1 && only != "default" => only.clone(),
                 _ if self.config.bridge_disabled => "none".into(),
                 _ => "bridge".into(),
             };

@@ -10,6 +10,41 @@ use crate::{Engine, Error, Result, volume::NewVolume};
 
 const PROPAGATIONS: &[&str] = &["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
+/// Options of a tmpfs with a value and without (moby/sys/mount `validFlags`, `flags`).
+const TMPFS_VALUES: &[&str] = &["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
+const TMPFS_FLAGS: &[&str] = &[
+    "defaults",
+    "ro",
+    "rw",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "sync",
+    "async",
+    "dirsync",
+    "mand",
+    "nomand",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+];
+
 impl Engine {
     /// Settles every mount of a new container; makes the volumes that it needs.
     pub(super) fn resolve_mounts(
@@ -36,7 +71,8 @@ impl Engine {
         }
         by_target.extend(given);
         for target in config.volumes.keys() {
-            let target = clean_target(target)?;
+            // docker reads these from the root, however they are written.
+            let target = clean_target(&format!("/{target}"))?;
             by_target.entry(target.clone()).or_insert_with(|| MountUse {
                 anonymous: true,
                 ..empty(MountKind::Volume, target)
@@ -208,7 +244,12 @@ fn parse_mount(mount: &Mount) -> Result<MountUse> {
         MountType::Volume => MountKind::Volume,
         MountType::Tmpfs => return parse_tmpfs(mount),
         MountType::Image => return Err(Error::not_implemented("mount type \"image\"")),
-        other => return Err(Error::invalid(format!("mount type unknown: \"{}\"", other.as_str()))),
+        other => {
+            return Err(Error::invalid(format!(
+                "invalid mount config for type \"{}\": mount type unknown",
+                other.as_str()
+            )));
+        }
     };
     let config_error = |why: String| {
         Error::invalid(format!(
@@ -245,7 +286,9 @@ fn bind_options(parsed: &mut MountUse, mount: &Mount) -> Result<()> {
     let propagation =
         if options.propagation.is_empty() { "rprivate" } else { options.propagation.as_str() };
     if !PROPAGATIONS.contains(&propagation) {
-        return Err(Error::invalid(format!("invalid propagation mode: {propagation}")));
+        return Err(Error::invalid(format!(
+            "invalid mount config for type \"bind\": invalid propagation mode: {propagation}"
+        )));
     }
     parsed.propagation = propagation.into();
     parsed.options.push(if options.non_recursive { "bind".into() } else { "rbind".into() });
@@ -304,6 +347,14 @@ fn parse_tmpfs(mount: &Mount) -> Result<MountUse> {
 
 fn tmpfs(target: &str, options: Vec<String>) -> Result<MountUse> {
     let options: Vec<String> = options.into_iter().filter(|option| !option.is_empty()).collect();
+    for option in &options {
+        let (key, value) =
+            option.split_once('=').map_or((option.as_str(), false), |(k, _)| (k, true));
+        let known = if value { TMPFS_VALUES } else { TMPFS_FLAGS };
+        if !known.contains(&key) {
+            return Err(Error::invalid(format!("invalid tmpfs option {key:?}")));
+        }
+    }
     Ok(MountUse {
         read_only: options.iter().any(|option| option == "ro"),
         options,
@@ -326,6 +377,15 @@ mod tests {
         assert_eq!((volume.kind, volume.name.as_str()), (MountKind::Volume, "data"));
         assert!(volume.no_copy);
         assert_eq!(parse_bind("/only").unwrap().name, "");
+    }
+
+    #[test]
+    fn options_of_a_tmpfs() {
+        let of = |text: &str| tmpfs("/t", text.split(',').map(Into::into).collect());
+        assert!(of("ro,size=1m,mode=1777").unwrap().read_only);
+        for text in ["nope=1", "size", "ro=1", "bind"] {
+            assert!(of(text).unwrap_err().message.starts_with("invalid tmpfs option"), "{text}");
+        }
     }
 
     #[test]

@@ -96,6 +96,24 @@ const MASKED: &[&str] = &[
 const READ_ONLY: &[&str] =
     &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Gives a container docker's masked and read-only paths, unless it has its own or is to have none;
+/// `inspect` tells them.
+pub(super) fn fill_masked_paths(host: &mut HostConfig) {
+    let none = host.privileged
+        || host.security_opt.iter().any(|option| {
+            matches!(option.as_str(), "systempaths=unconfined" | "systempaths:unconfined")
+        });
+    let or_default = |own: &mut Option<Vec<String>>, default: &[&str]| {
+        if none {
+            *own = Some(Vec::new());
+        } else if own.is_none() {
+            *own = Some(default.iter().map(|path| (*path).to_string()).collect());
+        }
+    };
+    or_default(&mut host.masked_paths, MASKED);
+    or_default(&mut host.readonly_paths, READ_ONLY);
+}
+
 /// What the specification needs beside the record.
 pub(crate) struct SpecInput<'a> {
     pub(crate) record: &'a Record,

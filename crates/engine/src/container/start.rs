@@ -48,6 +48,7 @@ impl Engine {
     /// Starts with the lifecycle lock held; cleans up after a failure.
     pub(crate) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let started = self.try_start(container).await;
+        let started = started.map_err(|error| port_taken(error, &container.snapshot()));
         if let Err(error) = &started {
             self.abandon_start(container, error).await;
         }
@@ -282,6 +283,22 @@ impl Engine {
         let own = std::path::Path::new("/proc/self/exe");
         initfile::copy_of(own, &self.config.data_root.join("init"), &mut known)
     }
+}
+
+/// A port that is taken, in dockerd 29's words, which name the endpoint.
+fn port_taken(error: Error, record: &Record) -> Error {
+    if !error.message.starts_with("Bind for") {
+        return error;
+    }
+    let ids = record.networks.values().map(|attachment| attachment.settings.endpoint_id.as_str());
+    let endpoint = ids.into_iter().find(|id| !id.is_empty()).unwrap_or(record.id.as_str());
+    Error::new(
+        error.kind,
+        format!(
+            "failed to set up container networking: driver failed programming external connectivity on endpoint {} ({endpoint}): {}",
+            record.name, error.message
+        ),
+    )
 }
 
 /// Whether others may join a container's IPC namespace.

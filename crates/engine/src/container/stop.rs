@@ -197,7 +197,7 @@ impl Engine {
             (Status::Running { .. }, false) => {
                 return Err(Error::conflict(format!("Container {id} is not paused")));
             }
-            _ => return Err(Error::conflict(format!("Container {id} is not running"))),
+            _ => return Err(Error::conflict(format!("container {id} is not running"))),
         }
         if pause {
             self.services.tasks.pause(id).await?;
@@ -220,7 +220,8 @@ impl Engine {
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
         }
-        types::validate_name(new_name)?;
+        types::validate_name(new_name)
+            .map_err(|error| Error::invalid(format!("Error when allocating new name: {error}")))?;
         let old = container.record().name.clone();
         if old == new_name {
             return Err(Error::invalid(format!(

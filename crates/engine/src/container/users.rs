@@ -68,13 +68,13 @@ impl Accounts {
                 user.groups = self.groups_of(name);
             }
         } else {
-            user.gid = self.group(group_text)?;
+            user.gid = self.group(group_text, "unable")?;
         }
         // The kernel looks at the supplementary groups alone where a negative permission of a group is
         // meant (CVE-2022-36109).
         user.groups.insert(0, user.gid);
         for group in extra {
-            user.groups.push(self.group(group)?);
+            user.groups.push(self.group(group, "Unable")?);
         }
         user.groups.retain({
             let mut seen = std::collections::BTreeSet::new();
@@ -112,7 +112,8 @@ impl Accounts {
         }
     }
 
-    fn group(&self, text: &str) -> Result<u32> {
+    /// `unable` as dockerd writes it for `--user` and for `--group-add`.
+    fn group(&self, text: &str, unable: &str) -> Result<u32> {
         if let Some(id) = number(text) {
             return id;
         }
@@ -122,7 +123,7 @@ impl Accounts {
             .and_then(|entry| field(entry, 2))
             .ok_or_else(|| {
                 Error::invalid(format!(
-                    "Unable to find group {text}: no matching entries in group file"
+                    "{unable} to find group {text}: no matching entries in group file"
                 ))
             })
     }

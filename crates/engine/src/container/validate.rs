@@ -1,7 +1,7 @@
 //! What docker refuses when a container is created, in its words (moby `runconfig/hostconfig_unix.go`,
 //! `daemon/daemon_unix.go` `verifyPlatformContainerSettings`).
 
-use api_types::{Config, HostConfig};
+use api_types::{Config, HostConfig, Resources};
 
 use crate::{Error, Result};
 
@@ -52,7 +52,36 @@ pub(super) fn ranges(host: &HostConfig, cpus: u32) -> Result<()> {
             "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
         )));
     }
-    cpu_list(&resources.cpuset_cpus, cpus)
+    cpu_list(&resources.cpuset_cpus, cpus)?;
+    memory_and_time(resources)
+}
+
+/// Limits that the kernel would refuse with less to say.
+fn memory_and_time(resources: &Resources) -> Result<()> {
+    let (memory, reservation) = (resources.memory, resources.memory_reservation);
+    let swappiness = resources.memory_swappiness.unwrap_or(-1);
+    let (period, quota) = (resources.cpu_period, resources.cpu_quota);
+    for (refused, why) in [
+        (
+            memory > 0 && reservation > memory,
+            "Minimum memory limit can not be less than memory reservation limit, see usage".into(),
+        ),
+        (
+            !(-1..=100).contains(&swappiness),
+            format!("Invalid value: {swappiness}, valid memory swappiness range is 0-100"),
+        ),
+        (
+            period != 0 && !(1000..=1_000_000).contains(&period),
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
+                .into(),
+        ),
+        (quota > 0 && quota < 1000, "CPU cfs quota can not be less than 1ms (i.e. 1000)".into()),
+    ] {
+        if refused {
+            return Err(Error::invalid(why));
+        }
+    }
+    Ok(())
 }
 
 /// `0-2,4`: each below `cpus`. On a host with gaps in the numbers the kernel has the last word.
@@ -95,6 +124,20 @@ mod tests {
         ] {
             let error = cpu_list(list, 4).unwrap_err();
             assert!(error.message.contains(text), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn limits_of_memory_and_time() {
+        memory_and_time(&Resources::default()).unwrap();
+        let bad = [
+            Resources { memory: 16, memory_reservation: 32, ..Resources::default() },
+            Resources { memory_swappiness: Some(101), ..Resources::default() },
+            Resources { cpu_period: 10, ..Resources::default() },
+            Resources { cpu_quota: 10, ..Resources::default() },
+        ];
+        for resources in bad {
+            memory_and_time(&resources).unwrap_err();
         }
     }
 
