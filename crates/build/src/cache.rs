@@ -5,6 +5,7 @@
 //! ROOT/records/KEY.json   inputs (redacted), result, use
 //! ROOT/manifests/KEY      files that the step read
 //! ROOT/slots/NAME         the key that this place in a Dockerfile had last
+//! ROOT/states/DIGEST      empty: a stage has come to this image by an instruction without files
 //! ROOT/hashes/NAME        contents of a local context's files by inode and times
 //! ROOT/mounts/NAME/       cache mounts of RUN
 //! ROOT/tmp/ID/            of builds that run now
@@ -79,7 +80,7 @@ impl Slots {
 
 impl Cache {
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        for name in ["", "records", "manifests", "slots", "hashes", "mounts", "tmp"] {
+        for name in ["", "records", "manifests", "slots", "states", "hashes", "mounts", "tmp"] {
             let dir = root.join(name);
             files::private_dir(&dir).map_err(Error::io("create", dir))?;
         }
@@ -149,6 +150,38 @@ impl Cache {
             let same = std::fs::read_to_string(&path).is_ok_and(|present| present == key);
             if !same {
                 files::replace(&path, key.as_bytes()).map_err(Error::io("write", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a stage come to this image before? It has from now on.
+    pub(crate) fn reached(&self, state: &Digest) -> Result<bool> {
+        let path = self.root.join("states").join(state.hex());
+        match std::fs::File::create_new(&path) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
+            Err(error) => Err(Error::io("write", path)(error)),
+        }
+    }
+
+    /// Forgets states but the newest ones.
+    pub(crate) fn forget_states(&self, keep: usize) -> Result<()> {
+        let dir = self.root.join("states");
+        let mut states = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(Error::io("read directory", &dir))? {
+            let entry = entry.map_err(Error::io("read directory", &dir))?;
+            let made = entry.metadata().and_then(|metadata| metadata.modified());
+            states.push((made.unwrap_or(std::time::UNIX_EPOCH), entry.path()));
+        }
+        states.sort();
+        let surplus = states.len().saturating_sub(keep);
+        for (_, path) in states.into_iter().take(surplus) {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path)(error));
+                }
+                _ => {}
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ pub enum Error {
     NoDockerfile(String),
     #[error("the Dockerfile ({0}) cannot be read")]
     DockerfileText(String),
-    #[error("failed to reach build target {0} in Dockerfile")]
+    #[error("target stage {0:?} could not be found")]
     NoTarget(String),
     #[error("dockerfile parse error on line {line}")]
     Expand {
@@ -43,6 +43,9 @@ pub enum Error {
         #[source]
         source: store_api::Error,
     },
+    /// What the engine says of an image or a command is docker's own words already.
+    #[error("{}", .0.message)]
+    Host(store_api::Error),
     #[error(
         "{command} failed: file not found in build context or excluded by .dockerignore: stat {path}: file does not exist"
     )]
@@ -101,7 +104,7 @@ impl Error {
     /// For the status of the answer.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Store { source, .. } => source.kind,
+            Self::Store { source, .. } | Self::Host(source) => source.kind,
             Self::Stage(source) => source.kind(),
             Self::Unsupported(_) => ErrorKind::NotImplemented,
             Self::Denied(_) => ErrorKind::PermissionDenied,
@@ -152,6 +155,13 @@ impl Error {
     ) -> impl FnOnce(rustix::io::Errno) -> Self {
         let path = path.into();
         move |errno| Self::Io { op, path, source: errno.into() }
+    }
+
+    pub(crate) fn host(source: store_api::Error) -> Self {
+        match source.kind {
+            ErrorKind::Cancelled => Self::Cancelled,
+            _ => Self::Host(source),
+        }
     }
 
     pub(crate) fn store(op: impl Into<String>) -> impl FnOnce(store_api::Error) -> Self {

@@ -100,6 +100,28 @@ fn oci_layer(media: &str) -> &str {
     }
 }
 
+/// The manifest of an image, whose digest is the image's id.
+fn manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<Vec<u8>> {
+    let plain = |layer: &Descriptor| Descriptor {
+        media_type: oci_layer(&layer.media_type).into(),
+        ..layer.clone()
+    };
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": config,
+        "layers": layers.iter().map(plain).collect::<Vec<_>>(),
+    });
+    serde_json::to_vec(&manifest).map_err(|source| Error::Json("manifest".into(), source))
+}
+
+/// The id that an image of these would have.
+pub(crate) fn image_id(config: &[u8], layers: &[Descriptor]) -> Result<Digest> {
+    let size = u64::try_from(config.len()).unwrap_or(u64::MAX);
+    let config = Descriptor::new(media_type::OCI_CONFIG, Digest::sha256(config), size);
+    manifest(&config, layers).map(Digest::sha256)
+}
+
 impl Build {
     /// Writes the target's image and its names, and says so in docker's words.
     pub(crate) async fn export(self: &Arc<Self>, stage: &Stage) -> Result<Built> {
@@ -145,22 +167,10 @@ impl Build {
     ) -> Result<Descriptor> {
         let mut labels =
             Labels::from([(format!("{REF_CONTENT}.config"), config.digest.to_string())]);
-        let mut list = Vec::new();
         for (index, layer) in layers.iter().enumerate() {
             labels.insert(format!("{REF_CONTENT}.l.{index}"), layer.digest.to_string());
-            list.push(Descriptor {
-                media_type: oci_layer(&layer.media_type).into(),
-                ..layer.clone()
-            });
         }
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": media_type::OCI_MANIFEST,
-            "config": config,
-            "layers": list,
-        });
-        let bytes = serde_json::to_vec(&manifest)
-            .map_err(|source| Error::Json("manifest".into(), source))?;
+        let bytes = manifest(config, layers)?;
         write_blob(&self.session, media_type::OCI_MANIFEST, bytes, labels).await
     }
 

@@ -16,6 +16,8 @@ use crate::{
 
 /// Inputs of pruned results that are kept for explanations.
 const TOMBSTONES: usize = 5_000;
+/// States of stages that are remembered beyond a prune: an empty file each.
+const STATES: usize = 5_000;
 
 impl Builder {
     /// Removes what a build left that was killed. Call it before the first build.
@@ -113,6 +115,9 @@ impl Builder {
             pruned.ids.push(entry.id);
         }
         self.drop_tombstones().await?;
+        let everything = request.all && request.keep_bytes == 0 && request.unused_for.is_none();
+        let (cache, keep) = (self.cache.clone(), if everything { 0 } else { STATES });
+        blocking(move || cache.forget_states(keep)).await?;
         Ok(pruned)
     }
 

@@ -233,7 +233,8 @@ impl Build {
         work: RunWork,
     ) -> Result<()> {
         let id = files::random_hex(32);
-        place.voice.text(format!(" ---> Running in {}\n", &id[..12])).await;
+        let short = id[..12].to_string();
+        place.voice.text(format!(" ---> Running in {short}\n")).await;
         let mut held = Held::default();
         let ready = self.ready_mounts(&work, &mut held).await;
         let result = match ready {
@@ -249,7 +250,9 @@ impl Build {
             }
             Ok(())
         });
-        result.and(removed.await)
+        result.and(removed.await)?;
+        place.voice.text(format!(" ---> Removed intermediate container {short}\n")).await;
+        Ok(())
     }
 
     async fn run_container(
@@ -281,7 +284,7 @@ impl Build {
         let (sender, receiver) = mpsc::channel(64);
         let running = self.host.run_step(step, sender, self.failed.child_token());
         let (status, ()) = tokio::join!(running, tell(place, receiver));
-        let status = status.map_err(Error::store(format!("run {}", work.shown)))?;
+        let status = status.map_err(Error::host)?;
         if status != 0 {
             return Err(Error::Exit { command: work.shown, code: status });
         }

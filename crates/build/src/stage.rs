@@ -73,10 +73,9 @@ pub(crate) type Shared = Result<Arc<Stage>, Arc<Error>>;
 type Future_<'a> = Pin<Box<dyn Future<Output = Result<Arc<Stage>>> + Send + 'a>>;
 
 impl Stage {
-    /// A short name for the present state, as docker prints an image id after each step.
-    fn short_id(&self) -> String {
-        let config = self.config.to_bytes(&self.diff_ids).unwrap_or_default();
-        Digest::sha256(config).short().to_string()
+    /// The id of the image that the stage is by now, which docker prints after each step.
+    fn id(&self) -> Result<Digest> {
+        crate::export::image_id(&self.config.to_bytes(&self.diff_ids)?, &self.layers)
     }
 
     fn note(&mut self, text: &str, empty: bool) {
@@ -188,7 +187,7 @@ impl Build {
             }
             BaseOf::Stage(base) => {
                 let mut stage = Stage::clone(&*self.stage(*base).await?);
-                voice.text(format!(" ---> {}\n", stage.short_id())).await;
+                voice.text(format!(" ---> {}\n", stage.id()?.short())).await;
                 stage.lineage = format!("{}\nFROM\n", stage.lineage);
                 stage.cmd_set = false;
                 stage.parent = parent(self.stage_name(*base));
@@ -258,7 +257,7 @@ impl Build {
         };
         let found = self.host.resolve_base(request, sender, self.failed.child_token());
         let (base, ()) = tokio::join!(found, tell);
-        let base = base.map_err(Error::store(format!("find image {name}")))?;
+        let base = base.map_err(Error::host)?;
         self.session.pin(ResourceKind::Content, base.target.digest.to_string()).await?;
         let extras = &self.session.services.extras;
         let image = extras.unpack(&base.target, Some(platform)).await;
@@ -284,7 +283,7 @@ impl Build {
         if let Instruction::Arg(args) = &located.instruction {
             stage.scope.declare(args, located, &self.globals, &env)?;
             stage.note(&located.text, true);
-            return self.say_state(stage, place).await;
+            return self.say_described(stage, place).await;
         }
         let instruction = {
             let scope = &stage.scope;
@@ -304,7 +303,7 @@ impl Build {
             other => {
                 let text = describe(stage, &other, located)?;
                 stage.note(&text, true);
-                self.say_state(stage, place).await
+                self.say_described(stage, place).await
             }
         }
     }
@@ -348,8 +347,17 @@ impl Build {
     }
 
     async fn say_state(&self, stage: &Stage, place: &Place<'_>) -> Result<()> {
-        place.voice.text(format!(" ---> {}\n", stage.short_id())).await;
+        place.voice.text(format!(" ---> {}\n", stage.id()?.short())).await;
         Ok(())
+    }
+
+    /// After an instruction that only describes: cached is what a stage had come to before.
+    async fn say_described(&self, stage: &Stage, place: &Place<'_>) -> Result<()> {
+        let known = self.cache.reached(&stage.id()?)?;
+        if known && !self.no_cache {
+            place.voice.text(" ---> Using cache\n").await;
+        }
+        self.say_state(stage, place).await
     }
 
     /// Takes a step's result from the cache, or says why it cannot and executes it.

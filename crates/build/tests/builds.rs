@@ -37,8 +37,12 @@ async fn cached_explained_and_tagged() {
         &format!("Step 1/5 : FROM {}\n ---> ", ground.base),
         "Step 2/5 : WORKDIR /app\n ---> Cache miss: never built before\n",
         "Step 4/5 : RUN cat src/main.c > out && echo built\n ---> Cache miss: never built before\n ---> Running in ",
-        "\nbuilt\n ---> ",
-        &format!("Successfully built {}\nSuccessfully tagged app:1\n", first.target.digest.short()),
+        "\nbuilt\n ---> Removed intermediate container ",
+        // The last step is the image.
+        &format!(
+            " ---> {0}\nSuccessfully built {0}\nSuccessfully tagged app:1\n",
+            first.target.digest.short()
+        ),
         "Successfully tagged x.test/app:2\n",
     ] {
         assert!(text.contains(part), "{part:?} in {text}");
@@ -52,9 +56,13 @@ async fn cached_explained_and_tagged() {
 
     let (second, text) = ground.build(request.clone()).await.ok();
     assert_eq!(second, first, "{text}");
-    assert_eq!(text.matches("---> Using cache").count(), 3, "{text}");
-    assert!(!text.contains("Cache miss"), "{text}");
-    assert_eq!(ground.host.steps.lock().unwrap().len(), 1);
+    assert_eq!(text.matches("---> Using cache").count(), 4, "{text}");
+    assert!(!text.contains("Cache miss") && !text.contains("intermediate"), "{text}");
+    request.no_cache = true;
+    let (_, text) = ground.build(request.clone()).await.ok();
+    assert!(!text.contains("Using cache"), "{text}");
+    request.no_cache = false;
+    assert_eq!(ground.host.steps.lock().unwrap().len(), 2);
 
     ground.write("src/main.c", "changed");
     let (third, text) = ground.build(request).await.ok();
@@ -173,7 +181,7 @@ async fn several_stages() {
     assert_eq!(ground.files(&two.target).await.read("result"), "two\n");
     request.target = Some("nope".into());
     let outcome = ground.build(request).await;
-    assert_eq!(outcome.error(), "failed to reach build target nope in Dockerfile");
+    assert_eq!(outcome.error(), "target stage \"nope\" could not be found");
     ground.assert_clean().await;
 }
 
