@@ -1,7 +1,7 @@
 //! Builds: the engine as the builder's host. A RUN is a container that only the builder knows.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Weak},
     time::Duration,
@@ -35,6 +35,10 @@ use crate::{
 const QUEUE: usize = 64;
 /// Bytes of a build context: what a spool directory may be asked to take.
 const CONTEXT_BYTES: u64 = 64 << 30;
+/// Bytes kept of a quiet build's output, in case it fails.
+const UNSAID_BYTES: usize = 4 << 20;
+/// What a message takes besides its text.
+const MESSAGE_BYTES: usize = 512;
 /// How long a killed step may take to end.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -314,11 +318,14 @@ impl Engine {
         let cancel = CancellationToken::new();
         let (events, mut received) = mpsc::channel(QUEUE);
         let built = builder.build(request, events, cancel.clone());
+        let mut unsaid = Unsaid::default();
         let tell = async {
             let mut teller = Teller::new(false);
             while let Some(event) = received.recv().await {
-                for message in messages_of(event, &mut teller, quiet) {
-                    if sender.send(Ok(message)).await.is_err() {
+                for message in messages_of(event, &mut teller) {
+                    if quiet {
+                        unsaid.keep(message);
+                    } else if sender.send(Ok(message)).await.is_err() {
                         // Nobody reads any more: docker ends the build then.
                         cancel.cancel();
                     }
@@ -335,10 +342,17 @@ impl Engine {
             () = gone => unreachable!("it never ends"),
         };
         drop(spool);
-        let built = built.map_err(|error| {
-            let code = error.exit_code();
-            (Error::new(error.kind(), failure(&error)), code)
-        })?;
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => {
+                // What a quiet build has to show for its failure, as with dockerd.
+                for message in unsaid.messages {
+                    drop(sender.send(Ok(message)).await);
+                }
+                let code = error.exit_code();
+                return Err((Error::new(error.kind(), failure(&error)), code));
+            }
+        };
         if quiet {
             let text = format!("{}\n", built.target.digest);
             drop(sender.send(Ok(JsonMessage { stream: text, ..JsonMessage::default() })).await);
@@ -497,14 +511,49 @@ fn build_request(options: &BuildOptions) -> Result<BuildRequest> {
     })
 }
 
-fn messages_of(event: BuildEvent, teller: &mut Teller, quiet: bool) -> Vec<JsonMessage> {
+/// The newest messages of a quiet build.
+#[derive(Default)]
+struct Unsaid {
+    messages: VecDeque<JsonMessage>,
+    bytes: usize,
+}
+
+impl Unsaid {
+    fn keep(&mut self, message: JsonMessage) {
+        let size = |message: &JsonMessage| message.stream.len() + MESSAGE_BYTES;
+        self.bytes += size(&message);
+        self.messages.push_back(message);
+        while self.bytes > UNSAID_BYTES {
+            let Some(oldest) = self.messages.pop_front() else { return };
+            self.bytes -= size(&oldest);
+        }
+    }
+}
+
+fn messages_of(event: BuildEvent, teller: &mut Teller) -> Vec<JsonMessage> {
     match event {
-        BuildEvent::Stream(_) | BuildEvent::Progress(_) if quiet => Vec::new(),
         BuildEvent::Stream(stream) => vec![JsonMessage { stream, ..JsonMessage::default() }],
         BuildEvent::Progress(step) => teller.tell(&step),
         BuildEvent::Aux { id } => {
             let aux = serde_json::json!({ "ID": id.to_string() });
             vec![JsonMessage { aux: Some(aux), ..JsonMessage::default() }]
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_quiet_build_the_newest_output_is_kept() {
+        let mut unsaid = Unsaid::default();
+        for number in 0..10 {
+            let stream = format!("{number}{}", "x".repeat(UNSAID_BYTES / 4));
+            unsaid.keep(JsonMessage { stream, ..JsonMessage::default() });
+        }
+        let kept: Vec<&str> = unsaid.messages.iter().map(|m| &m.stream[..1]).collect();
+        assert_eq!(kept, ["7", "8", "9"]);
+        assert!(unsaid.bytes <= UNSAID_BYTES);
     }
 }
