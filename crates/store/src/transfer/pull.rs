@@ -230,15 +230,10 @@ impl Pull {
         self.local.heavy(move |core, ns| core.unpack_layer(ns, &image, i, &pull.reporter)).await
     }
 
-    /// Is content here already? If so, it stays until the image has its name.
+    /// Is content here already? It is pinned, so if it is, it stays.
     async fn is_here(&self, digest: &Digest) -> Result<bool> {
         let digest = digest.clone();
-        self.local
-            .quick(move |core, ns| {
-                core.guard.refresh(ns, ResourceKind::Content, &digest.to_string());
-                core.has_content(ns, &digest)
-            })
-            .await
+        self.local.quick(move |core, ns| core.has_content(ns, &digest)).await
     }
 
     async fn config(&self, config: &Descriptor) -> Result<bool> {
