@@ -216,6 +216,18 @@ fn masks_read_only_paths_and_the_root_hold() {
 }
 
 #[test]
+fn masks_lead_to_nothing_of_the_hosts() {
+    // The mode is the one that it has: should this be the host's device, it stays as it is.
+    let b = Bundle::new("stat -c %d /dev/null /proc/keys; chmod 666 /proc/keys");
+    let o = b.run();
+    let out = String::from_utf8_lossy(&o.stdout).into_owned();
+    let devices: Vec<&str> = out.lines().collect();
+    assert_eq!(devices.len(), 2, "{}", text(&o));
+    assert_eq!(devices[0], devices[1]);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("Read-only file system"), "{}", text(&o));
+}
+
+#[test]
 fn the_binary_survives_an_entry_point_that_is_itself() {
     let before = std::fs::read(binary()).unwrap();
     let mut b = Bundle::new("");

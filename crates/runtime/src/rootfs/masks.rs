@@ -18,19 +18,37 @@ use crate::error::{Context, Error, Result, Step};
 pub(super) fn null_device() -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = openat(CWD, c"/dev/null", flags, Mode::empty()).ctx("open", || "/dev/null")?;
-    let stat = fstat(&fd).ctx("stat", || "/dev/null")?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
-        || stat.st_rdev != makedev(1, 3)
-    {
+    if !is_null(&fd)? {
         return Err(Error::config("/dev/null", "is not the null device"));
     }
     clone_tree(&fd, false).ctx("open_tree", || "/dev/null")
 }
 
+fn is_null(fd: &OwnedFd) -> Result<bool> {
+    let stat = fstat(fd).ctx("stat", || "/dev/null")?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == makedev(1, 3))
+}
+
+/// The container's own /dev/null, where that is what it should be.
+fn own_null(root: &Root<'_>) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
+    let path = Path::new("/dev/null");
+    match open_in(root.fd(), path, flags, ResolveFlags::NO_SYMLINKS) {
+        Ok(fd) => Ok(is_null(&fd)?.then_some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(e).ctx("open", || "/dev/null"),
+    }
+}
+
 /// Covers files with the null device and directories with an empty read-only tmpfs. What is not
 /// there needs no cover.
+///
+/// The device is the container's own where it has one, and read-only in any case: a cover is a
+/// path to its inode, whose mode and owner the container's root could change, and the host's
+/// /dev/null is the host's.
 pub(super) fn mask(root: &Root<'_>, paths: &[String]) -> Result<()> {
-    let mut covers = Covers { null_used: false, empty: None };
+    let mut covers = Covers { own_null: own_null(root)?, null_used: false, empty: None };
     for path in paths {
         mask_one(root, path, &mut covers).step(|| format!("mask path {path:?}"))?;
     }
@@ -40,6 +58,7 @@ pub(super) fn mask(root: &Root<'_>, paths: &[String]) -> Result<()> {
 /// One null device and one empty tmpfs serve all paths: the first use attaches them, later ones
 /// are copies of what is attached.
 struct Covers {
+    own_null: Option<OwnedFd>,
     null_used: bool,
     empty: Option<OwnedFd>,
 }
@@ -49,12 +68,16 @@ fn mask_one(root: &Root<'_>, path: &str, covers: &mut Covers) -> Result<()> {
     let Some(target) = open(root, path)? else { return Ok(()) };
     let kind = FileType::from_raw_mode(fstat(&target).ctx("stat", text)?.st_mode);
     if kind != FileType::Directory {
-        if covers.null_used {
-            let copy = clone_tree(&root.null, false).ctx("open_tree", || "/dev/null")?;
-            return attach(&copy, &target).ctx("move_mount", text);
-        }
-        covers.null_used = true;
-        return attach(&root.null, &target).ctx("move_mount", text);
+        let source = match &covers.own_null {
+            None if !covers.null_used => {
+                covers.null_used = true;
+                return attach_read_only(&root.null, &target, text);
+            }
+            None => &root.null,
+            Some(own) => own,
+        };
+        let copy = clone_tree(source, false).ctx("open_tree", || "/dev/null")?;
+        return attach_read_only(&copy, &target, text);
     }
     let cover = match &covers.empty {
         Some(first) => clone_tree(first, false).ctx("open_tree", || "empty tmpfs")?,
@@ -65,6 +88,20 @@ fn mask_one(root: &Root<'_>, path: &str, covers: &mut Covers) -> Result<()> {
     };
     attach(&cover, &target).ctx("move_mount", text)?;
     covers.empty.get_or_insert(cover);
+    Ok(())
+}
+
+/// Attaches one mount, which is made read-only.
+fn attach_read_only(mount: &OwnedFd, target: &OwnedFd, text: impl Fn() -> String) -> Result<()> {
+    let attr = MountAttr { set: ATTR_RDONLY, ..MountAttr::default() };
+    let early = match mount_setattr(mount, &attr) {
+        Err(Errno::NOSYS) => false,
+        other => other.map(|()| true).ctx("mount_setattr", &text)?,
+    };
+    attach(mount, target).ctx("move_mount", &text)?;
+    if !early {
+        super::remount_read_only(mount).ctx("remount", &text)?;
+    }
     Ok(())
 }
 
