@@ -16,5 +16,5 @@ mod server;
 mod streams;
 mod system;
 
-pub use listen::{Bound, Error as ListenError, Listener};
+pub use listen::{Bound, Error as ListenError, Listener, Prepared};
 pub use server::serve;

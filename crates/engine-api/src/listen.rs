@@ -32,6 +32,8 @@ pub enum Listener {
     UnixFd(OwnedFd),
     Tcp(SocketAddr),
     TcpTls(SocketAddr, Arc<rustls::ServerConfig>),
+    /// A listening TCP socket handed over by the service manager; with TLS if there is a configuration.
+    TcpFd(OwnedFd, Option<Arc<rustls::ServerConfig>>),
 }
 
 /// Why nothing listens at an address.
@@ -58,6 +60,14 @@ pub struct Bound {
     socket: Socket,
     address: String,
     file: Option<OwnFile>,
+}
+
+/// A socket that is ours. A Unix socket's file has no name yet at which clients would look: it gets it by
+/// [`Prepared::publish`], and goes when this is dropped instead.
+pub struct Prepared {
+    bound: Bound,
+    /// The name it shall have.
+    name: Option<PathBuf>,
 }
 
 /// The socket's file, removed only while it is still ours.
@@ -88,32 +98,75 @@ impl Listener {
     /// # Errors
     /// `Taken` when another process answers at the socket; everything that the system refuses.
     pub async fn bind(self) -> Result<Bound, Error> {
-        match self {
-            Self::Unix { path, group } => bind_unix(path, group).await,
-            Self::UnixFd(fd) => {
-                let std = std::os::unix::net::UnixListener::from(fd);
-                std.set_nonblocking(true).map_err(Error::Inherited)?;
-                let address = std
-                    .local_addr()
-                    .ok()
-                    .and_then(|address| address.as_pathname().map(Path::to_path_buf))
-                    .map_or_else(
-                        || "fd://".to_string(),
-                        |path| format!("unix://{}", path.display()),
-                    );
-                let socket = UnixListener::from_std(std).map_err(Error::Inherited)?;
-                Ok(Bound { socket: Socket::Unix(socket), address, file: None })
-            }
+        self.prepare().await?.publish()
+    }
+
+    /// As [`Listener::bind`], but for the name of a Unix socket: a daemon that has yet to become ready finds
+    /// out that an address is taken, and clients do not wait for one that fails.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn prepare(self) -> Result<Prepared, Error> {
+        let (socket, address) = match self {
+            Self::Unix { path, group } => return prepare_unix(path, group).await,
+            Self::UnixFd(fd) => inherited_unix(fd)?,
             Self::Tcp(address) => {
                 let (socket, address) = bind_tcp(address).await?;
-                Ok(Bound { socket: Socket::Tcp(socket), address, file: None })
+                (Socket::Tcp(socket), address)
             }
             Self::TcpTls(address, config) => {
                 let (socket, address) = bind_tcp(address).await?;
-                let socket = Socket::Tls(socket, TlsAcceptor::from(config));
-                Ok(Bound { socket, address, file: None })
+                (Socket::Tls(socket, TlsAcceptor::from(config)), address)
             }
+            Self::TcpFd(fd, config) => inherited_tcp(fd, config)?,
+        };
+        Ok(Prepared { bound: Bound { socket, address, file: None }, name: None })
+    }
+}
+
+fn inherited_unix(fd: OwnedFd) -> Result<(Socket, String), Error> {
+    let std = std::os::unix::net::UnixListener::from(fd);
+    std.set_nonblocking(true).map_err(Error::Inherited)?;
+    let path = std.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
+    let address =
+        path.map_or_else(|| "fd://".to_string(), |path| format!("unix://{}", path.display()));
+    let socket = UnixListener::from_std(std).map_err(Error::Inherited)?;
+    Ok((Socket::Unix(socket), address))
+}
+
+fn inherited_tcp(
+    fd: OwnedFd,
+    config: Option<Arc<rustls::ServerConfig>>,
+) -> Result<(Socket, String), Error> {
+    let std = std::net::TcpListener::from(fd);
+    std.set_nonblocking(true).map_err(Error::Inherited)?;
+    let address = format!("tcp://{}", std.local_addr().map_err(Error::Inherited)?);
+    let socket = TcpListener::from_std(std).map_err(Error::Inherited)?;
+    let socket = match config {
+        None => Socket::Tcp(socket),
+        Some(config) => Socket::Tls(socket, TlsAcceptor::from(config)),
+    };
+    Ok((socket, address))
+}
+
+impl Prepared {
+    /// Where it will listen, as [`Bound::address`].
+    pub fn address(&self) -> &str {
+        &self.bound.address
+    }
+
+    /// Gives a Unix socket its name.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn publish(mut self) -> Result<Bound, Error> {
+        if let (Some(name), Some(file)) = (self.name.take(), &mut self.bound.file) {
+            if let Err(source) = std::fs::rename(&file.path, &name) {
+                return Err(Error::Unix { path: name, source });
+            }
+            file.path = name;
         }
+        Ok(self.bound)
     }
 }
 
@@ -124,7 +177,7 @@ async fn bind_tcp(address: SocketAddr) -> Result<(TcpListener, String), Error> {
     Ok((listener, format!("tcp://{local}")))
 }
 
-async fn bind_unix(path: PathBuf, group: Option<u32>) -> Result<Bound, Error> {
+async fn prepare_unix(path: PathBuf, group: Option<u32>) -> Result<Prepared, Error> {
     match UnixStream::connect(&path).await {
         Ok(_) => return Err(Error::Taken(path)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Taken(path)),
@@ -148,7 +201,6 @@ async fn bind_unix(path: PathBuf, group: Option<u32>) -> Result<Bound, Error> {
         std::os::unix::fs::chown(&early, None, group)?;
         std::fs::set_permissions(&early, std::fs::Permissions::from_mode(SOCKET_MODE))?;
         let inode = inode(&early)?;
-        std::fs::rename(&early, &path)?;
         Ok((listener, inode))
     };
     let (listener, inode) = prepare().map_err(|source| {
@@ -156,8 +208,8 @@ async fn bind_unix(path: PathBuf, group: Option<u32>) -> Result<Bound, Error> {
         failed(source)
     })?;
     let address = format!("unix://{}", path.display());
-    let file = Some(OwnFile { path, inode });
-    Ok(Bound { socket: Socket::Unix(listener), address, file })
+    let file = Some(OwnFile { path: early, inode });
+    Ok(Prepared { bound: Bound { socket: Socket::Unix(listener), address, file }, name: Some(path) })
 }
 
 /// A connection that was accepted; TLS is yet to be shaken.
@@ -273,5 +325,60 @@ impl AsyncWrite for Connection {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A directory of this test alone.
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn names(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_has_its_name_from_its_publication_on() {
+        let dir = directory("publish");
+        let path = dir.join("s.sock");
+        let unix = || Listener::Unix { path: path.clone(), group: None };
+        let prepared = unix().prepare().await.unwrap();
+        assert!(UnixStream::connect(&path).await.is_err());
+        assert_eq!(prepared.address(), format!("unix://{}", path.display()));
+        drop(prepared);
+        assert_eq!(names(&dir), 0, "a socket is left behind");
+        let bound = unix().prepare().await.unwrap().publish().unwrap();
+        UnixStream::connect(&path).await.unwrap();
+        assert!(matches!(unix().prepare().await, Err(Error::Taken(_))));
+        assert_eq!(names(&dir), 1);
+        drop(bound);
+        assert_eq!(names(&dir), 0, "a socket is left behind");
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_directory_in_the_sockets_place_is_named() {
+        let dir = directory("taken");
+        let error = Listener::Unix { path: dir.clone(), group: None }.prepare().await.err();
+        assert!(matches!(error, Some(Error::Unix { path, .. }) if path == dir));
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_passed_tcp_socket_takes_connections() {
+        let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = passed.local_addr().unwrap();
+        let bound = Listener::TcpFd(passed.into(), None).bind().await.unwrap();
+        assert_eq!(bound.address(), format!("tcp://{address}"));
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), bound.accept());
+        client.unwrap();
+        assert!(matches!(accepted.unwrap(), Accepted::Ready(Connection::Tcp(_))));
     }
 }
