@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    Access, AtFlags, FileType, Gid, Mode, OFlags, Uid, accessat, fchown, fstat, makedev, statat,
+    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, accessat, fchown,
+    fcntl_setfl, fstat, makedev, openat2, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, fchdir, getcwd, umask, waitid};
@@ -181,15 +182,25 @@ impl Prepared {
         Ok(())
     }
 
-    /// Gives the standard streams to the user, so that /dev/stdout can be opened again. Never the
-    /// null device, which belongs to everyone.
+    /// Gives the standard streams to the user, so that /dev/stdout can be opened again. The null
+    /// device belongs to everyone, and is the container's own instead: through a descriptor of the
+    /// host's, the container's root could change its mode and owner.
     fn give_stdio(&self) -> Result<()> {
         let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-        for fd in streams {
+        let replace: [fn(OwnedFd) -> Result<(), Errno>; 3] = [
+            |fd| rustix::stdio::dup2_stdin(&fd),
+            |fd| rustix::stdio::dup2_stdout(&fd),
+            |fd| rustix::stdio::dup2_stderr(&fd),
+        ];
+        for (fd, replace) in streams.into_iter().zip(replace) {
             let Ok(stat) = fstat(fd) else { continue };
-            let null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-                && stat.st_rdev == makedev(1, 3);
-            if null || stat.st_uid == self.user.uid {
+            if is_null(&stat) {
+                if let Some(own) = own_null()? {
+                    replace(own).ctx("dup2", || "/dev/null")?;
+                }
+                continue;
+            }
+            if stat.st_uid == self.user.uid {
                 continue;
             }
             match fchown(fd, Some(Uid::from_raw(self.user.uid)), None) {
@@ -542,6 +553,28 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
         rest = &rest[n..];
     }
     rustix::fs::rename(&temporary, path).ctx("rename", name)
+}
+
+fn is_null(stat: &rustix::fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == makedev(1, 3)
+}
+
+/// The null device of the container that this process is in; `None` if it has none. What stands
+/// there may be anything: nothing is followed or waited for, and what was opened is looked at.
+fn own_null() -> Result<Option<OwnedFd>> {
+    let flags =
+        OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    let Ok(fd) = openat2(CWD, c"/dev/null", flags, Mode::empty(), resolve) else {
+        return Ok(None);
+    };
+    let stat = fstat(&fd).ctx("stat", || "/dev/null")?;
+    if !is_null(&stat) {
+        return Ok(None);
+    }
+    fcntl_setfl(&fd, OFlags::empty()).ctx("fcntl", || "/dev/null")?;
+    Ok(Some(fd))
 }
 
 /// Descriptors 0, 1, 2 from the caller's choice. Consumed before anything of the container is

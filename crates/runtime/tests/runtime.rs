@@ -228,6 +228,37 @@ fn masks_lead_to_nothing_of_the_hosts() {
 }
 
 #[test]
+fn null_streams_are_the_containers_own() {
+    let look = "stat -L -c %d /dev/null /proc/self/fd/0 /proc/self/fd/2";
+    let same = |out: &std::process::Output| {
+        let out = String::from_utf8_lossy(&out.stdout).into_owned();
+        let devices: Vec<&str> = out.lines().collect();
+        assert_eq!(devices.len(), 3, "{out}");
+        assert!(devices.iter().all(|device| *device == devices[0]), "{out}");
+    };
+    let output = |b: &Bundle, words: &[&str]| {
+        let mut command = b.command(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.output().unwrap()
+    };
+    let b = Bundle::new(look);
+    b.save();
+    same(&output(&b, &["run", &b.id]));
+    let b = Bundle::new("sleep 1000");
+    b.save();
+    let made = b
+        .command(&["create", &b.id])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    b.ok(&["start", &b.id]);
+    same(&output(&b, &["exec", &b.id, "/bin/sh", "-c", look]));
+    b.ok(&["delete", "--force", &b.id]);
+}
+
+#[test]
 fn the_binary_survives_an_entry_point_that_is_itself() {
     let before = std::fs::read(binary()).unwrap();
     let mut b = Bundle::new("");
