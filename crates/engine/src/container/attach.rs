@@ -137,7 +137,8 @@ impl Engine {
             stdin: options.stdin && record.config.open_stdin,
             stdout: options.stdout,
             stderr: options.stderr,
-            detach: (record.config.tty || options.stdin).then_some(keys),
+            // Without a terminal the bytes of the keys are input like any others.
+            detach: record.config.tty.then_some(keys),
         };
         if options.logs {
             // What the log has comes first; whatever is written meanwhile is in it too.

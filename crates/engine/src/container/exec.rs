@@ -177,11 +177,13 @@ impl Engine {
         };
         self.services.tasks.exec(task).await.map_err(exec_failed)?;
         let (session, backend) = session(request.tty);
+        let keys = DetachKeys::parse(&request.detach_keys)?;
         let wanted = Wanted {
             stdin: attached && request.attach_stdin,
             stdout: attached && request.attach_stdout,
             stderr: attached && request.attach_stderr,
-            detach: Some(DetachKeys::parse(&request.detach_keys)?),
+            // Without a terminal the bytes of the keys are input like any others.
+            detach: request.tty.then_some(keys),
         };
         let connection = match attached {
             true => Some(self.connect(&exec.process(), &wanted).await?),
