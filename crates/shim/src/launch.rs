@@ -243,8 +243,9 @@ fn serve(flags: &Flags, setup: Setup, listener: OwnedFd, attach: OwnedFd) -> Res
     // For those who look at ps; it has no other effect. The kernel keeps 15 bytes.
     ignore(rustix::thread::set_name(c"containerd-shim"));
     if flags.action == "start" {
-        // Needs CAP_SYS_RESOURCE.
-        ignore(sys::title::hide_last_argument());
+        let Flags { namespace, id, address, .. } = flags;
+        let words = ["-namespace", namespace, "-id", id, "-address", address];
+        ignore(sys::title::set(&[&[crate::PROGRAM_NAME], &words[..]].concat()));
     }
     prefer_as_victim();
     let mut shim = Shim::new(setup, listener, attach, diagnostics)?;

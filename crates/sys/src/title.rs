@@ -1,28 +1,33 @@
 //! What others see of this program's command line in `/proc/PID/cmdline`, that is in ps.
-#![allow(unsafe_code)]
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::FileExt;
 
-/// Field numbers of proc(5)'s `stat`, counted from the first one behind the name in parentheses.
+/// Fields of proc(5)'s `stat`, counted from the first one behind the name in parentheses.
 const ARG_START: usize = 48 - 3;
+const ARG_END: usize = 49 - 3;
 
-/// Leaves the last word out of what `/proc/self/cmdline` shows; [`std::env::args`] still has it.
-/// A command line of one word stays as it is.
+/// Shows `words` as the command line, in the place where the real one lies; the rest of it is
+/// filled up with NUL, which ps leaves out. [`std::env::args`] changes with it: read it before.
 ///
 /// # Errors
-/// /proc cannot be read, or `EPERM` without CAP_SYS_RESOURCE.
-pub fn hide_last_argument() -> io::Result<()> {
+/// `InvalidInput` if the words are longer than the command line was; /proc cannot be used.
+pub fn set(words: &[&str]) -> io::Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let line = std::fs::read("/proc/self/cmdline")?;
-    let words = line.strip_suffix(&[0]).unwrap_or(&line);
-    let Some(shown) = words.iter().rposition(|byte| *byte == 0) else { return Ok(()) };
     let unknown = || io::Error::other("find the arguments: /proc/self/stat has another form");
     let (_, fields) = stat.rsplit_once(") ").ok_or_else(unknown)?;
-    let start: usize =
-        fields.split(' ').nth(ARG_START).and_then(|text| text.parse().ok()).ok_or_else(unknown)?;
-    let end = start + shown + 1;
-    // SAFETY: the address lies inside the area of the arguments, and only tells the kernel how
-    // much of that to show; nothing is read or written through it here.
-    let rc = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_END, end, 0, 0) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let field = |number: usize| -> io::Result<u64> {
+        let text = fields.split(' ').nth(number);
+        text.and_then(|text| text.trim().parse().ok()).ok_or_else(unknown)
+    };
+    let (start, end) = (field(ARG_START)?, field(ARG_END)?);
+    let room = end.checked_sub(start).and_then(|n| usize::try_from(n).ok()).ok_or_else(unknown)?;
+    let mut text: Vec<u8> = words.iter().flat_map(|word| word.bytes().chain([0])).collect();
+    if text.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    text.resize(room, 0);
+    // The program's own memory, by the way that needs no pointer to it.
+    OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&text, start)
 }

@@ -502,6 +502,11 @@ fn shims_are_small_and_clean() {
         // The budget is half a megabyte for a release build; this one is not optimised.
         assert!(private < 1024, "{private} kB private");
         assert_eq!(std::fs::read_link(proc.join("cwd")).unwrap(), std::path::Path::new("/"));
+        let line = std::fs::read_to_string(proc.join("cmdline")).unwrap();
+        let words: Vec<&str> = line.trim_end_matches('\0').split('\0').collect();
+        assert!(words[0].ends_with("containerd-shim-gantry-v2"), "{words:?}");
+        assert!(words.windows(2).any(|pair| pair == ["-id", &*id]), "{words:?}");
+        assert!(!words.contains(&"start"), "{words:?}");
         let fds = format!("/proc/{}/fd", task.pid);
         eventually("the container has three descriptors", || {
             // Until its program is executed it has more.
