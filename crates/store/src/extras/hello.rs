@@ -10,6 +10,8 @@ use crate::{
 
 /// A static program that says that everything works and what happened on the way (hello/hello.rs).
 static HELLO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
+/// When the image last changed: a fixed time, so that every build of it has the same digest.
+const CREATED: &str = "2026-11-24T00:00:00Z";
 /// The image's repository on docker.io; its only tag is `latest`.
 const REPOSITORY: &str = "gantry/hello";
 
@@ -36,18 +38,17 @@ impl Core {
         let diff_id = self.put_blob(ns, &tar, Labels::new())?;
         let layer = Descriptor::new(media_type::OCI_LAYER, diff_id.clone(), size);
         let platform = types::Platform::host();
-        let epoch = "1970-01-01T00:00:00Z";
         let config = json!({
             "architecture": platform.architecture,
             "os": platform.os,
-            "created": epoch,
+            "created": CREATED,
             "config": {
                 "Cmd": ["/hello"],
                 "WorkingDir": "/",
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             },
             "rootfs": { "type": "layers", "diff_ids": [diff_id.to_string()] },
-            "history": [{ "created": epoch, "created_by": "COPY hello /hello # embedded in gantry" }],
+            "history": [{ "created": CREATED, "created_by": "COPY hello /hello # embedded in gantry" }],
         });
         let config = serde_json::to_vec(&config).map_err(Error::json("encode", REPOSITORY))?;
         let target = self.put_image(ns, &config, vec![layer])?;
