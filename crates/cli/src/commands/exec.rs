@@ -55,7 +55,8 @@ pub(crate) async fn exec(ctx: &Ctx, m: Matches) -> Result<()> {
         () = resize => End::Closed,
     };
     if end == End::Detached {
-        return Ok(());
+        // Docker's words; what was executed goes on.
+        return Err("read escape sequence".into());
     }
     let status = client.exec_inspect(&id).await?;
     match status.exit_code.unwrap_or(0) {
