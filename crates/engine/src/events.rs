@@ -1,4 +1,16 @@
 //! The engine's events: kept in a ring for `--since`, sent on to whoever listens.
+//!
+//! What is told of a container, in this order (checked against dockerd 26 with docker's own client;
+//! `network …` and `volume …` once for each of its networks and named volumes):
+//! - `run --rm`: create, attach, network connect, volume mount, start, network disconnect, volume
+//!   unmount, die, destroy; one that does not start: create, attach, network connect, network
+//!   disconnect, destroy
+//! - `stop`: kill (the stop signal), kill (9, after the timeout), network disconnect, die, stop.
+//!   dockerd's stop comes before or after its die, as it happens; here after
+//! - `restart`: as stop, then network connect, start, restart
+//! - `kill`: kill, and where it ends: network disconnect, die
+//! - `rm -f`: kill (9), network disconnect, die, destroy
+//! - `exec`: `exec_create: COMMAND ARGUMENTS`, `exec_start: COMMAND ARGUMENTS`, exec_die
 
 use std::{
     collections::VecDeque,

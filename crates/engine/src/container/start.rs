@@ -65,7 +65,6 @@ impl Engine {
         self.networks.start_dns(container, &record, upstreams).await?;
         let user = self.prepare_root(container, &record).await?;
         self.mount_shm(&record)?;
-        self.volume_use_events(&record, true);
         let spec = self.container_spec(container, &record, user)?;
         let volatile = record.host_config.auto_remove;
         self.put_store_record(&record, &spec, (id, volatile)).await?;
@@ -92,6 +91,7 @@ impl Engine {
             progress.running = true;
             progress.error.clear();
         });
+        self.volume_use_events(&record, true);
         self.container_event(container, "start");
         self.watch_exit(container.clone());
         self.start_health(container);
