@@ -57,6 +57,25 @@ pub enum Error {
         /// What was found there.
         found: String,
     },
+    /// A daemon that runs serves the bridge of this name.
+    #[error("bridge {name} belongs to another gantry daemon{}", process(*.pid))]
+    BridgeClaimed {
+        /// The bridge's name.
+        name: String,
+        /// The daemon's process, unless it is in another pid namespace.
+        pid: Option<u32>,
+    },
+    /// A bridge of a daemon that does not run now has links on it.
+    #[error(
+        "bridge {name} belongs to another gantry daemon, whose containers are on it ({})",
+        .ports.join(", ")
+    )]
+    BridgeInUse {
+        /// The bridge's name.
+        name: String,
+        /// Names of the links on it.
+        ports: Vec<String>,
+    },
     /// No link has this name.
     #[error("no link is named {name}")]
     NoSuchLink {
@@ -116,6 +135,8 @@ impl Error {
             | Self::Unsupported { source, .. } => source.raw_os_error(),
             Self::Reply { .. }
             | Self::ForeignLink { .. }
+            | Self::BridgeClaimed { .. }
+            | Self::BridgeInUse { .. }
             | Self::NoSuchLink { .. }
             | Self::LinkName { .. }
             | Self::PortAllocated { .. }
@@ -139,7 +160,11 @@ impl Error {
     pub fn is_conflict(&self) -> bool {
         matches!(
             self,
-            Self::ForeignLink { .. } | Self::PortAllocated { .. } | Self::PortsExhausted { .. }
+            Self::ForeignLink { .. }
+                | Self::BridgeClaimed { .. }
+                | Self::BridgeInUse { .. }
+                | Self::PortAllocated { .. }
+                | Self::PortsExhausted { .. }
         ) || self.is_exists()
     }
 }
@@ -162,6 +187,10 @@ pub(crate) fn file(
 
 fn kernel_text(message: &Option<String>) -> String {
     message.as_ref().map(|m| format!(" (kernel: {m})")).unwrap_or_default()
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" that runs (process {pid})")).unwrap_or_else(|| " that runs".to_owned())
 }
 
 fn host_port(ip: IpAddr, port: u16) -> String {

@@ -59,7 +59,7 @@ const AF_INET6: u8 = 10;
 /// IFNAMSIZ without its terminating zero.
 const MAX_NAME: usize = 15;
 /// What the alias of a bridge of ours begins with.
-const ALIAS_PREFIX: &str = "gantry:";
+pub(crate) const ALIAS_PREFIX: &str = "gantry:";
 
 /// A bridge that is wanted.
 #[derive(Debug, Clone)]
@@ -269,17 +269,28 @@ impl Rtnl {
     /// alias names the same owner. Addresses, MTU and state are brought to what
     /// is wanted; addresses of an earlier configuration are not removed.
     ///
+    /// A bridge of another owner of our kind is left over from a daemon that
+    /// does not run, since the caller holds the [`Claim`](crate::claim::Claim)
+    /// on its name. Without links on it nothing is lost, and a new one takes its
+    /// place.
+    ///
     /// # Errors
+    /// [`Error::BridgeInUse`] when another owner's bridge has links on it,
     /// [`Error::ForeignLink`] when the name belongs to something else.
     pub fn bridge_ensure(&mut self, config: &BridgeConfig) -> Result<Bridge, Error> {
         check_name(&config.name)?;
         let alias = format!("{ALIAS_PREFIX}{}", config.owner);
         let (index, created) = match self.link(&config.name)? {
-            Some(found)
-                if found.kind.as_deref() == Some("bridge")
-                    && found.alias.as_deref() == Some(&alias) =>
-            {
+            Some(found) if found.is_owned_bridge() && found.alias.as_deref() == Some(&alias) => {
                 (found.index, false)
+            }
+            Some(found) if found.is_owned_bridge() => {
+                let ports = self.ports(found.index)?;
+                if !ports.is_empty() {
+                    return Err(Error::BridgeInUse { name: config.name.clone(), ports });
+                }
+                self.link_delete(&config.name)?;
+                (self.bridge_create(config, &alias)?, true)
             }
             Some(found) => {
                 let kind = found.kind.unwrap_or_else(|| "device".to_owned());
@@ -396,6 +407,45 @@ impl Rtnl {
                 found: format!("a {}", link.kind.as_deref().unwrap_or("device")),
             }),
         }
+    }
+
+    /// Names of the links on a bridge, if it is there and its alias names `owner`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn bridge_ports(&mut self, name: &str, owner: &str) -> Result<Vec<String>, Error> {
+        let alias = format!("{ALIAS_PREFIX}{owner}");
+        match self.link(name)? {
+            Some(link) if link.alias.as_deref() == Some(&alias) => self.ports(link.index),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn ports(&mut self, bridge: u32) -> Result<Vec<String>, Error> {
+        let links = self.links()?.into_iter();
+        Ok(links.filter(|l| l.master == Some(bridge)).map(|l| l.name).collect())
+    }
+
+    /// The first link with an address whose subnet overlaps with one of these,
+    /// and that subnet.
+    ///
+    /// # Errors
+    /// When a dump fails.
+    pub fn link_in_subnets(
+        &mut self,
+        subnets: &[Subnet],
+    ) -> Result<Option<(LinkInfo, Subnet)>, Error> {
+        let links = self.links()?;
+        for address in self.addresses()? {
+            let Ok(subnet) = Subnet::new(address.ip, address.prefix) else { continue };
+            if !subnets.iter().any(|s| s.overlaps(&subnet)) {
+                continue;
+            }
+            if let Some(link) = links.iter().find(|l| l.index == address.index) {
+                return Ok(Some((link.clone(), subnet)));
+            }
+        }
+        Ok(None)
     }
 
     /// Deletes a link; tells whether it was there. Deleting a veth waits for a

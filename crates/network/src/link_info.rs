@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::link::{
-    IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_MTU,
+    ALIAS_PREFIX, IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO,
+    IFLA_MASTER, IFLA_MTU,
 };
 use crate::netlink::{attributes, ne32, text};
 use crate::subnet::{Mac, Subnet};
@@ -32,6 +32,14 @@ pub struct LinkInfo {
     /// Its alias.
     pub alias: Option<String>,
     pub(crate) stats64: Vec<u8>,
+}
+
+impl LinkInfo {
+    /// Whether it is a bridge that a gantry daemon made.
+    pub fn is_owned_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+            && self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS_PREFIX))
+    }
 }
 
 /// An address of a link.

@@ -1,15 +1,20 @@
 //! Making networks: checks of what was asked, address ranges, the bridge itself.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::PoisonError};
 
 use api_types::{IpamConfig, NetworkCreate};
 use network::{
+    Subnet,
+    claim::Claim,
+    firewall::{Firewall, TABLE, table_name},
     ipam::{PoolRequest, parse_ip_range, parse_subnet},
     link::{BridgeConfig, Rtnl},
 };
 use store_api::Timestamp;
 
-use super::{Driver, Network, Networks, Pool, setup::host_subnets};
+use super::{
+    DEFAULT_BRIDGE as DEFAULT_NETWORK, Driver, Network, Networks, Pool, setup::host_subnets,
+};
 use crate::{Config, Error, Result, util::random_id};
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -47,7 +52,7 @@ fn blank(name: &str, driver: Driver) -> Network {
 
 impl Networks {
     /// The three networks that always are.
-    pub(super) fn make_predefined(&self, config: &Config) -> Result<()> {
+    pub(super) fn make_predefined(&self, config: &Config, bare_table: &str) -> Result<()> {
         for (name, driver) in [("host", Driver::Host), ("none", Driver::Null)] {
             if self.find(name).is_err() {
                 let network = blank(name, driver);
@@ -55,34 +60,71 @@ impl Networks {
                 self.lock().networks.insert(network.id.clone(), network);
             }
         }
-        if config.bridge_disabled {
-            return Ok(());
-        }
-        let old = self.find("bridge").ok();
+        let old = self.find(DEFAULT_NETWORK).ok();
         // What the configuration says now holds, whatever an earlier daemon was told.
-        let changed = old.as_ref().is_none_or(|old| {
-            old.link != config.bridge
-                || config
-                    .bridge_address
-                    .is_some_and(|(ip, _)| !old.pools.iter().any(|pool| pool.gateway == Some(ip)))
-        });
-        if let Some(mut old) = old {
-            if !changed {
+        let Some(mut old) = old else {
+            if config.bridge_disabled {
+                return Ok(());
+            }
+            self.remove_rules_of(bare_table)?;
+            return self.make_default_bridge(config);
+        };
+        match change(&old, config)? {
+            Some(change) => {
+                self.retire(&old, &change)?;
+                if config.bridge_disabled {
+                    return Ok(());
+                }
+                self.make_default_bridge(config)
+            }
+            None => {
                 old.icc = config.icc;
                 old.masquerade = config.masquerade;
                 old.mtu = config.mtu;
                 self.bring_up(&old)?;
                 self.lock().networks.insert(old.id.clone(), old);
-                return Ok(());
+                Ok(())
             }
-            let mut state = self.lock();
-            state.ipam.release_network(&old.id);
-            state.networks.remove(&old.id);
-            drop(state);
-            self.delete_bridge(&old)?;
-            self.delete_record(&old)?;
         }
-        self.make_default_bridge(config)
+    }
+
+    /// Takes the default bridge of an earlier configuration away, unless containers are on it.
+    fn retire(&self, old: &Network, change: &str) -> Result<()> {
+        let ports = Rtnl::open()?.bridge_ports(&old.link, &old.id)?;
+        if !ports.is_empty() {
+            let address = old.pools.iter().find_map(|p| Some((p.gateway?, p.subnet.prefix())));
+            let address =
+                address.map(|(ip, prefix)| format!(", {ip}/{prefix}")).unwrap_or_default();
+            return Err(Error::conflict(format!(
+                "{change}, but containers run on the bridge {}{address} ({} of them): start the daemon with the settings that it had and stop them first",
+                old.link,
+                ports.len()
+            )));
+        }
+        let mut state = self.lock();
+        state.ipam.release_network(&old.id);
+        state.networks.remove(&old.id);
+        drop(state);
+        match Rtnl::open()?.bridge_delete(&old.link, &old.id) {
+            // Another's since, which is why there is a change, perhaps.
+            Ok(_) | Err(network::Error::ForeignLink { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let table = table_name(&old.link);
+        if self.table != table
+            && let Ok(_claim) = Claim::bridge(&old.link)
+        {
+            self.remove_rules_of(&table)?;
+        }
+        self.delete_record(old)
+    }
+
+    /// Rules that a daemon on our data left when it was killed.
+    fn remove_rules_of(&self, table: &str) -> Result<()> {
+        if self.firewall.is_some() && self.table != table {
+            Firewall::open(table)?.remove_all()?;
+        }
+        Ok(())
     }
 
     fn make_default_bridge(&self, config: &Config) -> Result<()> {
@@ -100,11 +142,14 @@ impl Networks {
         ]);
         let mut request = PoolRequest { network: network.id.clone(), ..PoolRequest::default() };
         if let Some((gateway, prefix)) = config.bridge_address {
-            let subnet = network::Subnet::new(gateway, prefix)
+            let subnet = Subnet::new(gateway, prefix)
                 .map_err(|e| Error::invalid(format!("bip {gateway}/{prefix}: {e}")))?;
             request.subnet = Some(subnet);
             request.gateway = Some(gateway);
         }
+        // The claim first: one who is refused shall not have chosen anything.
+        self.claim(&network)?;
+        let _turn = Claim::subnets()?;
         self.take_pool(&mut network, &request)?;
         self.bring_up(&network)?;
         self.save(&network)?;
@@ -114,7 +159,7 @@ impl Networks {
 
     fn take_pool(&self, network: &mut Network, request: &PoolRequest) -> Result<()> {
         // Our own bridges of earlier runs are not in the way.
-        let known: Vec<network::Subnet> =
+        let known: Vec<Subnet> =
             self.lock().networks.values().flat_map(|n| n.pools.iter().map(|p| p.subnet)).collect();
         let host: Vec<_> = host_subnets()?.into_iter().filter(|s| !known.contains(s)).collect();
         let mut state = self.lock();
@@ -131,32 +176,59 @@ impl Networks {
         Ok(())
     }
 
+    /// Notes the network's address ranges as taken.
+    pub(super) fn keep_pools(&self, network: &Network) -> Result<()> {
+        let mut state = self.lock();
+        for pool in &network.pools {
+            if state.ipam.pool(&pool.subnet).is_some_and(|have| have.network == network.id) {
+                continue;
+            }
+            let request = PoolRequest {
+                network: network.id.clone(),
+                subnet: Some(pool.subnet),
+                ip_range: pool.ip_range,
+                gateway: pool.gateway,
+                aux: pool.aux.clone(),
+                allow_host_overlap: true,
+                no_gateway: pool.gateway.is_none(),
+                ..PoolRequest::default()
+            };
+            state
+                .ipam
+                .request_pool(&request, &[])
+                .map_err(|e| Error::conflict(format!("network {}: {e}", network.name)))?;
+        }
+        Ok(())
+    }
+
     /// Makes what the network needs on the host: nothing twice, so that it serves a restart as well.
     pub(super) fn bring_up(&self, network: &Network) -> Result<()> {
         if network.driver != Driver::Bridge {
             return Ok(());
         }
+        self.claim(network)?;
+        let made = self.make_bridge(network);
+        if made.is_err() {
+            self.give_up(&network.link);
+        }
+        made
+    }
+
+    fn make_bridge(&self, network: &Network) -> Result<()> {
+        let mut route = Rtnl::open()?;
+        let subnets: Vec<Subnet> = network.pools.iter().map(|pool| pool.subnet).collect();
+        if route.link(&network.link)?.is_none()
+            && let Some((other, subnet)) = route.link_in_subnets(&subnets)?
+            && other.is_owned_bridge()
         {
-            let mut state = self.lock();
-            for pool in &network.pools {
-                if state.ipam.pool(&pool.subnet).is_some() {
-                    continue;
-                }
-                let request = PoolRequest {
-                    network: network.id.clone(),
-                    subnet: Some(pool.subnet),
-                    ip_range: pool.ip_range,
-                    gateway: pool.gateway,
-                    aux: pool.aux.clone(),
-                    allow_host_overlap: true,
-                    no_gateway: pool.gateway.is_none(),
-                    ..PoolRequest::default()
-                };
-                state
-                    .ipam
-                    .request_pool(&request, &[])
-                    .map_err(|e| Error::conflict(format!("network {}: {e}", network.name)))?;
-            }
+            let way_out = match network.is_predefined() {
+                true => "choose others with --bip",
+                false => "remove the network and create it again",
+            };
+            return Err(Error::conflict(format!(
+                "the addresses of network {} are those of the bridge {} ({subnet}) of another gantry daemon: {way_out}",
+                network.name, other.name
+            )));
         }
         if network.ipv6 {
             network::sysctl::enable_ip_forward(true)?;
@@ -166,15 +238,29 @@ impl Networks {
             .iter()
             .filter_map(|pool| pool.gateway.map(|gateway| (gateway, pool.subnet.prefix())))
             .collect();
-        Rtnl::open()?.bridge_ensure(&BridgeConfig {
+        let wanted = BridgeConfig {
             name: network.link.clone(),
             owner: network.id.clone(),
             mac: None,
             mtu: network.mtu,
             addresses,
             ipv6: network.ipv6,
-        })?;
+        };
+        route.bridge_ensure(&wanted).map(drop).map_err(|error| refused(network, error))
+    }
+
+    /// Tells other daemons that the bridge is served.
+    fn claim(&self, network: &Network) -> Result<()> {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if !claims.contains_key(&network.link) {
+            let claim = Claim::bridge(&network.link).map_err(|error| refused(network, error))?;
+            claims.insert(network.link.clone(), claim);
+        }
         Ok(())
+    }
+
+    fn give_up(&self, link: &str) {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(link);
     }
 
     pub(super) fn delete_record(&self, network: &Network) -> Result<()> {
@@ -204,6 +290,8 @@ impl Networks {
     }
 
     fn create_checked(&self, network: &mut Network, body: &NetworkCreate) -> Result<()> {
+        // Until the bridge has its address, and so is seen by other daemons.
+        let turn = Claim::subnets()?;
         let configs = body.ipam.as_ref().map(|ipam| ipam.config.clone()).unwrap_or_default();
         for config in &configs {
             let request = pool_request(config, network)?;
@@ -222,6 +310,7 @@ impl Networks {
             self.take_pool(network, &request)?;
         }
         self.bring_up(network)?;
+        drop(turn);
         let added = self.add_rules(network).and_then(|()| self.save(network));
         if let Err(error) = added {
             self.take_down(network)?;
@@ -233,7 +322,7 @@ impl Networks {
 
     fn add_rules(&self, network: &Network) -> Result<()> {
         let Some(firewall) = &self.firewall else { return Ok(()) };
-        let mut firewall = firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut firewall = firewall.lock().unwrap_or_else(PoisonError::into_inner);
         let report = firewall.add_network(network.firewall_shape())?;
         super::note(&self.blockers, &report);
         Ok(())
@@ -245,7 +334,7 @@ impl Networks {
             return Ok(());
         }
         if let Some(firewall) = &self.firewall {
-            let mut firewall = firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut firewall = firewall.lock().unwrap_or_else(PoisonError::into_inner);
             firewall.remove_network(&network.link)?;
         }
         self.delete_bridge(network)
@@ -254,6 +343,7 @@ impl Networks {
     pub(super) fn delete_bridge(&self, network: &Network) -> Result<()> {
         if network.driver == Driver::Bridge {
             Rtnl::open()?.bridge_delete(&network.link, &network.id)?;
+            self.give_up(&network.link);
         }
         Ok(())
     }
@@ -266,6 +356,44 @@ impl Networks {
         state.networks.remove(&network.id);
         Ok(())
     }
+}
+
+/// The table of a daemon without a default bridge. No bridge has a `/` in its name.
+pub(super) fn bare_table(engine_id: &str) -> String {
+    format!("{TABLE}/{}", engine_id.get(..8).unwrap_or(engine_id))
+}
+
+/// How the default bridge differs from the one that is recorded, if it does.
+fn change(old: &Network, config: &Config) -> Result<Option<String>> {
+    if config.bridge_disabled {
+        return Ok(Some("there shall be no default bridge (--bridge=none)".into()));
+    }
+    if old.link != config.bridge {
+        return Ok(Some(format!("the default bridge shall be {}", config.bridge)));
+    }
+    if let Some((ip, prefix)) = config.bridge_address {
+        let same = |pool: &Pool| pool.gateway == Some(ip) && pool.subnet.prefix() == prefix;
+        let text = format!("the address of the default bridge shall be {ip}/{prefix}");
+        return Ok((!old.pools.iter().any(same)).then_some(text));
+    }
+    // It was away, and meanwhile the host began to use its addresses for something else.
+    let taken = |subnet: &Subnet| old.pools.iter().any(|pool| pool.subnet.overlaps(subnet));
+    if Rtnl::open()?.link(&old.link)?.is_none()
+        && let Some(subnet) = host_subnets()?.into_iter().find(taken)
+    {
+        return Ok(Some(format!("{subnet} is in use on this host")));
+    }
+    Ok(None)
+}
+
+/// Says what to do about a default bridge that cannot be ours.
+fn refused(network: &Network, error: network::Error) -> Error {
+    let is_taken = error.is_conflict();
+    let error = Error::from(error);
+    if !is_taken || !network.is_predefined() {
+        return error;
+    }
+    Error::conflict(format!("{error}: give this daemon a bridge of its own with --bridge NAME"))
 }
 
 fn flag(options: &BTreeMap<String, String>, key: &str, default: bool) -> Result<bool> {

@@ -19,7 +19,8 @@ use std::{
 pub(crate) use names::dns_names;
 use network::{
     Subnet,
-    firewall::{BridgeNetwork, Desired, Firewall, PublishedPort, Watch},
+    claim::Claim,
+    firewall::{BridgeNetwork, Desired, Firewall, PublishedPort, Watch, table_name},
     ipam::{Ipam, PoolSpec, docker_defaults},
     ns,
     portmap::Allocator,
@@ -133,6 +134,10 @@ pub(crate) struct Networks {
     state: Mutex<State>,
     names: Arc<names::Table>,
     firewall: Option<Arc<Mutex<Firewall>>>,
+    /// Name of the packet filter's table, a daemon's own.
+    table: String,
+    /// On the names of our bridges, so that other daemons leave them alone.
+    claims: Mutex<BTreeMap<String, Claim>>,
     /// Puts the rules back when something flushes them.
     watch: Mutex<Option<Watch>>,
     /// What keeps containers from the network, as text; empty when nothing does.
@@ -142,17 +147,23 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
+    /// Brings everything up that is on record, and the default networks as configured. Nothing is
+    /// changed on the host before it is known that the default bridge can be ours.
     pub(crate) fn open(config: &Config) -> Result<Self> {
         let root = config.data_root.join("networks");
         make_dir(&root)?;
         make_dir(&config.exec_root.join("netns"))?;
         let ipam = Ipam::new(address_pools(&root, config)?)
             .map_err(|e| Error::invalid(format!("default address pools: {e}")))?;
-        let firewall =
-            if config.firewall { Some(Arc::new(Mutex::new(Firewall::open()?))) } else { None };
-        if config.ip_forward {
-            network::sysctl::enable_ip_forward(false)?;
-        }
+        let bare_table = create::bare_table(&crate::engine_id(config)?);
+        let table = match config.bridge_disabled {
+            true => bare_table.clone(),
+            false => table_name(&config.bridge),
+        };
+        let firewall = match config.firewall {
+            true => Some(Arc::new(Mutex::new(Firewall::open(&table)?))),
+            false => None,
+        };
         let networks = Self {
             state: Mutex::new(State {
                 networks: BTreeMap::new(),
@@ -162,13 +173,23 @@ impl Networks {
             root,
             names: Arc::default(),
             firewall,
+            table,
+            claims: Mutex::default(),
             watch: Mutex::default(),
             blockers: Arc::default(),
             namespaces: ns::Pool::new(READY_NAMESPACES)?,
             default_host_ip: config.default_host_ip,
         };
-        networks.load_records()?;
-        networks.make_predefined(config)?;
+        let user_networks = networks.load_records()?;
+        networks.make_predefined(config, &bare_table)?;
+        if config.ip_forward {
+            network::sysctl::enable_ip_forward(false)?;
+        }
+        for network in &user_networks {
+            if let Err(error) = networks.bring_up(network) {
+                tracing::warn!(network = %network.name, %error, "a network could not be set up");
+            }
+        }
         Ok(networks)
     }
 
@@ -176,7 +197,9 @@ impl Networks {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn load_records(&self) -> Result<()> {
+    /// Reads all records and takes their address ranges. Answers the networks of users.
+    fn load_records(&self) -> Result<Vec<Network>> {
+        let mut user_networks = Vec::new();
         let entries =
             std::fs::read_dir(&self.root).map_err(|e| Error::io("list", &self.root, &e))?;
         for entry in entries.flatten() {
@@ -190,8 +213,10 @@ impl Networks {
                 );
             match loaded {
                 Ok(network) => {
-                    if let Err(error) = self.bring_up(&network) {
+                    if let Err(error) = self.keep_pools(&network) {
                         tracing::warn!(network = %network.name, %error, "a network could not be set up");
+                    } else if !network.is_predefined() {
+                        user_networks.push(network.clone());
                     }
                     self.lock().networks.insert(network.id.clone(), network);
                 }
@@ -200,7 +225,7 @@ impl Networks {
                 }
             }
         }
-        Ok(())
+        Ok(user_networks)
     }
 
     /// Asserts the packet filter's whole table and begins to watch it. Called once containers that run

@@ -3,11 +3,15 @@
 //! default, accepts for our bridges are put at its head (or right after its
 //! jump to DOCKER-USER, so that what users put there still counts). Our own
 //! table goes on filtering these packets.
+//!
+//! Our rules have comments that begin with our table's name, so that each daemon
+//! removes its own alone. Another daemon's table is not touched: it would be put
+//! back at once.
 
 use std::collections::BTreeSet;
 
 use super::nft::{self, Family, Hook, Meta, Place, Transaction, Verdict, comment_udata, msg};
-use super::{Error, Socket, TABLE};
+use super::{Error, Socket, is_gantry_table};
 use crate::netlink::{Attributes, Event, attributes, be32, text};
 
 /// How a firewall denies.
@@ -55,13 +59,28 @@ impl std::fmt::Display for Blocker {
 }
 
 /// What the comments of our rules in others' chains begin with.
-const MARK: &str = "gantry ";
+fn mark(table: &str) -> String {
+    format!("{table} ")
+}
 
 struct Chain {
     family: Family,
     table: String,
     name: String,
     drops: bool,
+}
+
+impl Chain {
+    fn blocker(self, policy: &'static str, reason: String) -> Blocker {
+        Blocker {
+            kind: BlockerKind::Nftables,
+            family: self.family,
+            table: self.table,
+            chain: self.name,
+            policy,
+            reason,
+        }
+    }
 }
 
 struct ForeignRule {
@@ -73,27 +92,33 @@ struct ForeignRule {
 }
 
 /// Brings our rules in all foreign forward chains to what `bridges` need.
-pub(super) fn open_nft(socket: &mut Socket, bridges: &[String]) -> Result<Vec<Blocker>, Error> {
+pub(super) fn open_nft(
+    socket: &mut Socket,
+    own_table: &str,
+    bridges: &[String],
+) -> Result<Vec<Blocker>, Error> {
+    let mark = mark(own_table);
+    let comment = |direction, bridge: &String| format!("{mark}{direction} {bridge}");
     let mut blockers = Vec::new();
     for chain in forward_chains(socket)? {
-        let rules = chain_rules(socket, &chain)?;
+        if chain.family == Family::Inet && is_gantry_table(&chain.table) {
+            if chain.drops && chain.table != own_table && !bridges.is_empty() {
+                blockers.push(chain.blocker("drop", "it is another gantry daemon's".to_owned()));
+            }
+            continue;
+        }
+        let rules = chain_rules(socket, &chain, &mark)?;
         let rejects = rules.iter().any(|r| r.denies_all);
         let needed: BTreeSet<String> = match chain.drops || rejects {
             true => bridges.iter().flat_map(|b| [comment("in", b), comment("out", b)]).collect(),
             false => BTreeSet::new(),
         };
-        if let Err(error) = bring_rules(socket, &chain, &rules, &needed) {
+        if let Err(error) = bring_rules(socket, &chain, &rules, &needed, &mark) {
             if needed.is_empty() {
                 return Err(error);
             }
-            blockers.push(Blocker {
-                kind: BlockerKind::Nftables,
-                family: chain.family,
-                table: chain.table,
-                chain: chain.name,
-                policy: if chain.drops { "drop" } else { "reject" },
-                reason: reason(&error),
-            });
+            let policy = if chain.drops { "drop" } else { "reject" };
+            blockers.push(chain.blocker(policy, reason(&error)));
         }
     }
     Ok(blockers)
@@ -106,15 +131,12 @@ fn reason(error: &Error) -> String {
     }
 }
 
-fn comment(direction: &str, bridge: &str) -> String {
-    format!("{MARK}{direction} {bridge}")
-}
-
 fn bring_rules(
     socket: &mut Socket,
     chain: &Chain,
     rules: &[ForeignRule],
     needed: &BTreeSet<String>,
+    mark: &str,
 ) -> Result<(), Error> {
     let present: BTreeSet<&String> = rules.iter().filter_map(|r| r.ours.as_ref()).collect();
     let missing: Vec<&String> = needed.iter().filter(|c| !present.contains(c)).collect();
@@ -136,7 +158,7 @@ fn bring_rules(
         transaction.delete_rule(&chain.name, handle);
     }
     for comment in missing {
-        let Some((direction, bridge)) = comment[MARK.len()..].split_once(' ') else { continue };
+        let Some((direction, bridge)) = comment[mark.len()..].split_once(' ') else { continue };
         let key = if direction == "in" { Meta::Iifname } else { Meta::Oifname };
         transaction.rule_at(&chain.name, place, Some(comment), |r| {
             r.ifname_is(key, bridge, true).counter().verdict(Verdict::Accept);
@@ -154,8 +176,7 @@ fn forward_chains(socket: &mut Socket) -> Result<Vec<Chain>, Error> {
         Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => Vec::new(),
         Err(error) => return Err(error),
     };
-    let chains = events.iter().filter_map(parse_chain);
-    Ok(chains.filter(|c| c.family != Family::Inet || c.table != TABLE).collect())
+    Ok(events.iter().filter_map(parse_chain).collect())
 }
 
 /// A chain at the forward hook of a family that carries IP.
@@ -175,7 +196,7 @@ fn parse_chain(event: &Event) -> Option<Chain> {
     })
 }
 
-fn chain_rules(socket: &mut Socket, chain: &Chain) -> Result<Vec<ForeignRule>, Error> {
+fn chain_rules(socket: &mut Socket, chain: &Chain, mark: &str) -> Result<Vec<ForeignRule>, Error> {
     let operation = format!("list rules of nftables chain {} {}", chain.table, chain.name);
     let fixed = nft::nfgen(chain.family.number());
     let events = socket.dump(nft::kind(msg::GETRULE), &fixed, &operation, |b| {
@@ -188,13 +209,14 @@ fn chain_rules(socket: &mut Socket, chain: &Chain) -> Result<Vec<ForeignRule>, E
         all.get(1).map(text).as_deref() == Some(&chain.table)
             && all.get(2).map(text).as_deref() == Some(&chain.name)
     };
-    Ok(events.iter().filter(own).filter_map(parse_rule).collect())
+    Ok(events.iter().filter(own).filter_map(|e| parse_rule(e, mark)).collect())
 }
 
-fn parse_rule(event: &Event) -> Option<ForeignRule> {
+fn parse_rule(event: &Event, mark: &str) -> Option<ForeignRule> {
     let all = attributes(event.payload.get(4..)?);
     let handle = u64::from_be_bytes(all.get(3)?.try_into().ok()?);
-    let mut rule = ForeignRule { handle, ours: ours(&all), jumps_to: None, denies_all: false };
+    let mut rule =
+        ForeignRule { handle, ours: ours(&all, mark), jumps_to: None, denies_all: false };
     let mut conditional = false;
     for (_, expression) in attributes(all.get(4).unwrap_or_default()) {
         let expression = attributes(expression);
@@ -213,10 +235,10 @@ fn parse_rule(event: &Event) -> Option<ForeignRule> {
     Some(rule)
 }
 
-fn ours(all: &Attributes<'_>) -> Option<String> {
+fn ours(all: &Attributes<'_>, mark: &str) -> Option<String> {
     let data = all.get(7)?;
     let comment = text(data.get(2..)?);
-    (comment.starts_with(MARK) && data == comment_udata(&comment)).then_some(comment)
+    (comment.starts_with(mark) && data == comment_udata(&comment)).then_some(comment)
 }
 
 /// Code and chain of an immediate expression that is a verdict.

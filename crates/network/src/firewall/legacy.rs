@@ -60,20 +60,20 @@ const KINDS: [Kind; 2] = [
     },
 ];
 
-/// Brings our accepts in the calling thread's legacy tables to what `bridges`
-/// need; what could not be opened is returned.
-pub(super) fn open_legacy(bridges: &[String]) -> Vec<Blocker> {
-    KINDS.iter().filter_map(|kind| open_kind(kind, bridges)).collect()
+/// Brings our accepts in the calling thread's legacy tables, those with our
+/// comment, to what `bridges` need; what could not be opened is returned.
+pub(super) fn open_legacy(comment: &str, bridges: &[String]) -> Vec<Blocker> {
+    KINDS.iter().filter_map(|kind| open_kind(kind, comment, bridges)).collect()
 }
 
-fn open_kind(kind: &Kind, bridges: &[String]) -> Option<Blocker> {
+fn open_kind(kind: &Kind, comment: &str, bridges: &[String]) -> Option<Blocker> {
     // Absent in kernels without legacy tables.
     let names = util::read_text(Path::new(kind.names)).ok()?;
     if !names.lines().any(|n| n == "filter") {
         return None;
     }
     let mut policy = "unknown";
-    let reason = match bring(kind, bridges, &mut policy) {
+    let reason = match bring(kind, comment, bridges, &mut policy) {
         Ok(()) => return None,
         Err(error) if bridges.is_empty() => {
             tracing::warn!(error = &error as &dyn std::error::Error, "legacy table not cleaned");
@@ -94,7 +94,12 @@ fn open_kind(kind: &Kind, bridges: &[String]) -> Option<Blocker> {
     })
 }
 
-fn bring(kind: &Kind, bridges: &[String], policy: &mut &'static str) -> Result<(), Error> {
+fn bring(
+    kind: &Kind,
+    comment: &str,
+    bridges: &[String],
+    policy: &mut &'static str,
+) -> Result<(), Error> {
     let socket = rustix::net::socket_with(
         kind.socket,
         SocketType::RAW,
@@ -116,7 +121,7 @@ fn bring(kind: &Kind, bridges: &[String], policy: &mut &'static str) -> Result<(
                 .collect(),
             None => Vec::new(),
         };
-        if table.ours(kind.layout).map_err(malformed(kind))? == wanted {
+        if table.ours(kind.layout, comment).map_err(malformed(kind))? == wanted {
             return Ok(());
         }
         if lock.is_none() {
@@ -124,7 +129,7 @@ fn bring(kind: &Kind, bridges: &[String], policy: &mut &'static str) -> Result<(
             lock = Some(take_lock()?);
             continue;
         }
-        match write(kind, &socket, &table, &wanted) {
+        match write(kind, &socket, &table, (comment, &wanted)) {
             Err(error) if error.errno() == Some(libc::EAGAIN) && attempt < ATTEMPTS => {}
             other => return other,
         }
@@ -202,10 +207,10 @@ fn write(
     kind: &Kind,
     socket: &OwnedFd,
     old: &Table,
-    wanted: &[(Direction, String)],
+    (comment, wanted): (&str, &[(Direction, String)]),
 ) -> Result<(), Error> {
     let bad = malformed(kind);
-    let (mut new, origin) = old.with_accepts(kind.layout, wanted).map_err(&bad)?;
+    let (mut new, origin) = old.with_accepts(kind.layout, comment, wanted).map_err(&bad)?;
     new.clear_counters(kind.layout).map_err(&bad)?;
     let old_count = old.count(kind.layout).map_err(&bad)?;
     let number = |n: usize| u32::try_from(n).map_err(|_| bad(Malformed));

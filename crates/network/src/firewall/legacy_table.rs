@@ -11,12 +11,12 @@ const HOOKS: usize = 5;
 /// Header of a match or target: u16 size, 29 bytes name, u8 revision.
 const EXT_HEADER: usize = 32;
 const STANDARD_TARGET: usize = 40;
-const COMMENT_MATCH: usize = EXT_HEADER + 256;
+const COMMENT_MATCH: usize = EXT_HEADER + COMMENT_LEN;
 const IFNAMSIZ: usize = 16;
 const ACCEPT: i32 = -2;
 const DROP: i32 = -1;
-/// The comment of our entries.
-pub(super) const COMMENT: &str = "gantry";
+/// xt_comment's text with its terminating zero.
+const COMMENT_LEN: usize = 256;
 /// A table with more is left alone.
 pub(super) const MAX_BYTES: usize = 64 << 20;
 
@@ -179,10 +179,14 @@ impl Table {
         Ok(rejects.then_some("reject"))
     }
 
-    /// Our accepts, in order.
-    pub(super) fn ours(&self, layout: &Layout) -> Result<Vec<(Direction, String)>, Malformed> {
+    /// The accepts with this comment, in order: ours.
+    pub(super) fn ours(
+        &self,
+        layout: &Layout,
+        comment: &str,
+    ) -> Result<Vec<(Direction, String)>, Malformed> {
         let all = self.walk(layout)?;
-        Ok(self.forward(&all).filter_map(|e| our_accept(e.bytes, layout)).collect())
+        Ok(self.forward(&all).filter_map(|e| our_accept(e.bytes, layout, comment)).collect())
     }
 
     /// The table with exactly these accepts of ours, and for each of its
@@ -190,13 +194,14 @@ impl Table {
     pub(super) fn with_accepts(
         &self,
         layout: &Layout,
+        comment: &str,
         wanted: &[(Direction, String)],
     ) -> Result<(Self, Vec<Option<usize>>), Malformed> {
         let all = self.walk(layout)?;
         let at = self.place(&all, layout);
         let added: Vec<u8> = wanted
             .iter()
-            .flat_map(|(direction, name)| new_accept(layout, *direction, name))
+            .flat_map(|(direction, name)| new_accept(layout, comment, *direction, name))
             .collect();
         let mut table = Self { entries: Vec::new(), ..self.clone() };
         let mut origin = Vec::new();
@@ -208,7 +213,7 @@ impl Table {
             }
             moved.push((entry.offset, table.entries.len()));
             let in_forward = self.forward(std::slice::from_ref(entry)).next().is_some();
-            if !in_forward || our_accept(entry.bytes, layout).is_none() {
+            if !in_forward || our_accept(entry.bytes, layout, comment).is_none() {
                 table.entries.extend_from_slice(entry.bytes);
                 origin.push(Some(position));
             }
@@ -280,8 +285,8 @@ impl Table {
     }
 }
 
-/// `-i NAME -m comment --comment gantry -j ACCEPT`, or with `-o`.
-fn new_accept(layout: &Layout, direction: Direction, name: &str) -> Vec<u8> {
+/// `-i NAME -m comment --comment COMMENT -j ACCEPT`, or with `-o`.
+fn new_accept(layout: &Layout, comment: &str, direction: Direction, name: &str) -> Vec<u8> {
     let target = layout.entry + COMMENT_MATCH;
     let next = target + STANDARD_TARGET;
     let mut entry = vec![0u8; next];
@@ -303,13 +308,14 @@ fn new_accept(layout: &Layout, direction: Direction, name: &str) -> Vec<u8> {
     put(target, STANDARD_TARGET);
     entry[layout.entry + 2..layout.entry + 2 + 7].copy_from_slice(b"comment");
     let text = layout.entry + EXT_HEADER;
-    entry[text..text + COMMENT.len()].copy_from_slice(COMMENT.as_bytes());
+    let comment = &comment.as_bytes()[..comment.len().min(COMMENT_LEN - 1)];
+    entry[text..text + comment.len()].copy_from_slice(comment);
     entry[target + EXT_HEADER..target + EXT_HEADER + 4].copy_from_slice(&ACCEPT.to_ne_bytes());
     entry
 }
 
 /// Direction and interface, if the entry is an accept of ours.
-fn our_accept(bytes: &[u8], layout: &Layout) -> Option<(Direction, String)> {
+fn our_accept(bytes: &[u8], layout: &Layout, comment: &str) -> Option<(Direction, String)> {
     for (direction, at) in [(Direction::In, layout.iniface), (Direction::Out, layout.outiface)] {
         let name = &bytes[at..at + IFNAMSIZ];
         let end = name.iter().position(|b| *b == 0).unwrap_or(IFNAMSIZ);
@@ -317,7 +323,7 @@ fn our_accept(bytes: &[u8], layout: &Layout) -> Option<(Direction, String)> {
         if name.is_empty() {
             continue;
         }
-        let ours = new_accept(layout, direction, name);
+        let ours = new_accept(layout, comment, direction, name);
         let same = bytes.len() == ours.len()
             && bytes[..layout.header] == ours[..layout.header]
             && bytes[layout.entry..] == ours[layout.entry..];

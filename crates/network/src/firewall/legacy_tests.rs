@@ -2,6 +2,8 @@
 use super::*;
 use proptest::prelude::*;
 
+const COMMENT: &str = "gantry-other0";
+
 /// A standard entry with this verdict.
 fn standard(layout: &Layout, verdict: i32, marked: u8) -> Vec<u8> {
     let mut entry = vec![0u8; layout.entry + STANDARD_TARGET];
@@ -72,10 +74,10 @@ fn policy_and_last_rule() {
 #[test]
 fn behind_the_jump_to_docker_user() {
     let old = table(&LAYOUT4, 1, 2, "DOCKER-USER", DROP);
-    let (new, origin) = old.with_accepts(&LAYOUT4, &wanted(&["br0"])).unwrap();
+    let (new, origin) = old.with_accepts(&LAYOUT4, COMMENT, &wanted(&["br0"])).unwrap();
     // INPUT rule, its policy, the first jump, then ours.
     assert_eq!(origin[..6], [Some(0), Some(1), Some(2), None, None, Some(3)]);
-    assert_eq!(new.ours(&LAYOUT4).unwrap(), wanted(&["br0"]));
+    assert_eq!(new.ours(&LAYOUT4, COMMENT).unwrap(), wanted(&["br0"]));
 }
 
 proptest! {
@@ -88,8 +90,8 @@ proptest! {
         let old = table(&layout, input, forward, if docker { "DOCKER-USER" } else { "mine" }, DROP);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let wanted = wanted(&names);
-        let (new, origin) = old.with_accepts(&layout, &wanted).unwrap();
-        prop_assert_eq!(new.ours(&layout).unwrap(), wanted.clone());
+        let (new, origin) = old.with_accepts(&layout, COMMENT, &wanted).unwrap();
+        prop_assert_eq!(new.ours(&layout, COMMENT).unwrap(), wanted.clone());
         prop_assert_eq!(origin.len(), new.count(&layout).unwrap());
         prop_assert_eq!(new.denies(&layout), Ok(Some("drop")));
         // Every jump still leads to the first rule of the user's chain.
@@ -102,14 +104,14 @@ proptest! {
             }
         }
         // Again with the same is the same, and with none the old table.
-        prop_assert_eq!(&new.with_accepts(&layout, &wanted).unwrap().0, &new);
-        prop_assert_eq!(new.with_accepts(&layout, &[]).unwrap().0, old);
+        prop_assert_eq!(&new.with_accepts(&layout, COMMENT, &wanted).unwrap().0, &new);
+        prop_assert_eq!(new.with_accepts(&layout, COMMENT, &[]).unwrap().0, old);
     }
 
     #[test]
     fn garbage_is_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), at in 0u32..700) {
         let table = Table { valid_hooks: 0b01110, hook_entry: [at; 5], underflow: [at; 5], entries: bytes };
-        table.with_accepts(&LAYOUT4, &wanted(&["br0"])).ok();
+        table.with_accepts(&LAYOUT4, COMMENT, &wanted(&["br0"])).ok();
         table.denies(&LAYOUT4).ok();
     }
 }

@@ -1,5 +1,11 @@
-//! The engine's packet filter: one nftables table, `inet gantry`, every change
-//! one transaction.
+//! The engine's packet filter: one nftables table, every change one transaction.
+//!
+//! Each daemon has a table of its own, so that several work side by side:
+//! [`table_name`] of its default bridge, `inet gantry` for `gantry0` and
+//! `inet gantry-NAME` for others. Its accepts in other firewalls are marked with
+//! that name, and those of other daemons are left alone. The tables do not
+//! disturb each other: each looks only at packets from or to its own bridges,
+//! and what is translated in one is accepted in the other.
 //!
 //! What it does: masquerades what leaves a bridge; sends published ports to
 //! their containers (one map element each); lets traffic within a bridge pass
@@ -34,8 +40,34 @@ pub use watch::Watch;
 
 use nft::{Transaction, msg};
 
-/// The table's name.
+/// The table's name for the default bridge [`MAIN_BRIDGE`], and the beginning of
+/// all others.
 pub const TABLE: &str = "gantry";
+/// The bridge of a daemon that was told of none.
+pub const MAIN_BRIDGE: &str = "gantry0";
+
+/// The name of the table of the daemon with this default bridge. No two bridges
+/// have the same: bytes that nft(8) does not take in a name are `/` and two
+/// hexadecimal digits.
+pub fn table_name(bridge: &str) -> String {
+    if bridge == MAIN_BRIDGE {
+        return TABLE.to_owned();
+    }
+    let mut name = format!("{TABLE}-");
+    for byte in bridge.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            name.push(char::from(byte));
+        } else {
+            name.push_str(&format!("/{byte:02x}"));
+        }
+    }
+    name
+}
+
+/// Whether a table is some gantry daemon's.
+fn is_gantry_table(name: &str) -> bool {
+    name.strip_prefix(TABLE).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))
+}
 
 /// How containers on a bridge are reached, per address family (Docker's
 /// `gateway_mode_ipv4` and `gateway_mode_ipv6`).
@@ -172,6 +204,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Firewall {
     socket: Socket,
+    /// Our table's name, which also marks our accepts in others' chains.
+    table: String,
     desired: Desired,
     /// Set by the first `ensure`; nothing is asserted before.
     active: bool,
@@ -180,13 +214,15 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// Opens it in the calling thread's namespace; changes nothing yet.
+    /// Opens the one with this table (see [`table_name`]) in the calling thread's
+    /// namespace; changes nothing yet. Only one process may have it open.
     ///
     /// # Errors
     /// When the netlink socket cannot be opened.
-    pub fn open() -> Result<Self, Error> {
+    pub fn open(table: impl Into<String>) -> Result<Self, Error> {
         Ok(Self {
             socket: Socket::netfilter(0)?,
+            table: table.into(),
             desired: Desired::default(),
             active: false,
             nft_blockers: Vec::new(),
@@ -220,7 +256,8 @@ impl Firewall {
         }
         let mut batch = self.socket.batch();
         nft::begin(&mut batch);
-        rules::replace_table(&mut Transaction::new(&mut batch, Family::Inet, TABLE), &self.desired);
+        let mut transaction = Transaction::new(&mut batch, Family::Inet, &self.table);
+        rules::replace_table(&mut transaction, &self.desired);
         nft::end(&mut batch);
         self.socket.commit(&mut batch)?;
         self.open_others()
@@ -233,7 +270,7 @@ impl Firewall {
     /// When the rule sets cannot be read.
     pub fn open_others(&mut self) -> Result<Report, Error> {
         let bridges = self.bridges();
-        self.nft_blockers = foreign::open_nft(&mut self.socket, &bridges)?;
+        self.nft_blockers = foreign::open_nft(&mut self.socket, &self.table, &bridges)?;
         Ok(self.open_legacy())
     }
 
@@ -241,7 +278,7 @@ impl Firewall {
     /// events: cheap where there are none.
     pub fn open_legacy(&self) -> Report {
         let mut blockers = self.nft_blockers.clone();
-        blockers.extend(legacy::open_legacy(&self.bridges()));
+        blockers.extend(legacy::open_legacy(&self.table, &self.bridges()));
         Report { blockers }
     }
 
@@ -322,7 +359,7 @@ impl Firewall {
         }
         let mut batch = self.socket.batch();
         nft::begin(&mut batch);
-        let mut transaction = Transaction::new(&mut batch, Family::Inet, TABLE);
+        let mut transaction = Transaction::new(&mut batch, Family::Inet, &self.table);
         for (set, list) in &elements {
             transaction.elements(set, list, add);
         }
@@ -336,28 +373,35 @@ impl Firewall {
     /// When the kernel does not answer.
     pub fn is_present(&mut self) -> Result<bool, Error> {
         let mut batch = self.socket.batch();
-        let operation = format!("look up nftables table inet {TABLE}");
+        let operation = format!("look up nftables table inet {}", self.table);
         let family = Family::Inet.number();
         batch.begin(nft::kind(msg::GETTABLE), 0, &nft::nfgen(family), operation.as_str());
-        batch.str(1, TABLE);
+        batch.str(1, &self.table);
         Ok(self.socket.get(&mut batch, &operation)?.is_some())
     }
 
-    /// Removes our table and our accepts everywhere.
+    /// Removes our table and our accepts everywhere, and nothing of other
+    /// daemons. The accepts go even when the table does not.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses; the first refusal.
     pub fn remove_all(&mut self) -> Result<(), Error> {
         self.active = false;
         self.desired = Desired::default();
         let mut batch = self.socket.batch();
         nft::begin(&mut batch);
-        let mut transaction = Transaction::new(&mut batch, Family::Inet, TABLE);
+        let mut transaction = Transaction::new(&mut batch, Family::Inet, &self.table);
         transaction.add_table();
         transaction.delete_table();
         nft::end(&mut batch);
-        self.socket.commit(&mut batch)?;
-        self.open_others().map(|_| ())
+        let removed = self.socket.commit(&mut batch);
+        let closed = self.open_others().map(|_| ());
+        removed.and(closed)
+    }
+
+    /// Our table's name.
+    pub fn table(&self) -> &str {
+        &self.table
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -366,5 +410,25 @@ impl Firewall {
 
     pub(crate) fn port_id(&self) -> u32 {
         self.socket.port()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_of_tables() {
+        for (bridge, table) in [
+            ("gantry0", "gantry"),
+            ("docker0", "gantry-docker0"),
+            ("a.b-c_d", "gantry-a.b-c_d"),
+            ("x@2f", "gantry-x/402f"),
+        ] {
+            assert_eq!(table_name(bridge), table);
+            assert!(is_gantry_table(table));
+        }
+        assert!(!is_gantry_table("gantryx"));
     }
 }

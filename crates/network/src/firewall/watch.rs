@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::nft::{Family, SUBSYSTEM, msg};
-use super::{Error, Firewall, TABLE};
+use super::{Error, Firewall};
 use crate::error::system;
 use crate::netlink::{Event, Socket, attributes, text};
 
@@ -44,9 +44,13 @@ impl Watch {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| system("make", "eventfd")(e.into()))?;
         let stop = Arc::new(stop);
-        let own_port = lock(&firewall).port_id();
+        let (own_port, table) = {
+            let firewall = lock(&firewall);
+            (firewall.port_id(), firewall.table().to_owned())
+        };
         let mut watcher = Watcher {
             own_port,
+            table,
             firewall,
             events,
             stop: Arc::clone(&stop),
@@ -83,6 +87,7 @@ fn lock(firewall: &Mutex<Firewall>) -> MutexGuard<'_, Firewall> {
 struct Watcher {
     firewall: Arc<Mutex<Firewall>>,
     own_port: u32,
+    table: String,
     events: Socket,
     stop: Arc<OwnedFd>,
     on_report: Box<dyn FnMut(&super::Report) + Send>,
@@ -145,7 +150,7 @@ impl Watcher {
             Ok(events) => events
                 .iter()
                 .filter(|e| e.port != self.own_port)
-                .map(need)
+                .map(|e| need(e, &self.table))
                 .max()
                 .unwrap_or(Need::Nothing),
             // Events were lost, so ours may be among them.
@@ -189,7 +194,7 @@ enum Woken {
     Timeout,
 }
 
-fn need(event: &Event) -> Need {
+fn need(event: &Event, own_table: &str) -> Need {
     if event.kind >> 8 != SUBSYSTEM {
         return Need::Nothing;
     }
@@ -198,7 +203,7 @@ fn need(event: &Event) -> Need {
     let table = event.payload.get(4..).and_then(|b| attributes(b).get(1)).map(text);
     match event.kind & 0xff {
         msg::NEWTABLE..=msg::DELSETELEM
-            if family == Some(Family::Inet) && table.as_deref() == Some(TABLE) =>
+            if family == Some(Family::Inet) && table.as_deref() == Some(own_table) =>
         {
             Need::All
         }

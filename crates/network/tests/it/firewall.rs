@@ -3,7 +3,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use network::endpoint::{EndpointConfig, IpConfig, attach};
-use network::firewall::{BridgeNetwork, Desired, Firewall, GatewayMode, Proto, PublishedPort};
+use network::firewall::{
+    BridgeNetwork, Desired, Firewall, GatewayMode, Proto, PublishedPort, TABLE,
+};
 use network::link::{BridgeConfig, PortFlags, Rtnl};
 use network::ns::Namespace;
 use network::sysctl;
@@ -28,7 +30,7 @@ fn published(host_ip: Ipv4Addr, host_port: u16, to: &Container, port: u16) -> Pu
 }
 
 fn ensure(networks: Vec<BridgeNetwork>, ports: &[PublishedPort]) -> Firewall {
-    let mut firewall = Firewall::open().unwrap();
+    let mut firewall = Firewall::open(TABLE).unwrap();
     let desired =
         Desired { networks, ports: ports.iter().cloned().collect(), drop_foreign_forward: false };
     let report = firewall.ensure(desired).unwrap();

@@ -9,9 +9,9 @@ use network::link::{
 };
 use network::ns::{self, Namespace, Pool};
 use network::portmap::{Allocator, PortChoice, ephemeral_range};
-use network::{Error, Mac, firewall::Proto, stats, sysctl};
+use network::{Error, Mac, Subnet, firewall::Proto, stats, sysctl};
 
-use crate::bed::{World, host_of, isolated, random_port, random_subnet, wait_until};
+use crate::bed::{World, host_of, isolated, program, random_port, random_subnet, wait_until};
 
 #[test]
 fn the_pool_gives_bound_namespaces_and_leaves_nothing() {
@@ -173,15 +173,50 @@ fn foreign_links_are_never_adopted() {
         let again = route.bridge_ensure(&config).unwrap();
         assert!(first.created && !again.created && first.index == again.index);
         let other = BridgeConfig { owner: "two".to_owned(), ..config.clone() };
-        let error = route.bridge_ensure(&other).unwrap_err();
-        assert!(matches!(error, Error::ForeignLink { .. }), "{error}");
         assert!(route.bridge_delete("br-x", "two").is_err());
         assert!(route.bridge_existing("br-x").is_ok());
         assert!(route.bridge_existing("lo").is_err());
         assert!(route.bridge_delete("br-x", "one").unwrap());
         assert!(!route.bridge_delete("br-x", "one").unwrap());
+        program(&["ip", "link", "add", "br-x", "type", "bridge"]);
+        for wanted in [&config, &other] {
+            let error = route.bridge_ensure(wanted).unwrap_err();
+            assert!(matches!(error, Error::ForeignLink { .. }), "{error}");
+        }
         let bad = BridgeConfig { name: "a/b".to_owned(), ..config };
         assert!(matches!(route.bridge_ensure(&bad), Err(Error::LinkName { .. })));
+    });
+}
+
+#[test]
+fn a_bridge_left_over_is_replaced_unless_links_are_on_it() {
+    isolated(|| {
+        let mut world = World::new();
+        let (old, new) = (random_subnet(3), random_subnet(4));
+        let config = |owner: &str, subnet: &Subnet| BridgeConfig {
+            name: "br-x".to_owned(),
+            owner: owner.to_owned(),
+            mac: None,
+            mtu: None,
+            addresses: vec![(IpAddr::V4(host_of(subnet, 1)), 24)],
+            ipv6: false,
+        };
+        world.route.bridge_ensure(&config("one", &old)).unwrap();
+        program(&["ip", "link", "add", "t0", "type", "veth", "peer", "name", "t1"]);
+        program(&["ip", "link", "set", "t0", "master", "br-x"]);
+        assert_eq!(world.route.bridge_ports("br-x", "one").unwrap(), ["t0"]);
+        assert!(world.route.bridge_ports("br-x", "two").unwrap().is_empty());
+        let error = world.route.bridge_ensure(&config("two", &new)).unwrap_err();
+        assert!(matches!(&error, Error::BridgeInUse { ports, .. } if ports == &["t0"]), "{error}");
+        assert!(world.route.host_subnets().unwrap().contains(&old));
+        program(&["ip", "link", "delete", "t0"]);
+        assert!(world.route.bridge_ensure(&config("two", &new)).unwrap().created);
+        let subnets = world.route.host_subnets().unwrap();
+        assert!(subnets.contains(&new) && !subnets.contains(&old), "{subnets:?}");
+        let (link, subnet) = world.route.link_in_subnets(&[old, new]).unwrap().unwrap();
+        assert_eq!((link.name.as_str(), subnet), ("br-x", new));
+        assert!(link.is_owned_bridge());
+        assert_eq!(world.route.link_in_subnets(&[old]).unwrap(), None);
     });
 }
 

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use network::firewall::{BridgeNetwork, Desired, Firewall, Proto, PublishedPort, Watch};
+use network::firewall::{
+    BridgeNetwork, Desired, Firewall, Proto, PublishedPort, TABLE, Watch, table_name,
+};
 use network::link::PortFlags;
 
 use crate::bed::{Container, PATIENCE, REFUSED, World, isolated, program, random_port, wait_until};
@@ -38,7 +40,7 @@ fn setup() -> Setup {
         ports: [published].into(),
         drop_foreign_forward: false,
     };
-    Setup { world, web, port, firewall: Firewall::open().unwrap(), desired }
+    Setup { world, web, port, firewall: Firewall::open(TABLE).unwrap(), desired }
 }
 
 impl Setup {
@@ -55,7 +57,7 @@ fn flushed_rules_come_back() {
     isolated(|| {
         let mut setup = setup();
         setup.firewall.ensure(setup.desired.clone()).unwrap();
-        let placeholder = Firewall::open().unwrap();
+        let placeholder = Firewall::open(TABLE).unwrap();
         let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, placeholder)));
         let watch = Watch::start(Arc::clone(&firewall), |_| {}).unwrap();
         let table = || {
@@ -87,6 +89,109 @@ fn flushed_rules_come_back() {
         drop(watch);
         program(&["nft", "flush", "ruleset"]);
         assert!(!exists());
+    });
+}
+
+const DROPPING: &str = "add table ip f; \
+    add chain ip f FORWARD { type filter hook forward priority 0; policy drop; }";
+
+/// Two daemons beside each other, on a host whose other firewalls drop: neither
+/// takes anything from the other, whatever it does.
+#[test]
+fn two_daemons_leave_each_other_alone() {
+    isolated(|| {
+        let mut first = setup();
+        let mut bridge = first.world.bridge("br-b", 3);
+        let web = bridge.container(&mut first.world.route, PortFlags::default());
+        let port = first.port + 30_000;
+        web.serve(port);
+        let published = PublishedPort {
+            proto: Proto::Tcp,
+            host_ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            host_port: port,
+            container_ip: IpAddr::V4(web.ip),
+            container_port: port,
+        };
+        let desired = Desired {
+            networks: vec![BridgeNetwork::new("br-b", vec![bridge.subnet])],
+            ports: [published].into(),
+            drop_foreign_forward: false,
+        };
+        program(&["nft", DROPPING]);
+        program(&["iptables-legacy", "-P", "FORWARD", "DROP"]);
+        let foreign = || {
+            let nft = program(&["nft", "-s", "list", "table", "ip", "f"]);
+            nft + &program(&["iptables-legacy", "-S", "FORWARD"])
+        };
+        let untouched = foreign();
+        let placeholder = Firewall::open(TABLE).unwrap();
+        let mut one = std::mem::replace(&mut first.firewall, placeholder);
+        assert_eq!(one.ensure(first.desired.clone()).unwrap().blockers, []);
+        let alone = foreign();
+        let table = |name: &str| program(&["nft", "-s", "list", "table", "inet", name]);
+        let (one, two) = (Arc::new(Mutex::new(one)), table_name("other0"));
+        let own = table(TABLE);
+        let watch = Watch::start(Arc::clone(&one), |_| {}).unwrap();
+        let second = Arc::new(Mutex::new(Firewall::open(&two).unwrap()));
+        let report = second.lock().unwrap().ensure(desired.clone()).unwrap();
+        assert_eq!(report.blockers, []);
+        let second_watch = Watch::start(Arc::clone(&second), |_| {}).unwrap();
+        let host = first.world.outside.gateway();
+        let served = |patience| {
+            assert_eq!(first.both_ways(patience), (true, true));
+            let inward = first.world.neighbour.ask(host, port, patience).is_some();
+            (inward, web.ask(first.world.neighbour.ip, first.port, patience).is_some())
+        };
+        assert_eq!(served(PATIENCE), (true, true));
+        // From one to the other: by what is published, and not directly.
+        assert!(first.web.ask(host, port, PATIENCE).is_some());
+        assert!(web.ask(host, first.port, PATIENCE).is_some());
+        assert_eq!(first.web.ask(web.ip, port, REFUSED), None);
+        assert_eq!(web.ask(first.web.ip, first.port, REFUSED), None);
+        let both = foreign();
+        for bridge in ["br-a", "br-b"] {
+            // Two rules of each kind; nft's have the name in their comments too.
+            assert_eq!(both.matches(bridge).count(), 6, "{both}");
+        }
+        // Each may be asserted again, which the other's watch does not undo.
+        for firewall in [&one, &second] {
+            firewall.lock().unwrap().reassert().unwrap();
+            assert_eq!((foreign(), table(TABLE)), (both.clone(), own.clone()));
+        }
+        program(&["nft", "flush", "ruleset"]);
+        wait_until("both tables are back", || {
+            let list = program(&["nft", "list", "tables"]);
+            list.contains("inet gantry\n") && list.contains("inet gantry-other0\n")
+        });
+        assert_eq!(served(PATIENCE), (true, true));
+        program(&["nft", DROPPING]);
+        wait_until("both are let through", || foreign().matches("br-").count() == 12);
+        drop(second_watch);
+        second.lock().unwrap().remove_all().unwrap();
+        assert_eq!(first.both_ways(PATIENCE), (true, true));
+        assert_eq!(first.world.neighbour.ask(host, port, REFUSED), None);
+        assert_eq!((foreign(), table(TABLE)), (alone, own));
+        drop(watch);
+        one.lock().unwrap().remove_all().unwrap();
+        assert_eq!(foreign(), untouched);
+        assert!(!program(&["nft", "list", "tables"]).contains("gantry"));
+    });
+}
+
+/// A table that another daemon would put back at once is not edited.
+#[test]
+fn another_daemons_table_that_drops_is_named() {
+    isolated(|| {
+        let mut setup = setup();
+        let mut other = Firewall::open(table_name("other0")).unwrap();
+        let desired = Desired { drop_foreign_forward: true, ..Desired::default() };
+        other.ensure(desired).unwrap();
+        let table = || program(&["nft", "-s", "list", "table", "inet", "gantry-other0"]);
+        let before = table();
+        let report = setup.firewall.ensure(setup.desired.clone()).unwrap();
+        assert_eq!(report.blockers.len(), 1, "{report:?}");
+        assert_eq!(report.blockers[0].table, "gantry-other0");
+        assert_eq!(table(), before);
     });
 }
 
@@ -132,7 +237,7 @@ fn a_chain_that_turns_up_later_is_opened() {
     isolated(|| {
         let mut setup = setup();
         setup.firewall.ensure(setup.desired.clone()).unwrap();
-        let placeholder = Firewall::open().unwrap();
+        let placeholder = Firewall::open(TABLE).unwrap();
         let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, placeholder)));
         let watch = Watch::start(Arc::clone(&firewall), |_| {}).unwrap();
         program(&["nft", "add", "table", "ip", "late"]);
