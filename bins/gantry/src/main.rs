@@ -6,6 +6,7 @@
 //! there is any flag, descriptor, log or second thread: the runtime and the shim must have a single
 //! thread, and must not be reachable from a container (see [`runtime::selfexe`]).
 
+mod build_info;
 mod cgroups;
 mod daemon;
 mod on_demand;
@@ -99,8 +100,16 @@ fn shim(args: Vec<OsString>) -> i32 {
 
 fn client(args: Vec<OsString>, persona: Persona) -> i32 {
     let ensure_daemon = Box::new(move |socket: &Path| on_demand::ensure(persona, socket));
-    let hooks =
-        cli::Hooks { default_socket: persona.socket().into(), ensure_daemon: Some(ensure_daemon) };
+    let build = cli::Build {
+        commit: build_info::COMMIT.into(),
+        time: build_info::time(),
+        compiler: build_info::COMPILER.into(),
+    };
+    let hooks = cli::Hooks {
+        default_socket: persona.socket().into(),
+        ensure_daemon: Some(ensure_daemon),
+        build,
+    };
     let lookup = client::Lookup::new(|name: String| async move {
         let addresses = registry::dns::Resolver::system().lookup(&name).await;
         addresses.map_err(std::io::Error::other)

@@ -5,6 +5,7 @@ fn main() {
         Some(name) if name.to_string_lossy().ends_with("gantry") => "/run/gantry/gantry.sock",
         _ => "/var/run/docker.sock",
     };
-    let hooks = cli::Hooks { default_socket: socket.into(), ensure_daemon: None };
+    let build = cli::Build::default();
+    let hooks = cli::Hooks { default_socket: socket.into(), ensure_daemon: None, build };
     std::process::exit(cli::main(std::env::args_os().collect(), hooks));
 }

@@ -172,6 +172,11 @@ impl Ctx {
         Some(TlsOptions { files, skip_verify: !verify })
     }
 
+    /// From what this program was built.
+    pub(crate) fn build(&self) -> &crate::Build {
+        &self.hooks.build
+    }
+
     /// The engine; made, and started if that is wanted, at the first call.
     pub(crate) fn client(&self) -> Result<&Client> {
         if let Some(client) = self.client.get() {

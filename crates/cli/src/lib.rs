@@ -43,6 +43,18 @@ pub struct Hooks {
     /// Called before the first connection when no host was named and nothing listens at
     /// `default_socket`.
     pub ensure_daemon: Option<EnsureDaemon>,
+    /// What `version` tells of this program.
+    pub build: Build,
+}
+
+/// From what the program was built; empty is unknown.
+#[derive(Debug, Clone, Default)]
+pub struct Build {
+    pub commit: String,
+    /// RFC 3339.
+    pub time: String,
+    /// Name and version.
+    pub compiler: String,
 }
 
 /// Runs one command line; `args[0]` is the name we were called by. Gives the exit code.

@@ -64,6 +64,12 @@ pub struct Config {
     pub default_runtime: String,
     /// The product's version.
     pub version: String,
+    /// From what it was built, by what and when (RFC 3339); empty is unknown.
+    pub commit: String,
+    pub compiler: String,
+    pub build_time: String,
+    /// A client started this daemon: nothing starts it at the next boot.
+    pub on_demand: bool,
 }
 
 /// An OCI runtime beside our own.
@@ -119,6 +125,10 @@ impl Default for Config {
             runtimes: BTreeMap::from([own(OWN_RUNTIME), own("runc"), own("io.containerd.runc.v2")]),
             default_runtime: "runc".into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            commit: String::new(),
+            compiler: String::new(),
+            build_time: String::new(),
+            on_demand: false,
         }
     }
 }

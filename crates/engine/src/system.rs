@@ -69,7 +69,10 @@ impl Engine {
         let details = [
             ("ApiVersion", API_VERSION.to_string()),
             ("Arch", go_arch()),
+            ("BuildTime", self.config.build_time.clone()),
             ("Experimental", self.config.experimental.to_string()),
+            ("GitCommit", self.config.commit.clone()),
+            ("GoVersion", self.config.compiler.clone()),
             ("KernelVersion", self.facts.kernel.clone()),
             ("MinAPIVersion", MIN_API_VERSION.to_string()),
             ("Os", "linux".to_string()),
@@ -92,8 +95,10 @@ impl Engine {
             os: "linux".into(),
             arch: go_arch(),
             kernel_version: self.facts.kernel.clone(),
+            git_commit: self.config.commit.clone(),
+            go_version: self.config.compiler.clone(),
+            build_time: self.config.build_time.clone(),
             experimental: self.config.experimental,
-            ..Version::default()
         }
     }
 

@@ -11,7 +11,7 @@ use super::file::Settings;
 use super::flags::Value;
 use super::hosts::Host;
 use super::log::{Format, Level};
-use crate::Persona;
+use crate::{Persona, build_info};
 
 /// Least size of a group file that is read.
 const GROUP_LIMIT_BYTES: u64 = 16 << 20;
@@ -33,6 +33,8 @@ pub(crate) struct Daemon {
     pub(crate) notes: Vec<String>,
     /// Started by a client: the daemon ends after so long without work.
     pub(crate) idle_after: Option<Duration>,
+    /// No daemon is wanted, but the end of all containers, as at the host's shutdown.
+    pub(crate) stop_containers: bool,
 }
 
 /// The group that may use unix sockets.
@@ -116,6 +118,7 @@ pub(crate) fn daemon(settings: &Settings, persona: Persona) -> Result<Daemon, St
             Some(true) => Some(seconds(settings, "idle-timeout", 300)?),
             _ => None,
         },
+        stop_containers: settings.bool("stop-containers").unwrap_or(false),
     })
 }
 
@@ -192,6 +195,10 @@ fn engine(
         default_runtime: default_runtime(settings)?,
         runtimes: runtimes(settings.get("runtimes"))?,
         version: defaults.version,
+        commit: build_info::COMMIT.into(),
+        build_time: build_info::time(),
+        compiler: build_info::COMPILER.into(),
+        on_demand: on("on-demand", false),
     })
 }
 
@@ -526,7 +533,14 @@ mod tests {
         let defaults = engine::Config::default();
         let store_address = "/run/gantry/containerd/containerd.sock".into();
         let cgroup_parent = "/gantry".into();
-        let wanted = engine::Config { store_address, cgroup_parent, ..defaults };
+        let wanted = engine::Config {
+            store_address,
+            cgroup_parent,
+            commit: build_info::COMMIT.into(),
+            build_time: build_info::time(),
+            compiler: build_info::COMPILER.into(),
+            ..defaults
+        };
         assert_eq!(format!("{:?}", d.engine), format!("{wanted:?}"));
         assert_eq!(d.hosts, [Host::Unix("/run/gantry/gantry.sock".into())]);
         assert_eq!(d.group, Group { name: "docker".into(), explicit: false });

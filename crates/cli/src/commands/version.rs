@@ -10,11 +10,6 @@ use crate::fmt::table::{Layout, align};
 use crate::fmt::template::Format;
 use crate::fmt::units;
 
-/// The commit that this was built from, if the build knew.
-const COMMIT: Option<&str> = option_env!("GANTRY_COMMIT");
-/// When this was built, if the build knew.
-const BUILT: Option<&str> = option_env!("GANTRY_BUILD_TIME");
-
 fn arch() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -26,7 +21,11 @@ fn arch() -> &'static str {
 /// What `--version` says.
 pub(crate) fn line(ctx: &Ctx) -> String {
     let name = if ctx.prog == "docker" { "Docker" } else { "Gantry" };
-    format!("{name} version {}, build {}", crate::VERSION, COMMIT.unwrap_or("unknown"))
+    let commit = match ctx.build().commit.as_str() {
+        "" => "unknown",
+        commit => commit,
+    };
+    format!("{name} version {}, build {commit}", crate::VERSION)
 }
 
 /// A time as Go's `ANSIC` writes it; what is no time stays.
@@ -52,8 +51,8 @@ fn client_text(ctx: &Ctx, api: &str) -> String {
         format!(" (downgraded from {API_VERSION})")
     };
     push(&mut out, 1, "API version", &format!("{api}{downgraded}"));
-    push(&mut out, 1, "Git commit", COMMIT.unwrap_or_default());
-    push(&mut out, 1, "Built", BUILT.unwrap_or_default());
+    push(&mut out, 1, "Git commit", &ctx.build().commit);
+    push(&mut out, 1, "Built", &ansic(&ctx.build().time));
     push(&mut out, 1, "OS/Arch", &format!("linux/{}", arch()));
     push(&mut out, 1, "Context", &ctx.current_context());
     out
@@ -81,7 +80,10 @@ fn server_text(v: &Version) -> String {
             "API version",
             &format!("{} (minimum version {})", detail("ApiVersion"), detail("MinAPIVersion")),
         );
-        push(&mut out, 2, "Go version", detail("GoVersion"));
+        // The field's name is docker's; another engine's compiler need not be Go's.
+        let compiler = detail("GoVersion");
+        let name = if compiler.starts_with("rustc") { "Compiler" } else { "Go version" };
+        push(&mut out, 2, name, compiler);
         push(&mut out, 2, "Git commit", detail("GitCommit"));
         push(&mut out, 2, "Built", &ansic(detail("BuildTime")));
         push(&mut out, 2, "OS/Arch", &format!("{}/{}", detail("Os"), detail("Arch")));
@@ -136,11 +138,11 @@ pub(crate) async fn version(ctx: &Ctx, m: Matches) -> Result<()> {
                 "Version": crate::VERSION,
                 "ApiVersion": api,
                 "DefaultAPIVersion": API_VERSION,
-                "GitCommit": COMMIT.unwrap_or_default(),
-                "GoVersion": "",
+                "GitCommit": ctx.build().commit,
+                "GoVersion": ctx.build().compiler,
                 "Os": "linux",
                 "Arch": arch(),
-                "BuildTime": BUILT.unwrap_or_default(),
+                "BuildTime": ansic(&ctx.build().time),
                 "Context": ctx.current_context(),
             },
             "Server": server,

@@ -173,6 +173,13 @@ impl Engine {
                 warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into());
             }
         }
+        if self.config.on_demand && !matches!(host.restart_policy.name.as_str(), "" | "no") {
+            warnings.push(format!(
+                "Restart policy {:?}: a client started this daemon, and nothing starts it after a reboot: \
+                 enable it as a service (systemctl enable --now gantry.socket gantry.service).",
+                host.restart_policy.name
+            ));
+        }
         Ok(warnings)
     }
 
