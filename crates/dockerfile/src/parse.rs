@@ -233,7 +233,9 @@ fn instruction(upper: &str, rest: &str, logical: &Logical, escape: char) -> Resu
         },
         other => {
             let near = Suggestion::nearest(other, COMMANDS);
-            return Err(ParseErrorKind::UnknownInstruction(other.into(), near));
+            // As it is written.
+            let (word, _) = command(&logical.text);
+            return Err(ParseErrorKind::UnknownInstruction(word.into(), near));
         }
     })
 }

@@ -46,6 +46,7 @@ fn dockers_words() {
             "dockerfile parse error on line 3: unknown instruction: RUNN (did you mean RUN?)",
         ),
         ("FROM x\nWHATEVER", "dockerfile parse error on line 2: unknown instruction: WHATEVER"),
+        ("not a file", "dockerfile parse error on line 1: unknown instruction: not"),
         (
             "FROM x y",
             "dockerfile parse error on line 1: FROM requires either one or three arguments",
