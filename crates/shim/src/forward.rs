@@ -69,7 +69,18 @@ enum Entry {
     Listener { owner: u64, fd: OwnedFd, target: SocketAddr, proto: Proto, paused: bool },
     Half(Half),
     Udp { owner: u64, fd: OwnedFd, target: SocketAddr, sessions: HashMap<SocketAddr, u64> },
-    Session { port: u64, fd: OwnedFd, client: SocketAddr, used: Instant },
+    Session(Session),
+}
+
+/// One UDP client of a port.
+#[derive(Debug)]
+struct Session {
+    port: u64,
+    fd: OwnedFd,
+    client: SocketAddr,
+    /// The address that it asked, from which it is answered.
+    asked: Option<IpAddr>,
+    used: Instant,
 }
 
 /// One side of a connection.
@@ -141,7 +152,7 @@ impl Forwarder {
         let of_owner = |entry: &Entry| match entry {
             Entry::Listener { owner: o, .. } | Entry::Udp { owner: o, .. } => *o == owner,
             Entry::Half(half) => half.owner == owner,
-            Entry::Session { port, .. } => ports.contains(port),
+            Entry::Session(session) => ports.contains(&session.port),
         };
         let ids: Vec<u64> =
             self.entries.iter().filter(|(_, e)| of_owner(e)).map(|(id, _)| *id).collect();
@@ -160,7 +171,7 @@ impl Forwarder {
             .entries
             .iter()
             .filter(|(_, e)| {
-                matches!(e, Entry::Session { used, .. } if now.duration_since(*used) >= SESSION_IDLE)
+                matches!(e, Entry::Session(s) if now.duration_since(s.used) >= SESSION_IDLE)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -174,7 +185,7 @@ impl Forwarder {
                 *paused = poller.add(&*fd, Kind::Forward, *id, EventFlags::IN).is_err();
             }
         }
-        if self.entries.values().any(|e| matches!(e, Entry::Session { .. })) {
+        if self.entries.values().any(|e| matches!(e, Entry::Session(_))) {
             self.wake_in(SWEEP);
         }
     }
@@ -184,7 +195,7 @@ impl Forwarder {
             Some(Entry::Listener { .. }) => self.accept(poller, id),
             Some(Entry::Half(_)) => self.on_half(poller, id, flags),
             Some(Entry::Udp { .. }) => self.on_udp(poller, id),
-            Some(Entry::Session { .. }) => self.on_session(poller, id),
+            Some(Entry::Session(_)) => self.on_session(poller, id),
             None => {}
         }
     }
@@ -367,7 +378,7 @@ impl Forwarder {
                     poller.remove(&peer.fd);
                 }
             }
-            Some(Entry::Session { port, fd, client, .. }) => {
+            Some(Entry::Session(Session { port, fd, client, .. })) => {
                 poller.remove(&fd);
                 if let Some(Entry::Udp { sessions, .. }) = self.entries.get_mut(&port) {
                     sessions.remove(&client);
@@ -381,21 +392,19 @@ impl Forwarder {
     fn on_udp(&mut self, poller: &Poller, id: u64) {
         /// Datagrams before others have their turn.
         const TURN: usize = 32;
+        use std::io::ErrorKind::{ConnectionRefused, Interrupted};
         let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
         for _ in 0..TURN {
             let Some(Entry::Udp { fd, target, sessions, .. }) = self.entries.get(&id) else {
                 return;
             };
-            let received = rustix::net::recvfrom(fd, &mut datagram[..], RecvFlags::DONTWAIT);
-            let (n, client) = match received {
-                Ok((n, _, Some(from))) => match SocketAddr::try_from(from) {
-                    Ok(client) => (n, client),
-                    Err(_) => continue,
-                },
+            let received = match sys::packet::receive(fd, &mut datagram) {
+                Ok(received) => received,
                 // An earlier answer met a closed port; that error is of no use here.
-                Err(Errno::CONNREFUSED | Errno::INTR) => continue,
-                _ => return,
+                Err(e) if matches!(e.kind(), ConnectionRefused | Interrupted) => continue,
+                Err(_) => return,
             };
+            let client = received.peer;
             let (target, known) = (*target, sessions.get(&client).copied());
             let session = match known {
                 Some(session) => session,
@@ -405,11 +414,12 @@ impl Forwarder {
                     Err(_) => continue,
                 },
             };
-            if let Some(Entry::Session { fd, used, .. }) = self.entries.get_mut(&session) {
-                *used = Instant::now();
-                let bytes = datagram.get(..n).unwrap_or_default();
+            if let Some(Entry::Session(session)) = self.entries.get_mut(&session) {
+                session.used = Instant::now();
+                session.asked = received.local;
+                let bytes = datagram.get(..received.len).unwrap_or_default();
                 // Lost if the container does not take it.
-                ignore(rustix::net::send(&*fd, bytes, SendFlags::DONTWAIT));
+                ignore(rustix::net::send(&session.fd, bytes, SendFlags::DONTWAIT));
             }
         }
     }
@@ -424,7 +434,7 @@ impl Forwarder {
         let oldest = match self.entries.get(&port) {
             Some(Entry::Udp { sessions, .. }) if sessions.len() >= SESSIONS_MAX => {
                 let used = |id: &u64| match self.entries.get(id) {
-                    Some(Entry::Session { used, .. }) => Some(*used),
+                    Some(Entry::Session(session)) => Some(session.used),
                     _ => None,
                 };
                 sessions.values().copied().min_by_key(used)
@@ -441,7 +451,7 @@ impl Forwarder {
         let id = self.next;
         poller.add(&fd, Kind::Forward, id, EventFlags::IN)?;
         let used = Instant::now();
-        self.entries.insert(id, Entry::Session { port, fd, client, used });
+        self.entries.insert(id, Entry::Session(Session { port, fd, client, asked: None, used }));
         if let Some(Entry::Udp { sessions, .. }) = self.entries.get_mut(&port) {
             sessions.insert(client, id);
         }
@@ -450,17 +460,21 @@ impl Forwarder {
     }
 
     fn on_session(&mut self, poller: &Poller, id: u64) {
-        let Some(Entry::Session { port, fd, client, .. }) = self.entries.get(&id) else { return };
+        let Some(Entry::Session(session)) = self.entries.get(&id) else { return };
         let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
-        match rustix::net::recv(fd, &mut datagram[..], RecvFlags::DONTWAIT) {
+        match rustix::net::recv(&session.fd, &mut datagram[..], RecvFlags::DONTWAIT) {
             Ok((n, _)) => {
-                if let Some(Entry::Udp { fd, .. }) = self.entries.get(port) {
+                let (client, asked) = (session.client, session.asked);
+                if let Some(Entry::Udp { fd, .. }) = self.entries.get(&session.port) {
                     let bytes = datagram.get(..n).unwrap_or_default();
-                    // Lost if the client's way is full, as datagrams may be.
-                    ignore(rustix::net::sendto(fd, bytes, SendFlags::DONTWAIT, client));
+                    if sys::packet::send(fd, bytes, client, asked).is_err() {
+                        // It had asked a broadcast address. Lost if the client's way is full, as
+                        // datagrams may be.
+                        ignore(sys::packet::send(fd, bytes, client, None));
+                    }
                 }
-                if let Some(Entry::Session { used, .. }) = self.entries.get_mut(&id) {
-                    *used = Instant::now();
+                if let Some(Entry::Session(session)) = self.entries.get_mut(&id) {
+                    session.used = Instant::now();
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -486,6 +500,10 @@ fn listen(port: &Port) -> Result<OwnedFd> {
         let fd = socket(port.host_ip, port.proto)?;
         if port.host_ip.is_ipv6() {
             sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        if port.proto == Proto::Udp {
+            sys::packet::enable_info(&fd, port.host_ip.is_ipv6())
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         }
         if port.proto != Proto::Udp {
             sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -580,6 +598,24 @@ mod tests {
         let (n, from) = client.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..n], b"pong!");
         assert_eq!(from.port(), host);
+    }
+
+    #[test]
+    fn udp_answers_come_from_the_address_that_was_asked() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let host = UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        let mut all = port(Proto::Udp, host, server.local_addr().unwrap().port());
+        all.host_ip = "0.0.0.0".parse().unwrap();
+        let _stop = run(vec![all]);
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for asked in ["127.9.9.9", "127.0.0.1", "127.8.8.8"] {
+            client.send_to(b"ping", (asked, host)).unwrap();
+            let mut buffer = [0; 16];
+            let (_, from) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(b"pong!", from).unwrap();
+            let (_, from) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!(from.ip().to_string(), asked);
+        }
     }
 
     #[test]
