@@ -31,7 +31,6 @@ pub mod dns;
 pub mod endpoint;
 mod error;
 pub mod firewall;
-pub mod forward;
 pub mod hosts;
 pub mod ipam;
 pub mod link;

@@ -5,6 +5,5 @@
 mod bed;
 mod dns;
 mod firewall;
-mod forwarder;
 mod links;
 mod others;
