@@ -6,6 +6,34 @@ use std::collections::BTreeMap;
 /// A flag: its names (the first is the key), and whether a value follows.
 pub(super) struct Flag(pub(super) &'static [&'static str], pub(super) bool);
 
+/// Why a command line is not carried out.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It asks what the flags are: these, a line each.
+    Help(String),
+    Wrong(String),
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Wrong(text)
+    }
+}
+
+/// A line for each flag.
+fn help(flags: &[Flag]) -> String {
+    let mut text = String::new();
+    for Flag(names, takes_value) in flags {
+        let names: Vec<String> = names
+            .iter()
+            .map(|name| if name.len() == 1 { format!("-{name}") } else { format!("--{name}") })
+            .collect();
+        let value = if *takes_value { " value" } else { "" };
+        text.push_str(&format!("   {}{value}\n", names.join(", ")));
+    }
+    text
+}
+
 /// What was given.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
@@ -40,8 +68,8 @@ impl Parsed {
     }
 }
 
-/// Parses the flags before the first other word.
-pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, String> {
+/// Parses the flags before the first other word. `--help` and `-h` are flags of every command.
+pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, Refusal> {
     let mut out = Parsed::default();
     let mut at = 0;
     while let Some(arg) = args.get(at) {
@@ -59,7 +87,10 @@ pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, String> {
             None => (name, None),
         };
         let Some(Flag(names, takes_value)) = flags.iter().find(|f| f.0.contains(&name)) else {
-            return Err(format!("flag provided but not defined: -{name}"));
+            return Err(match name {
+                "help" | "h" => Refusal::Help(help(flags)),
+                _ => format!("flag provided but not defined: -{name}").into(),
+            });
         };
         let value = match (inline, takes_value) {
             (Some(value), _) => value,
@@ -94,5 +125,11 @@ mod tests {
         assert_eq!(p.rest, ["-x"]);
         assert!(parse(&args("--nope"), &flags).is_err());
         assert!(parse(&args("-b"), &flags).is_err());
+        let lines = match parse(&args("-b /x --help"), &flags) {
+            Err(Refusal::Help(lines)) => lines,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lines, "   --bundle, -b value\n   --detach, -d\n");
+        assert_eq!(parse(&args("id --help"), &flags).unwrap().rest, ["id", "--help"]);
     }
 }

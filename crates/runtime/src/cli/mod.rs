@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use flags::{Flag, Parsed, parse};
+use flags::{Flag, Parsed, Refusal, parse};
 
 use crate::{Error, Options};
 
@@ -37,6 +37,17 @@ pub(crate) enum Failure {
     Runtime(Error),
     /// Of the command line itself.
     Usage(String),
+    /// None: the command's flags are asked for.
+    Help(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        match refusal {
+            Refusal::Help(flags) => Failure::Help(flags),
+            Refusal::Wrong(text) => Failure::Usage(text),
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -55,7 +66,7 @@ impl Failure {
     fn text(&self) -> String {
         match self {
             Failure::Runtime(e) => e.chain(),
-            Failure::Usage(text) => text.clone(),
+            Failure::Usage(text) | Failure::Help(text) => text.clone(),
         }
     }
 }
@@ -83,10 +94,12 @@ pub fn main(args: Vec<OsString>) -> i32 {
     let args: Vec<String> = args.into_iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let global = match parse(&args, GLOBAL) {
         Ok(global) => global,
-        Err(text) => {
+        Err(Refusal::Wrong(text)) => {
             say_err(&text);
             return 1;
         }
+        // A flag of the global ones.
+        Err(Refusal::Help(_)) => return say(&usage()),
     };
     let log = match Log::new(&global) {
         Ok(log) => log,
@@ -117,6 +130,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
         });
     match result {
         Ok(code) => code,
+        Err((_, Failure::Help(flags))) => say(&command_usage(command, &flags)),
         Err((log, failure)) => {
             let text = failure.text();
             log.error(&text);
@@ -130,6 +144,11 @@ pub fn main(args: Vec<OsString>) -> i32 {
 
 fn usage() -> String {
     format!("usage: runtime [global options] command [options] [arguments]\ncommands: {COMMANDS}\n")
+}
+
+fn command_usage(command: &str, flags: &str) -> String {
+    let flags = if flags.is_empty() { "   none\n" } else { flags };
+    format!("usage: runtime {command} [command options] [arguments]\noptions:\n{flags}")
 }
 
 fn context(global: &Parsed, log: Log) -> Result<Context, (Log, String)> {
