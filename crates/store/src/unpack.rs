@@ -74,6 +74,7 @@ impl Core {
         self.flights.alone(&format!("{ns} {chain_id}"), || {
             self.guard.refresh(ns, ResourceKind::Snapshot, &chain_id);
             if self.has_snapshot(ns, &chain_id)? {
+                reporter.state(&subject, ProgressState::Complete, "");
                 return Ok(());
             }
             reporter.state(&subject, ProgressState::Extracting, "");

@@ -163,6 +163,9 @@ async fn there_and_back() {
     assert_eq!(one.target.digest, pushed.digest);
     assert!(one.up_to_date != two.up_to_date, "{one:?} {two:?}");
     assert_eq!(one.name, reference.to_string());
+    let (again, reports) = pull(&there, &reference).await;
+    assert!(again.unwrap().up_to_date);
+    assert!(!reports.iter().any(|report| report.is_layer), "{reports:?}");
     let target = there.images.get(&one.name).await.unwrap().target;
     let pulled = there.extras.resolve_image(&target, None).await.unwrap();
     assert_eq!(transfer::shown(&there, &pulled).await, tree);

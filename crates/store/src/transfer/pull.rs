@@ -34,6 +34,16 @@ struct Part {
     manifest: Manifest,
 }
 
+/// The layers of one image, as a pull finds them.
+struct Layers {
+    /// The image is here with all of them.
+    whole: bool,
+    /// Those to download.
+    wanted: Vec<(Descriptor, Subject, oneshot::Sender<Result<bool>>)>,
+    /// In order: whether each was downloaded.
+    arrivals: Vec<oneshot::Receiver<Result<bool>>>,
+}
+
 struct Pull {
     local: Local,
     repository: Repository,
@@ -175,26 +185,8 @@ impl Pull {
         for chain_id in image.iter().flat_map(|image| &image.chain_ids) {
             self.pins.add(ResourceKind::Snapshot, chain_id);
         }
-        let mut wanted = Vec::new();
-        let mut arrivals = Vec::new();
-        for (i, layer) in part.manifest.layers.iter().enumerate() {
-            let (arrived, arrival) = oneshot::channel();
-            arrivals.push(arrival);
-            let subject = Subject {
-                digest: Some(layer.digest.clone()),
-                diff_id: image.as_ref().map(|image| image.diff_ids[i].clone()),
-                is_layer: true,
-                total: layer.size,
-            };
-            // Told of in the image's order, before any of them moves.
-            if self.is_here(&layer.digest).await? {
-                self.reporter.tell(&subject, ProgressState::Exists, "").await;
-                drop(arrived.send(Ok(false)));
-            } else {
-                self.reporter.tell(&subject, ProgressState::Waiting, "").await;
-                wanted.push((layer.clone(), subject, arrived));
-            }
-        }
+        let Layers { whole, wanted, arrivals } =
+            self.announce(part, image.as_ref(), downloaded).await?;
         let mut tasks = JoinSet::new();
         for (layer, subject, arrived) in wanted {
             let pull = Arc::clone(self);
@@ -208,7 +200,7 @@ impl Pull {
             let gone = |_| Error::new(ErrorKind::Cancelled, "the pull was given up");
             downloaded |= arrival.await.map_err(gone)??;
             if let (true, Some(image)) = (unpack, &image) {
-                self.extract(image, i).await?;
+                self.extract(image, i, whole).await?;
             }
         }
         let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
@@ -225,9 +217,57 @@ impl Pull {
         Ok(downloaded)
     }
 
-    async fn extract(self: &Arc<Self>, image: &UnpackedImage, i: usize) -> Result<()> {
+    /// Tells of the layers in the image's order, before any of them moves.
+    async fn announce(
+        &self,
+        part: &Part,
+        image: Option<&UnpackedImage>,
+        is_new: bool,
+    ) -> Result<Layers> {
+        let mut here = Vec::new();
+        for layer in &part.manifest.layers {
+            here.push(self.is_here(&layer.digest).await?);
+        }
+        // As with dockerd there is nothing to tell of the layers of an image that is here.
+        let whole = !is_new && here.iter().all(|here| *here);
+        let mut layers = Layers { whole, wanted: Vec::new(), arrivals: Vec::new() };
+        for (i, layer) in part.manifest.layers.iter().enumerate() {
+            let (arrived, arrival) = oneshot::channel();
+            layers.arrivals.push(arrival);
+            let subject = Subject {
+                digest: Some(layer.digest.clone()),
+                diff_id: image.map(|image| image.diff_ids[i].clone()),
+                is_layer: true,
+                total: layer.size,
+            };
+            if !here[i] {
+                self.reporter.tell(&subject, ProgressState::Waiting, "").await;
+                layers.wanted.push((layer.clone(), subject, arrived));
+                continue;
+            }
+            if !whole {
+                self.reporter.tell(&subject, ProgressState::Exists, "").await;
+            }
+            // It is waited for only below.
+            drop(arrived.send(Ok(false)));
+        }
+        Ok(layers)
+    }
+
+    async fn extract(
+        self: &Arc<Self>,
+        image: &UnpackedImage,
+        i: usize,
+        silent: bool,
+    ) -> Result<()> {
         let (pull, image) = (Arc::clone(self), image.clone());
-        self.local.heavy(move |core, ns| core.unpack_layer(ns, &image, i, &pull.reporter)).await
+        let nobody = Reporter::silent();
+        self.local
+            .heavy(move |core, ns| {
+                let reporter = if silent { &nobody } else { &pull.reporter };
+                core.unpack_layer(ns, &image, i, reporter)
+            })
+            .await
     }
 
     /// Is content here already? It is pinned, so if it is, it stays.
