@@ -153,6 +153,8 @@ impl Engine {
             None => format!("{DANGLING_PREFIX}{}", target.digest),
         };
         self.put_image(&name, &target).await?;
+        // As with dockerd it is ready to run then, and its size is that of its files.
+        self.services.extras.unpack(&target, Some(&platform)).await?;
         let shown = reference.map(|r| r.familiar()).unwrap_or_default();
         self.image_event("import", &target.digest.to_string(), &shown);
         Ok(target.digest)

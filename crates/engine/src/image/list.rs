@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use api_types::{
     Filters, GraphDriverData, HistoryItem, ImageInspect, ImageMetadata, ImageSummary, RootFs,
 };
-use store_api::UnpackedImage;
-use types::{ImageRef, Platform};
+use store_api::{Descriptor, UnpackedImage};
+use types::{Digest, ImageRef, Platform};
 
 use super::{Known, OciConfig};
 use crate::{
@@ -81,6 +83,38 @@ impl Engine {
         Ok(list)
     }
 
+    /// By image id, the bytes of the layers that other images have too.
+    pub async fn image_shared_sizes(&self) -> Result<BTreeMap<String, i64>> {
+        let mut images = Vec::new();
+        let mut users: BTreeMap<Digest, (u64, usize)> = BTreeMap::new();
+        for known in self.known_images().await?.into_values() {
+            let found = self.services.extras.resolve_image(&known.target, None).await;
+            let Ok(unpacked) = found else { continue };
+            for (chain, layer) in unpacked.chain_ids.iter().zip(&unpacked.layers) {
+                if let Some((_, users)) = users.get_mut(chain) {
+                    *users += 1;
+                    continue;
+                }
+                users.insert(chain.clone(), (self.layer_size(chain, layer).await, 1));
+            }
+            images.push((known.target.digest.to_string(), unpacked.chain_ids));
+        }
+        let shared = |chains: Vec<Digest>| {
+            let bytes = chains.iter().filter_map(|chain| users.get(chain));
+            let bytes: u64 = bytes.filter(|(_, users)| *users > 1).map(|(bytes, _)| bytes).sum();
+            i64::try_from(bytes).unwrap_or(i64::MAX)
+        };
+        Ok(images.into_iter().map(|(id, chains)| (id, shared(chains))).collect())
+    }
+
+    /// Bytes of a layer as it lies unpacked, or of its blob where it does not.
+    async fn layer_size(&self, chain: &Digest, layer: &Descriptor) -> u64 {
+        match self.services.snapshots.usage(&chain.to_string()).await {
+            Ok(usage) => usage.bytes,
+            Err(_) => layer.size,
+        }
+    }
+
     async fn created_seconds(&self, known: &Known) -> i64 {
         let (_, config) = self.details(known, None).await;
         config.created.as_deref().map_or(0, seconds)
@@ -105,10 +139,7 @@ impl Engine {
         let Some(unpacked) = unpacked else { return 0 };
         let mut total = 0u64;
         for (chain, layer) in unpacked.chain_ids.iter().zip(&unpacked.layers) {
-            total += match self.services.snapshots.usage(&chain.to_string()).await {
-                Ok(usage) => usage.bytes,
-                Err(_) => layer.size,
-            };
+            total += self.layer_size(chain, layer).await;
         }
         i64::try_from(total).unwrap_or(i64::MAX)
     }
@@ -166,12 +197,7 @@ impl Engine {
                 entry.empty_layer,
                 entry.empty_layer.then_some(()).map_or_else(|| layers.next(), |()| None),
             ) {
-                (false, Some((chain, layer))) => {
-                    match self.services.snapshots.usage(&chain.to_string()).await {
-                        Ok(usage) => usage.bytes,
-                        Err(_) => layer.size,
-                    }
-                }
+                (false, Some((chain, layer))) => self.layer_size(chain, layer).await,
                 _ => 0,
             };
             items.push(HistoryItem {
