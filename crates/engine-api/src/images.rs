@@ -4,6 +4,7 @@ use api_types::BuildOptions;
 use bytes::Bytes;
 use engine::Messages;
 use http::StatusCode;
+use serde_json::{Value, json};
 use types::{ErrorKind, ImageRef, Platform};
 
 use crate::{
@@ -25,6 +26,12 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
             if !context.version.at_least(44) {
                 image.virtual_size = image.size;
             }
+            if !context.version.at_least(48) {
+                image.descriptor = None;
+            }
+            let mut image = serde_json::to_value(&image)
+                .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
+            legacy_config(&mut image["Config"], |minor| context.version.at_least(minor));
             ok(&image)
         }
         Route::ImageHistory => {
@@ -98,12 +105,39 @@ async fn list(context: &Context) -> Reply {
         filters.add("reference", reference);
     }
     let mut images = context.engine.image_list(&filters).await?;
-    if !context.version.at_least(44) {
+    if context.query.flag("shared-size") {
+        let shared = context.engine.image_shared_sizes().await?;
         for image in &mut images {
+            image.shared_size = shared.get(&image.id).copied().unwrap_or(0);
+        }
+    }
+    for image in &mut images {
+        if !context.version.at_least(44) {
             image.virtual_size = image.size;
+        }
+        if !context.version.at_least(48) {
+            image.descriptor = None;
         }
     }
     ok(&images)
+}
+
+/// Fields that older clients find in an image's `Config` though they are empty: all that a container has
+/// below 1.50, an image's own below 1.52 (moby `imageInspect`).
+fn legacy_config(config: &mut Value, at_least: impl Fn(u16) -> bool) {
+    let (Some(config), false) = (config.as_object_mut(), at_least(52)) else { return };
+    let mut empty = vec![("User", json!("")), ("WorkingDir", json!(""))];
+    let nulls = ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"];
+    empty.extend(nulls.map(|name| (name, Value::Null)));
+    if !at_least(50) {
+        empty.extend(["Domainname", "Hostname", "Image"].map(|name| (name, json!(""))));
+        let flags =
+            ["AttachStderr", "AttachStdin", "AttachStdout", "OpenStdin", "StdinOnce", "Tty"];
+        empty.extend(flags.map(|name| (name, json!(false))));
+    }
+    for (name, value) in empty {
+        config.entry(name).or_insert(value);
+    }
 }
 
 /// `fromImage` pulls, `fromSrc` imports.
@@ -206,4 +240,27 @@ async fn build_prune(context: &Context) -> Reply {
     };
     let filters = query.filters()?;
     ok(&context.engine.build_prune(query.flag("all"), keep.unwrap_or(0), &filters).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(version: u16) -> Vec<String> {
+        let mut config = json!({ "Cmd": ["sh"] });
+        legacy_config(&mut config, |minor| version >= minor);
+        assert_eq!(config["Cmd"], json!(["sh"]));
+        config.as_object().into_iter().flat_map(|config| config.keys().cloned()).collect()
+    }
+
+    #[test]
+    fn older_clients_find_empty_fields_too() {
+        assert_eq!(keys(52), ["Cmd"]);
+        let image =
+            ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "User", "Volumes", "WorkingDir"];
+        let mut found = keys(51);
+        found.sort();
+        assert_eq!(found, image);
+        assert_eq!(keys(49).len(), 17);
+    }
 }
