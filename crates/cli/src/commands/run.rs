@@ -118,7 +118,7 @@ impl IdFile {
                     path.display()
                 )))
             }
-            Err(e) => Err(Error::file("failed to create the container ID file", &path)(e)),
+            Err(e) => Err(Error::file("failed to create the container ID file: open", &path)(e)),
         }
     }
 
