@@ -2,6 +2,7 @@
 
 use crate::ground::{Ground, fetch, in_sandbox, on_engine};
 use testkit::command::{Cmd, DEFAULT_TIMEOUT, Running};
+use testkit::engine::{Daemon, gantry_binary};
 use testkit::fixtures::busybox::Busybox;
 use testkit::leak::LeakCheck;
 use testkit::peer::{self, Release};
@@ -285,5 +286,241 @@ fn rules_come_back_after_a_flush() {
         ground.sandbox.shell("nft flush ruleset").ok().unwrap();
         let seen = fetch(|| reach_out(ground, &[], port)).unwrap();
         assert_eq!(seen, word);
+    });
+}
+
+/// Command line of a daemon with everything of its own, below this directory. Its default bridge is
+/// that of every daemon, if there are no more `args`.
+fn own_places(dir: &str, args: &[&str]) -> Vec<String> {
+    [
+        "gantry",
+        "daemon",
+        "--data-root",
+        &format!("{dir}/data"),
+        "--exec-root",
+        &format!("{dir}/exec"),
+    ]
+    .into_iter()
+    .chain(["--pidfile", &format!("{dir}/pid"), "-H", &format!("unix://{dir}/gantry.sock")])
+    .chain(args.iter().copied())
+    .map(str::to_owned)
+    .collect()
+}
+
+fn second_engine<'a>(sandbox: &'a Sandbox, dir: &str, args: &[&str]) -> Daemon<'a> {
+    sandbox.shell(&format!("mkdir -p {dir}")).ok().unwrap();
+    Daemon::start(sandbox, own_places(dir, args), &format!("{dir}/gantry.sock")).unwrap()
+}
+
+/// A daemon that has to end at its start, and what it says.
+fn refused(sandbox: &Sandbox, line: &[String]) -> String {
+    sandbox.link("gantry", &gantry_binary().unwrap()).unwrap();
+    let output = sandbox.command(&line[0], line[1..].iter().cloned()).output().unwrap();
+    assert_ne!(output.code(), 0, "the daemon has started: {}", output.both());
+    output.stderr_text()
+}
+
+/// A short name for a bridge.
+fn bridge_name() -> String {
+    format!("b{}", random::token(8)).to_lowercase()
+}
+
+/// The subnets of a daemon's default network, and the bridges of the sandbox with their addresses.
+fn subnet(daemon: &Daemon<'_>) -> String {
+    let template = "{{(index .IPAM.Config 0).Subnet}}";
+    daemon.docker(["network", "inspect", "-f", template, "bridge"]).ok().unwrap().text()
+}
+
+fn filter(sandbox: &Sandbox) -> String {
+    sandbox.shell("iptables-nft -S FORWARD; iptables-legacy -S FORWARD").ok().unwrap().text()
+}
+
+/// Two engines beside each other behind firewalls that drop. The second one comes, serves, is killed,
+/// comes back and goes, and nothing of that disturbs the first; in the end nothing of either is left.
+#[test]
+fn two_engines_beside_each_other() {
+    let leak = LeakCheck::new().unwrap();
+    let sandbox = Sandbox::new().unwrap();
+    let drops = "iptables-nft -P FORWARD DROP; iptables-legacy -P FORWARD DROP";
+    sandbox.shell(drops).ok().unwrap();
+    let untouched = filter(&sandbox);
+    in_sandbox(&sandbox, |ground| {
+        let (ours, theirs) = (random::token(12), random::token(12));
+        let (port, their_port, outer) = (random::port(), random::port(), random::port());
+        let _server = outside_server(&sandbox, outer, &ours);
+        serve(ground, &["-p", &format!("{port}:80")], &ours);
+        let url = |port: u16| format!("http://{INSIDE_ADDRESS}:{port}/page");
+        assert_eq!(ground.fetch(&url(port)), ours);
+        let alone = filter(&sandbox);
+        let bridge = bridge_name();
+        let dir = format!("/run/{}", random::name("second"));
+        let mut second = second_engine(&sandbox, &dir, &["--bridge", &bridge]);
+        assert_ne!(subnet(&second), subnet(&ground.daemon));
+        second.docker(["load"]).stdin(ground.image.docker_archive()).ok().unwrap();
+        let script = format!("mkdir /w; echo {theirs} > /w/page; exec httpd -f -h /w -p 80");
+        let publish = format!("{their_port}:80");
+        let reference = ground.reference();
+        let run = ["run", "-d", "--name", "web", "-p", &publish, reference, "sh", "-c", &script];
+        second.docker(run).ok().unwrap();
+        let both_serve = || {
+            assert_eq!(ground.fetch(&url(port)), ours, "the first engine's port");
+            assert_eq!(ground.fetch(&url(their_port)), theirs, "the second engine's port");
+        };
+        both_serve();
+        let get = |port: u16| {
+            ["run", "--rm", reference, "sh", "-c", &wget(&url(port))].map(str::to_owned)
+        };
+        assert_eq!(second.docker(get(port)).ok().unwrap().text(), ours, "from one to the other");
+        assert_eq!(ground.daemon.docker(get(their_port)).ok().unwrap().text(), theirs);
+        let out = format!("http://{OUTSIDE_ADDRESS}:{outer}/page");
+        let out = ["run", "--rm", reference, "sh", "-c", &wget(&out)].map(str::to_owned);
+        assert_eq!(second.docker(out).ok().unwrap().text(), ours, "out");
+        second.kill().unwrap();
+        both_serve();
+        second.start_again().unwrap();
+        both_serve();
+        second.docker(["rm", "-f", "web"]).ok().unwrap();
+        second.stop().unwrap();
+        assert_eq!(ground.fetch(&url(port)), ours, "after the end of the second");
+        assert_eq!(filter(&sandbox), alone);
+        let left = sandbox.shell("nft list ruleset; ip link").ok().unwrap().text();
+        assert!(!left.contains(&bridge), "{left}");
+    });
+    assert_eq!(filter(&sandbox), untouched);
+    let left = sandbox.shell("nft list tables; ip link").ok().unwrap().text();
+    assert!(!left.contains("gantry"), "{left}");
+    sandbox.close().unwrap();
+    leak.finish().unwrap();
+}
+
+/// A bridge is one daemon's. Another one is told so, as long as the first runs or its containers do;
+/// what a killed one has left unused is taken over.
+#[test]
+fn a_bridge_has_one_engine() {
+    on_engine(Net::Isolated, |ground| {
+        let sandbox = ground.sandbox;
+        let dir = format!("/run/{}", random::name("second"));
+        sandbox.shell(&format!("mkdir -p {dir}")).ok().unwrap();
+        let line = own_places(&dir, &[]);
+        let word = random::token(12);
+        let port = random::port();
+        let name = random::name("web");
+        serve(ground, &["--name", &name, "-p", &format!("{port}:80")], &word);
+        let state = || sandbox.shell("ip -o addr; nft -s list ruleset").ok().unwrap().text();
+        let before = state();
+        let told = refused(sandbox, &line);
+        assert!(told.contains("bridge gantry0 belongs to another gantry daemon"), "{told}");
+        assert!(told.contains("--bridge NAME"), "{told}");
+        ground.daemon.kill().unwrap();
+        let told = refused(sandbox, &line);
+        assert!(told.contains("gantry0") && told.contains("containers are on it"), "{told}");
+        assert!(told.contains("--bridge NAME"), "{told}");
+        assert_eq!(state(), before, "the refused daemon has changed something");
+        ground.daemon.start_again().unwrap();
+        assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}:{port}/page")), word);
+        ground.docker(&["rm", "-f", &name]);
+        ground.daemon.kill().unwrap();
+        let mut second = second_engine(sandbox, &dir, &[]);
+        second.docker(["load"]).stdin(ground.image.docker_archive()).ok().unwrap();
+        second.docker(["run", "--rm", ground.reference(), "true"]).ok().unwrap();
+        let socket = "unix:///run/gantry/gantry.sock";
+        let told = refused(sandbox, &["gantry", "daemon", "-H", socket].map(str::to_owned));
+        assert!(told.contains("bridge gantry0 belongs to another gantry daemon"), "{told}");
+        second.stop().unwrap();
+        ground.daemon.start_again().unwrap();
+    });
+}
+
+/// Settings of the default bridge change between two starts: not while containers are on it.
+#[test]
+fn the_default_bridge_changes_only_when_it_is_unused() {
+    on_engine(Net::Isolated, |ground| {
+        let sandbox = ground.sandbox;
+        let (port, word) = (random::port(), random::token(12));
+        let name = random::name("web");
+        serve(ground, &["--name", &name, "-p", &format!("{port}:80")], &word);
+        let page = format!("http://{INSIDE_ADDRESS}:{port}/page");
+        assert_eq!(ground.fetch(&page), word);
+        let bridge = bridge_name();
+        let bip = format!("10.{}.7.1/24", port % 200 + 10);
+        let changes = [vec!["--bridge", &bridge], vec!["--bip", &bip], vec!["--bridge", "none"]];
+        ground.daemon.stop().unwrap();
+        for change in &changes {
+            let line: Vec<String> =
+                ["gantry", "daemon"].iter().chain(change).map(|&word| word.to_owned()).collect();
+            let told = refused(sandbox, &line);
+            assert!(told.contains("containers run on the bridge gantry0"), "{change:?}: {told}");
+        }
+        ground.daemon.start_again().unwrap();
+        assert_eq!(ground.fetch(&page), word, "the refused starts have cut the container off");
+        ground.docker(&["rm", "-f", &name]);
+        // Killed, so that the old bridge and its rules are there.
+        ground.daemon.kill().unwrap();
+        for (change, seen) in changes.iter().zip([bridge.as_str(), &bip, "gantry/"]) {
+            let mut changed = Daemon::gantry(sandbox, change).unwrap();
+            let state = || sandbox.shell("ip -o addr; nft list tables").ok().unwrap().text();
+            assert!(state().contains(seen), "{change:?}: {}", state());
+            let run = ["run", "--rm", "--network", "none", ground.reference(), "true"];
+            changed.docker(run).ok().unwrap();
+            let count = |what: &str| state().matches(what).count();
+            assert_eq!(count("table inet"), 1, "{change:?}: {}", state());
+            assert!(change[0] == "--bip" || count("gantry0") == 0, "{change:?}: {}", state());
+            changed.kill().unwrap();
+        }
+        ground.daemon.start_again().unwrap();
+        let state = sandbox.shell("ip -o addr; nft list tables").ok().unwrap().text();
+        assert_eq!(state.matches("table inet").count(), 1, "{state}");
+        assert!(!state.contains(&bridge) && !state.contains(&bip), "{state}");
+    });
+}
+
+/// A daemon that has to leave the packet filter alone, and one without a default bridge, end with
+/// nothing left, as others do.
+#[test]
+fn engines_without_rules_or_bridge_end_clean() {
+    let leak = LeakCheck::new().unwrap();
+    let sandbox = Sandbox::new().unwrap();
+    let look = || sandbox.shell("nft -s list ruleset; ip -o link; ip route").ok().unwrap().text();
+    let image = Busybox::new().unwrap();
+    for args in
+        [&["--iptables=false"][..], &["--bridge=none"], &["--bridge=none", "--iptables=false"], &[]]
+    {
+        let before = look();
+        let mut daemon = Daemon::gantry(&sandbox, args).unwrap();
+        daemon.docker(["load"]).stdin(image.docker_archive()).ok().unwrap();
+        let net = random::name("net");
+        daemon.docker(["network", "create", &net]).ok().unwrap();
+        daemon.docker(["run", "--rm", "--network", &net, &image.reference, "true"]).ok().unwrap();
+        let has_rules = look().contains("table inet gantry");
+        assert_eq!(has_rules, !args.contains(&"--iptables=false"), "{args:?}");
+        daemon.stop().unwrap();
+        assert_eq!(look(), before, "after {args:?}");
+        let mut daemon = Daemon::gantry(&sandbox, args).unwrap();
+        daemon.docker(["network", "rm", &net]).ok().unwrap();
+        daemon.stop().unwrap();
+        assert_eq!(look(), before, "after {args:?}, once more");
+    }
+    sandbox.close().unwrap();
+    leak.finish().unwrap();
+}
+
+/// An engine's addresses are given to something else while it is away: its default bridge gets others.
+#[test]
+fn addresses_that_are_in_use_are_not_taken_again() {
+    on_engine(Net::Isolated, |ground| {
+        let sandbox = ground.sandbox;
+        let before = subnet(&ground.daemon);
+        ground.daemon.stop().unwrap();
+        let bridge = bridge_name();
+        let dir = format!("/run/{}", random::name("second"));
+        let mut second = second_engine(sandbox, &dir, &["--bridge", &bridge]);
+        assert_eq!(subnet(&second), before, "the first pool that is free");
+        ground.daemon.start_again().unwrap();
+        assert_ne!(subnet(&ground.daemon), before);
+        let kept = subnet(&ground.daemon);
+        second.stop().unwrap();
+        ground.daemon.stop().unwrap();
+        ground.daemon.start_again().unwrap();
+        assert_eq!(subnet(&ground.daemon), kept, "kept as long as it is free");
     });
 }
