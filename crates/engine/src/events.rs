@@ -141,7 +141,7 @@ impl EventSubscription {
             let received = match self.until {
                 None => self.live.recv().await,
                 Some(until) => {
-                    let left = unix_nanos(until) - unix_nanos(Timestamp::now());
+                    let left = unix_nanos(until).saturating_sub(unix_nanos(Timestamp::now()));
                     let left = std::time::Duration::from_nanos(u64::try_from(left).unwrap_or(0));
                     tokio::time::timeout(left, self.live.recv()).await.ok()?
                 }
@@ -230,5 +230,16 @@ mod tests {
         let mut subscription = log.subscribe(None, until, Filters::default()).unwrap();
         assert!(subscription.next().await.is_none());
         assert!(log.subscribe(Some(Timestamp::now()), until, Filters::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn times_far_away() {
+        let log = EventLog::new();
+        let at = |seconds| Some(Timestamp { seconds, nanos: 999_999_999 });
+        let mut past = log.subscribe(None, at(i64::MIN), Filters::default()).unwrap();
+        assert!(past.next().await.is_none());
+        let mut future = log.subscribe(at(i64::MIN), at(i64::MAX), Filters::default()).unwrap();
+        log.publish("container", "die", "abc", Map::new());
+        assert_eq!(future.next().await.unwrap().action, "die");
     }
 }

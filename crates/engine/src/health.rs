@@ -160,7 +160,7 @@ impl Engine {
                 state.failing_streak = 0;
                 state.verdict = Verdict::Healthy;
             } else if !(grace && before == Verdict::Starting) {
-                state.failing_streak += 1;
+                state.failing_streak = state.failing_streak.saturating_add(1);
                 if state.failing_streak >= plan.retries {
                     state.verdict = Verdict::Unhealthy;
                 }

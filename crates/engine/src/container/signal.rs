@@ -57,7 +57,7 @@ pub(crate) fn parse(text: &str) -> Result<u32> {
     let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest[1..].parse::<u32>().ok() };
     let number = if let Some(rest) = name.strip_prefix("RTMIN") {
         (rest.is_empty() || rest.starts_with('+'))
-            .then(|| offset(rest).map(|n| SIGRTMIN + n))
+            .then(|| offset(rest).and_then(|n| SIGRTMIN.checked_add(n)))
             .flatten()
     } else if let Some(rest) = name.strip_prefix("RTMAX") {
         (rest.is_empty() || rest.starts_with('-'))
@@ -86,7 +86,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "65", "SIGFOO", "RTMIN+99", "RTMIN3", "-9"] {
+        for text in ["", "0", "65", "SIGFOO", "RTMIN+99", "RTMIN3", "RTMIN+4294967295", "RTMAX-4294967295", "-9"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }
