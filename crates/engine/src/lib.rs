@@ -5,7 +5,7 @@
 //! process is made (shim and runtime), how an image is built (build).
 //!
 //! On disk, below `Config::data_root`:
-//! - `containers/ID/{gantry.json,hosts,hostname,resolv.conf,ID-json.log}`
+//! - `containers/ID/{gantry.json,state.json,hosts,hostname,resolv.conf,ID-json.log}`
 //! - `networks/ID.json`, `volumes/NAME/{_data,volume.json}`, `build/`, `tmp/`, `engine-id`
 //!
 //! Below `Config::exec_root`: `netns/`, `mounts/` (an empty directory under which private mounts are
@@ -49,7 +49,7 @@ pub use container::{
     ArchivePut, AttachOptions, AttachSession, Created, Input, ListOptions, LogLine, LogOptions,
     LogStream, Output, PathTar, RemoveOptions, StatsStream, WaitCondition, Waiter,
 };
-use container::{Container, Registry, record::Record, record::Status};
+use container::{Container, Registry, StartBy, record::Record, record::Status};
 pub use error::{Error, Result};
 use events::EventLog;
 pub use events::EventSubscription;
@@ -62,6 +62,8 @@ pub use util::{parse_go_duration, parse_time};
 
 use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
 
+/// What a container may take at the host's shutdown beyond its own timeout.
+const AFTER_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of the daemon waits for a container whose end is being dealt with.
 const LAST_EXIT: Duration = Duration::from_secs(2);
 
@@ -150,10 +152,14 @@ impl Engine {
     pub async fn stop_all(self: &Arc<Self>) {
         self.shut_down();
         let mut stops = tokio::task::JoinSet::new();
+        // As dockerd: `--shutdown-timeout`, or longer where a container has a longer timeout itself.
+        let mut limit = Some(self.config.shutdown_timeout);
         for container in self.containers.all() {
             if !container.record().status.is_running() {
                 continue;
             }
+            let own = self.stop_timeout(&container, None);
+            limit = limit.and_then(|limit| own.map(|own| limit.max(own + AFTER_STOP_TIMEOUT)));
             let engine = self.clone();
             stops.spawn(async move {
                 if let Err(error) = engine.stop_running(&container, None, None).await {
@@ -162,9 +168,13 @@ impl Engine {
             });
         }
         let all = async { while stops.join_next().await.is_some() {} };
-        let patience = self.config.shutdown_timeout + Duration::from_secs(10);
-        if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!("containers still run after {} s", patience.as_secs());
+        match limit {
+            None => all.await,
+            Some(limit) => {
+                if tokio::time::timeout(limit, all).await.is_err() {
+                    tracing::warn!("containers still run after {} s", limit.as_secs());
+                }
+            }
         }
     }
 
@@ -204,7 +214,7 @@ impl Engine {
         let mut loaded = Vec::new();
         for entry in entries.flatten() {
             let dir = entry.path();
-            match Record::load(&dir.join("gantry.json")) {
+            match Record::load(&dir) {
                 Ok(record) => {
                     let container = Container::new(dir, record);
                     self.containers.insert(container.clone());
@@ -267,16 +277,7 @@ impl Engine {
             return;
         }
         tracing::info!(container = %container.id, "a start that was cut off is undone");
-        let undo = async {
-            self.services.tasks.kill(&init, container::SIGKILL, true).await?;
-            drop(tokio::time::timeout(LAST_EXIT, self.services.tasks.wait(&init)).await);
-            self.services.tasks.delete(&init).await
-        };
-        if let Err(error) = undo.await
-            && !error.is_not_found()
-        {
-            tracing::warn!(container = %container.id, %error, "the task of a start that was cut off stays");
-        }
+        self.undo_task(&init).await;
         self.networks.tear_down(self, container).await;
     }
 
@@ -335,11 +336,11 @@ impl Engine {
     fn restart_soon(self: &Arc<Self>, container: Arc<Container>) {
         let engine = self.clone();
         tokio::spawn(async move {
-            let _lifecycle = container.lifecycle.lock().await;
+            let Ok(_lifecycle) = container.lock_live(container.id.as_str()).await else { return };
             if container.record().status.pid().is_some() {
                 return;
             }
-            if let Err(error) = engine.start_locked(&container).await {
+            if let Err(error) = engine.start_locked(&container, StartBy::Request).await {
                 tracing::warn!(container = %container.id, %error, "a container did not start again");
             }
         });

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Engine, Error, Result,
-    util::{Durability, make_dir_mode, random_id},
+    util::{make_dir_mode, random_id},
 };
 
 /// Attempts at a random name that is free.
@@ -116,12 +116,7 @@ impl Engine {
                 return Err((id, name, error));
             }
         };
-        let durability = if container.record().host_config.auto_remove {
-            Durability::Atomic
-        } else {
-            Durability::Synced
-        };
-        let saved = container.record().save(&container.record_file(), durability);
+        let saved = container.record().save(&dir);
         if let Err(error) = saved {
             if let Err(cause) = self.services.snapshots.remove(id.as_str()).await {
                 tracing::warn!(container = %id, %cause, "a snapshot was left behind");

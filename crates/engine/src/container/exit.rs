@@ -7,7 +7,7 @@ use api_types::RestartPolicy;
 use store_api::{Exit, ProcessId, Timestamp};
 
 use super::{
-    Container,
+    Container, StartBy,
     record::{Ended, Record, Status},
 };
 use crate::{Engine, util::unix_nanos};
@@ -63,25 +63,24 @@ impl Engine {
         let ran = Duration::from_nanos(u64::try_from(ran).unwrap_or(0));
         let restart = wants_restart(&container.record(), ended.code) && !self.is_shutting_down();
         let code = ended.code;
-        container.update_or_log(|record| {
+        let end = |record: &mut Record| {
             record.status = if restart {
                 Status::Restarting { started_at, ended }
             } else {
                 Status::Exited { started_at: Some(started_at), ended }
             };
-        });
-        let mut attributes = container.record().attributes();
-        attributes.insert("exitCode".into(), code.to_string());
-        attributes.insert("execDuration".into(), ran.as_secs().to_string());
-        self.events.publish("container", "die", container.id.as_str(), attributes);
-        container.progress.send_modify(|progress| {
-            progress.running = restart;
-            progress.code = code;
-            progress.exits += 1;
-        });
+        };
+        let tell = |record: &Record| {
+            let mut attributes = record.attributes();
+            attributes.insert("exitCode".into(), code.to_string());
+            attributes.insert("execDuration".into(), ran.as_secs().to_string());
+            self.events.publish("container", "die", container.id.as_str(), attributes);
+        };
+        container.update_end(end, tell, 1);
         if restart {
             self.restart_later(container.clone(), ran);
-        } else if container.record().host_config.auto_remove
+        } else if !container.is_restarted()
+            && container.record().host_config.auto_remove
             && let Err(error) = self.remove_locked(container, true).await
         {
             tracing::warn!(container = %container.id, %error, "a container could not be removed");
@@ -99,14 +98,14 @@ impl Engine {
                 () = tokio::time::sleep(pause) => {}
                 () = container.cancel_restart.notified() => return,
             }
-            let _lifecycle = container.lifecycle.lock().await;
+            let Ok(_lifecycle) = container.lock_live(container.id.as_str()).await else { return };
             if !matches!(container.record().status, Status::Restarting { .. }) {
                 return;
             }
             container.update_or_log(|record| {
-                record.restart_count = if ran >= BACKOFF_RESET { 1 } else { count + 1 };
+                record.restart_count = if ran >= BACKOFF_RESET { 1 } else { count.saturating_add(1) };
             });
-            if let Err(error) = engine.start_locked(&container).await {
+            if let Err(error) = engine.start_locked(&container, StartBy::Policy).await {
                 tracing::warn!(container = %container.id, %error, "restarting a container failed");
             }
         });

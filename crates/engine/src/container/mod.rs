@@ -34,7 +34,10 @@ mod wait;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 pub use archive::{ArchivePut, PathTar};
@@ -51,17 +54,17 @@ pub use logs::{LogLine, LogOptions, LogStream};
 use record::Record;
 pub use remove::RemoveOptions;
 pub(crate) use signal::SIGKILL;
-pub(crate) use start::create_failed;
+pub(crate) use start::{StartBy, create_failed};
 pub use stats::StatsStream;
 pub(crate) use stats::online_cpus;
 use tokio::sync::watch;
 use types::ContainerId;
 pub use wait::{WaitCondition, Waiter};
 
-use crate::{Error, Result, util::Durability};
+use crate::{Error, Result};
 
 /// What waiters see.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// Runs that ended.
     pub(crate) exits: u64,
@@ -72,6 +75,21 @@ pub(crate) struct Progress {
     pub(crate) error: String,
 }
 
+impl Progress {
+    /// Takes over what the record says: the only place where these are set.
+    fn follow(&mut self, status: &record::Status) {
+        self.running = status.is_running();
+        match status.ended() {
+            Some(ended) => {
+                self.code = ended.code;
+                self.error.clone_from(&ended.error);
+            }
+            None if self.running => self.error.clear(),
+            None => {}
+        }
+    }
+}
+
 /// A container that the engine knows.
 pub(crate) struct Container {
     pub(crate) id: ContainerId,
@@ -80,9 +98,13 @@ pub(crate) struct Container {
     record: Mutex<Record>,
     /// Serialises start, exit, removal and the like.
     pub(crate) lifecycle: tokio::sync::Mutex<()>,
+    /// Who has its root file system open.
+    pub(crate) rootfs: crate::rootfs::Uses,
     pub(crate) progress: watch::Sender<Progress>,
     /// Set to end waiting for the next restart.
     pub(crate) cancel_restart: tokio::sync::Notify,
+    /// Restarts by request that are under way.
+    restarts: AtomicUsize,
     /// Attach clients that came before the first start.
     pub(crate) pending_attach: Mutex<Vec<attach::Pending>>,
     /// Execs by id.
@@ -95,19 +117,17 @@ pub(crate) struct Container {
 
 impl Container {
     pub(crate) fn new(dir: PathBuf, record: Record) -> Arc<Self> {
-        let progress = Progress {
-            running: record.status.is_running(),
-            code: record.status.ended().map_or(0, |ended| ended.code),
-            error: record.status.ended().map(|ended| ended.error.clone()).unwrap_or_default(),
-            ..Progress::default()
-        };
+        let mut progress = Progress::default();
+        progress.follow(&record.status);
         Arc::new(Self {
             id: record.id.clone(),
             dir,
             record: Mutex::new(record),
             lifecycle: tokio::sync::Mutex::default(),
+            rootfs: crate::rootfs::Uses::default(),
             progress: watch::channel(progress).0,
             cancel_restart: tokio::sync::Notify::new(),
+            restarts: 0.into(),
             pending_attach: Mutex::default(),
             execs: Mutex::default(),
             health: Mutex::default(),
@@ -125,29 +145,91 @@ impl Container {
         self.record().clone()
     }
 
-    pub(crate) fn record_file(&self) -> PathBuf {
-        self.dir.join("gantry.json")
-    }
-
     /// Where the shim writes the log.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.dir.join(format!("{}-json.log", self.id))
     }
 
-    /// Changes the record and saves it. A container that goes with its run (`--rm`) is not worth a
-    /// sync; its state changes never are, since the shim knows the truth.
+    /// Takes the lifecycle lock of a container that is still there; `name` is what the user called it.
+    ///
+    /// # Errors
+    /// `NotFound` when it was removed while others held the lock.
+    pub(crate) async fn lock_live(&self, name: &str) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let lifecycle = self.lifecycle.lock().await;
+        if self.is_removed() {
+            return Err(Error::no_such_container(name));
+        }
+        Ok(lifecycle)
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.progress.borrow().removed
+    }
+
+    /// Changes the record, saves what has changed, and wakes those who wait for the new state. When it
+    /// cannot be saved nothing changes.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<T> {
         let mut record = self.record();
-        let value = change(&mut record);
-        record.save(&self.record_file(), Durability::Atomic)?;
+        if self.is_removed() {
+            return Err(Error::no_such_container(self.id.as_str()));
+        }
+        let mut changed = record.clone();
+        let value = change(&mut changed);
+        changed.save_changes(&record, &self.dir)?;
+        *record = changed;
+        self.follow(&record, 0);
         Ok(value)
     }
 
-    /// The same where the change itself must not fail: the error is logged.
+    /// The same where the change itself must not fail: an error of saving is logged.
     pub(crate) fn update_or_log(&self, change: impl FnOnce(&mut Record)) {
-        if let Err(error) = self.update(change) {
+        self.update_end(change, |_| {}, 0);
+    }
+
+    /// The same at the end of `exits` runs; `tell` comes before those who wait for the end are woken. The
+    /// record is locked while it runs.
+    pub(crate) fn update_end(
+        &self,
+        change: impl FnOnce(&mut Record),
+        tell: impl FnOnce(&Record),
+        exits: u64,
+    ) {
+        let mut record = self.record();
+        let before = record.clone();
+        change(&mut record);
+        if let Err(error) = record.save_changes(&before, &self.dir) {
             tracing::error!(container = %self.id, %error, "a container's record was not saved");
         }
+        tell(&record);
+        self.follow(&record, exits);
+    }
+
+    fn follow(&self, record: &Record, exits: u64) {
+        self.progress.send_if_modified(|progress| {
+            let before = progress.clone();
+            progress.follow(&record.status);
+            progress.exits = progress.exits.saturating_add(exits);
+            *progress != before
+        });
+    }
+
+    /// Until it is dropped, the end of a run does not remove a container that goes with its run.
+    pub(crate) fn hold_for_restart(&self) -> RestartHold<'_> {
+        self.restarts.fetch_add(1, Ordering::SeqCst);
+        RestartHold(&self.restarts)
+    }
+
+    pub(crate) fn is_restarted(&self) -> bool {
+        self.restarts.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// A restart by request that is under way.
+pub(crate) struct RestartHold<'a>(&'a AtomicUsize);
+
+impl Drop for RestartHold<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -239,4 +321,79 @@ impl Registry {
 /// The directory of a container below the data root.
 pub(crate) fn dir_of(data_root: &Path, id: &ContainerId) -> PathBuf {
     data_root.join("containers").join(id.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use store_api::Timestamp;
+
+    use super::{
+        record::{Ended, Status, tests::record},
+        *,
+    };
+
+    fn running() -> Status {
+        Status::Running { pid: 7, started_at: Timestamp::now(), paused: false }
+    }
+
+    fn exited(code: i64) -> Status {
+        let ended = Ended { code, at: Timestamp::now(), oom: false, error: String::new() };
+        Status::Exited { started_at: Some(Timestamp::now()), ended }
+    }
+
+    #[test]
+    fn progress_is_what_the_record_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let container = Container::new(dir.path().into(), record());
+        container.update(|record| record.status = running()).unwrap();
+        assert!(container.progress.borrow().running);
+        let told = std::cell::Cell::new(false);
+        let tell = |_: &Record| told.set(container.progress.borrow().running);
+        container.update_end(|record| record.status = exited(3), tell, 1);
+        assert!(told.get(), "waiters were woken before the end was told");
+        let progress = container.progress.borrow().clone();
+        assert_eq!((progress.running, progress.code, progress.exits), (false, 3, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_saved_does_not_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let container = Container::new(dir.path().join("none"), record());
+        let before = container.snapshot();
+        assert!(container.update(|record| record.status = running()).is_err());
+        assert!(container.update(|record| record.name = "other".into()).is_err());
+        assert_eq!(container.snapshot(), before);
+        assert!(!container.progress.borrow().running);
+        // An end is an end.
+        container.update_or_log(|record| record.status = exited(1));
+        assert_eq!(container.snapshot().status.name(), "exited");
+    }
+
+    #[tokio::test]
+    async fn a_removed_container_is_not_found_behind_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let container = Container::new(dir.path().into(), record());
+        drop(container.lock_live("some").await.unwrap());
+        let lifecycle = container.lifecycle.lock().await;
+        let waiting = container.lock_live("some");
+        container.progress.send_modify(|progress| progress.removed = true);
+        drop(lifecycle);
+        let error = waiting.await.unwrap_err();
+        assert!(error.is_not_found() && error.message == "No such container: some", "{error}");
+        let error = container.update(|record| record.restart_count = 1).unwrap_err();
+        assert!(error.is_not_found());
+        assert!(!dir.path().join("state.json").exists());
+    }
+
+    #[test]
+    fn restarts_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let container = Container::new(dir.path().into(), record());
+        let (one, two) = (container.hold_for_restart(), container.hold_for_restart());
+        drop(one);
+        assert!(container.is_restarted());
+        drop(two);
+        assert!(!container.is_restarted());
+    }
 }

@@ -1,5 +1,10 @@
-//! A container's record: what was asked for, what came of it, and its state. One JSON file per
-//! container; the file is the truth across restarts of the daemon.
+//! A container's record: what was asked for, what came of it, and its state, in two JSON files that are
+//! the truth across restarts of the daemon.
+//!
+//! `gantry.json` is the whole record as of the container's creation or of the last change of what was
+//! asked for; it is synced, and nothing that happens by itself touches it. `state.json` is what changes
+//! with every run, replaced without a sync. A power cut may take it or leave it empty: then nobody knows
+//! how the last run ended, and the container counts as exited with 255.
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +25,8 @@ use crate::{
 const VERSION: u32 = 1;
 /// Bytes of a record; the create body's limit with room for what the engine adds.
 const LIMIT_BYTES: u64 = 16 << 20;
+const RECORD_FILE: &str = "gantry.json";
+const STATE_FILE: &str = "state.json";
 
 /// How a container's last run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +186,20 @@ pub(crate) struct Record {
     pub(crate) volumes_filled: bool,
 }
 
+/// What of a record changes by itself, run by run: the content of `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    status: Status,
+    restart_count: u32,
+    manually_stopped: bool,
+    volumes_filled: bool,
+    /// The names that come with another's network.
+    hostname: String,
+    domainname: String,
+    networks: BTreeMap<String, Attachment>,
+    ports: PortMap,
+}
+
 /// What a new record starts from.
 pub(crate) struct NewRecord {
     pub(crate) id: ContainerId,
@@ -216,7 +237,29 @@ impl Record {
         }
     }
 
-    pub(crate) fn load(file: &Path) -> Result<Self> {
+    /// Reads a container's record from its directory.
+    ///
+    /// # Errors
+    /// A `gantry.json` that is missing, damaged, or of a newer version. A damaged `state.json` is none.
+    pub(crate) fn load(dir: &Path) -> Result<Self> {
+        let mut record = Self::load_definition(&dir.join(RECORD_FILE))?;
+        let file = dir.join(STATE_FILE);
+        let state = match read_limited(&file, LIMIT_BYTES) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(record),
+            Err(error) => Err(error.to_string()),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+        };
+        match state {
+            Ok(state) => record.put_state(state),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), error, "how a container's last run ended is lost");
+                record.lose_state();
+            }
+        }
+        Ok(record)
+    }
+
+    fn load_definition(file: &Path) -> Result<Self> {
         let bytes = read_limited(file, LIMIT_BYTES).map_err(|e| Error::io("read", file, &e))?;
         let record: Self = serde_json::from_slice(&bytes).map_err(|e| {
             Error::internal(format!("container record {} is damaged: {e}", file.display()))
@@ -231,10 +274,92 @@ impl Record {
         Ok(record)
     }
 
-    pub(crate) fn save(&self, file: &Path, durability: Durability) -> Result<()> {
-        let bytes = serde_json::to_vec(self)
+    /// Writes the whole record: at creation, and when what was asked for has changed. A container that
+    /// goes with its run (`--rm`) is not worth a sync.
+    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+        let auto_remove = self.host_config.auto_remove;
+        let durability = if auto_remove { Durability::Atomic } else { Durability::Synced };
+        self.write(&dir.join(RECORD_FILE), self, durability)
+    }
+
+    /// Writes what differs from `before`, which is what the files have.
+    pub(crate) fn save_changes(&self, before: &Self, dir: &Path) -> Result<()> {
+        if !self.same_definition(before) {
+            self.save(dir)?;
+        }
+        let state = self.state();
+        if state == before.state() {
+            return Ok(());
+        }
+        self.write(&dir.join(STATE_FILE), &state, Durability::Atomic)
+    }
+
+    fn write(&self, file: &Path, value: &impl Serialize, durability: Durability) -> Result<()> {
+        let bytes = serde_json::to_vec(value)
             .map_err(|e| Error::internal(format!("encode record of {}: {e}", self.id)))?;
         write_file(file, &bytes, 0o600, durability)
+    }
+
+    fn state(&self) -> State {
+        State {
+            status: self.status.clone(),
+            restart_count: self.restart_count,
+            manually_stopped: self.manually_stopped,
+            volumes_filled: self.volumes_filled,
+            hostname: self.config.hostname.clone(),
+            domainname: self.config.domainname.clone(),
+            networks: self.networks.clone(),
+            ports: self.ports.clone(),
+        }
+    }
+
+    /// Which networks there are was asked for, and stays.
+    fn put_state(&mut self, mut state: State) {
+        self.status = state.status;
+        self.restart_count = state.restart_count;
+        self.manually_stopped = state.manually_stopped;
+        self.volumes_filled = state.volumes_filled;
+        self.config.hostname = state.hostname;
+        self.config.domainname = state.domainname;
+        for (name, attachment) in &mut self.networks {
+            if let Some(known) = state.networks.remove(name) {
+                *attachment = known;
+            }
+        }
+        self.ports = state.ports;
+    }
+
+    fn lose_state(&mut self) {
+        let ended =
+            Ended { code: 255, at: Timestamp::now(), oom: false, error: String::new() };
+        self.status = Status::Exited { started_at: Some(self.created), ended };
+        // It ran, or there would be no state.
+        self.volumes_filled = true;
+        self.ports.clear();
+    }
+
+    /// Whether all that is not [`State`] is the same.
+    fn same_definition(&self, other: &Self) -> bool {
+        let mut other = other.clone();
+        other.put_state(self.state());
+        *self == other
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        matches!(self.status, Status::Running { paused: true, .. })
+    }
+
+    /// Of a running container.
+    pub(crate) fn set_paused(&mut self, pause: bool) {
+        if let Status::Running { paused, .. } = &mut self.status {
+            *paused = pause;
+        }
+    }
+
+    /// What a start that is not the restart policy's begins with (moby `ResetRestartManager`).
+    pub(crate) fn forget_policy(&mut self) {
+        self.manually_stopped = false;
+        self.restart_count = 0;
     }
 
     /// Its own network namespace, no host's and no other container's.
@@ -257,5 +382,91 @@ impl Record {
         attributes.insert("image".into(), self.config.image.clone());
         attributes.insert("name".into(), self.name.clone());
         attributes
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use super::*;
+
+    fn descriptor() -> Descriptor {
+        serde_json::from_value(serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": format!("sha256:{}", "a".repeat(64)),
+            "size": 1,
+        }))
+        .unwrap()
+    }
+
+    pub(in super::super) fn record() -> Record {
+        let attachment = Attachment {
+            settings: EndpointSettings::default(),
+            ifname: String::new(),
+            host_ifname: String::new(),
+        };
+        Record::new(NewRecord {
+            id: crate::util::random_id().parse().unwrap(),
+            name: "some".into(),
+            image: ImageUse {
+                id: descriptor().digest.clone(),
+                target: descriptor(),
+                manifest: descriptor(),
+                parent: None,
+            },
+            config: Config::default(),
+            host_config: HostConfig::default(),
+            mounts: Vec::new(),
+            networks: BTreeMap::from([("bridge".into(), attachment)]),
+        })
+    }
+
+    #[test]
+    fn runs_leave_the_synced_record_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let created = record();
+        created.save(dir).unwrap();
+        assert_eq!(Record::load(dir).unwrap(), created);
+        let file = || fs::metadata(dir.join(RECORD_FILE)).unwrap().ino();
+        let inode = file();
+        let mut running = created.clone();
+        running.status =
+            Status::Running { pid: 7, started_at: Timestamp::now(), paused: false };
+        running.restart_count = 3;
+        running.volumes_filled = true;
+        running.config.hostname = "of-another".into();
+        running.networks.get_mut("bridge").unwrap().settings.ip_address = "172.17.0.2".into();
+        running.save_changes(&created, dir).unwrap();
+        assert_eq!(file(), inode);
+        assert_eq!(Record::load(dir).unwrap(), running);
+        // What was asked for goes into it, with all that is known.
+        let mut changed = running.clone();
+        changed.name = "other".into();
+        changed.networks.clear();
+        changed.save_changes(&running, dir).unwrap();
+        assert_ne!(file(), inode);
+        assert_eq!(Record::load(dir).unwrap(), changed);
+    }
+
+    #[test]
+    fn a_lost_state_is_an_unknown_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let created = record();
+        created.save(dir).unwrap();
+        for damage in [&b""[..], b"{\"status\":", b"\0\0\0\0"] {
+            fs::write(dir.join(STATE_FILE), damage).unwrap();
+            let loaded = Record::load(dir).unwrap();
+            assert_eq!(loaded.status.ended().unwrap().code, 255);
+            assert_eq!(loaded.status.name(), "exited");
+            assert_eq!(loaded.name, created.name);
+        }
+        fs::remove_file(dir.join(STATE_FILE)).unwrap();
+        assert_eq!(Record::load(dir).unwrap().status, Status::Created);
+        fs::write(dir.join(RECORD_FILE), b"").unwrap();
+        assert!(Record::load(dir).is_err());
     }
 }

@@ -54,7 +54,7 @@ impl Engine {
             self.kill_for_removal(&container).await?;
         }
         let _lifecycle = container.lifecycle.lock().await;
-        if container.progress.borrow().removed {
+        if container.is_removed() {
             // `--rm` was quicker.
             return Ok(());
         }
@@ -70,6 +70,9 @@ impl Engine {
     async fn kill_for_removal(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         {
             let _lifecycle = container.lifecycle.lock().await;
+            if container.is_removed() {
+                return Ok(());
+            }
             container.cancel_restart.notify_waiters();
             container.update(|record| {
                 record.manually_stopped = true;
@@ -78,7 +81,6 @@ impl Engine {
                 }
             })?;
             if container.record().status.pid().is_none() {
-                container.progress.send_modify(|progress| progress.running = false);
                 return Ok(());
             }
             let paused = matches!(container.record().status, Status::Running { paused: true, .. });
@@ -109,6 +111,7 @@ impl Engine {
         container: &Arc<Container>,
         volumes: bool,
     ) -> Result<()> {
+        container.rootfs.settle("removed").await?;
         let record = container.snapshot();
         let id = record.id.as_str();
         let mut failed = Vec::new();

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -18,13 +18,25 @@ use crate::{
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// How containerd marks runc's options.
 const OPTIONS_URL: &str = "containerd.runc.v1.Options";
+/// How long the process of a start that failed may take to be gone.
+const UNDO_WAIT: Duration = Duration::from_secs(10);
+
+/// Who starts a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StartBy {
+    /// A user, or the daemon when it starts itself: what the restart policy has counted is over.
+    Request,
+    /// The restart policy, after a run that ended.
+    Policy,
+}
 
 impl Engine {
     /// Starts a container; `NotModified` if it runs already.
     pub async fn container_start(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.containers.find(name)?;
-        let _lifecycle = container.lifecycle.lock().await;
-        match container.record().status {
+        let _lifecycle = container.lock_live(name).await?;
+        let status = container.record().status.clone();
+        match status {
             Status::Running { paused: true, .. } => {
                 return Err(Error::conflict(
                     "cannot start a paused container, try unpause instead",
@@ -41,13 +53,16 @@ impl Engine {
             _ => {}
         }
         container.cancel_restart.notify_waiters();
-        container.update(|record| record.manually_stopped = false)?;
-        self.start_locked(&container).await
+        self.start_locked(&container, StartBy::Request).await
     }
 
     /// Starts with the lifecycle lock held; cleans up after a failure.
-    pub(crate) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
-        let started = self.try_start(container).await;
+    pub(crate) async fn start_locked(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        by: StartBy,
+    ) -> Result<()> {
+        let started = self.try_start(container, by).await;
         let started = started.map_err(|error| port_taken(error, &container.snapshot()));
         if let Err(error) = &started {
             self.abandon_start(container, error).await;
@@ -55,8 +70,16 @@ impl Engine {
         started
     }
 
-    async fn try_start(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+    async fn try_start(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        by: StartBy,
+    ) -> Result<()> {
         let id = container.id.as_str();
+        if by == StartBy::Request {
+            container.update(Record::forget_policy)?;
+        }
+        container.rootfs.settle("started").await?;
         container.oom_killed.store(false, std::sync::atomic::Ordering::Relaxed);
         self.networks.set_up(self, container).await?;
         self.take_host_name(container)?;
@@ -87,10 +110,6 @@ impl Engine {
             record.status = Status::Running { pid, started_at, paused: false };
             record.volumes_filled = true;
         })?;
-        container.progress.send_modify(|progress| {
-            progress.running = true;
-            progress.error.clear();
-        });
         self.volume_use_events(&record, true);
         self.container_event(container, "start");
         self.watch_exit(container.clone());
@@ -100,37 +119,45 @@ impl Engine {
 
     /// Undoes a start that failed and records why.
     async fn abandon_start(self: &Arc<Self>, container: &Arc<Container>, error: &Error) {
-        let init = ProcessId::init(container.id.as_str());
-        if let Err(cause) = self.services.tasks.kill(&init, super::signal::SIGKILL, true).await
-            && !cause.is_not_found()
-        {
-            tracing::debug!(container = %container.id, %cause, "a failed start left nothing to kill");
-        }
-        if let Err(cause) = self.services.tasks.delete(&init).await
-            && !cause.is_not_found()
-        {
-            tracing::warn!(container = %container.id, %cause, "the task of a failed start stays");
-        }
+        self.undo_task(&ProcessId::init(container.id.as_str())).await;
         self.networks.tear_down(self, container).await;
         self.unmount_shm(&container.id);
         let code = start_exit_code(&error.message);
         let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
         let restarting = matches!(container.record().status, Status::Restarting { .. });
-        container.update_or_log(|record| {
-            record.status = Status::Exited { started_at: record.status.started_at(), ended };
-        });
-        container.fail_pending(&error.message);
-        container.progress.send_modify(|progress| {
-            progress.running = false;
-            progress.code = code;
-            progress.error.clone_from(&error.message);
-            // docker wakes who waits for the next exit only when a restart failed: a first start has
-            // a caller, who is told.
-            progress.exits += u64::from(restarting);
-        });
+        // docker wakes who waits for the next exit only when a restart failed: a first start has a caller,
+        // who is told.
+        container.update_end(
+            |record| {
+                record.status = Status::Exited { started_at: record.status.started_at(), ended };
+            },
+            |_| container.fail_pending(&error.message),
+            u64::from(restarting),
+        );
         let auto_remove = container.record().host_config.auto_remove;
         if auto_remove && let Err(error) = self.remove_locked(container, true).await {
             tracing::warn!(container = %container.id, %error, "a container that did not start stays");
+        }
+    }
+
+    /// Ends and deletes a task that is not to be, whatever it has come to. What is left is logged.
+    pub(crate) async fn undo_task(&self, process: &ProcessId) {
+        let tasks = &self.services.tasks;
+        let id = &process.container_id;
+        match tasks.kill(process, super::signal::SIGKILL, true).await {
+            Err(cause) if !cause.is_not_found() => {
+                tracing::debug!(container = %id, %cause, "there was nothing to kill");
+            }
+            _ => {}
+        }
+        // A task that is not there, or has no process yet, answers at once.
+        if tokio::time::timeout(UNDO_WAIT, tasks.wait(process)).await.is_err() {
+            tracing::warn!(container = %id, "a process does not die");
+        }
+        if let Err(cause) = tasks.delete(process).await
+            && !cause.is_not_found()
+        {
+            tracing::warn!(container = %id, %cause, "the task of a start that failed stays");
         }
     }
 
@@ -146,7 +173,7 @@ impl Engine {
         let record = record.clone();
         let engine = self.clone();
         let user = blocking(move || {
-            let root = rootfs::open(&mounts, Vec::new(), &scratch)?;
+            let root = rootfs::open(&mounts, &scratch)?;
             if fill {
                 rootfs::mark_as_container(&root)?;
                 engine.fill_volumes(&root, &record)?;
@@ -166,7 +193,7 @@ impl Engine {
         let scratch = self.config.exec_root.join("mounts");
         let text = record.config.user.clone();
         blocking(move || {
-            let root = rootfs::open(&mounts, Vec::new(), &scratch)?;
+            let root = rootfs::open(&mounts, &scratch)?;
             users::resolve(&root, &text, &[])
         })
         .await

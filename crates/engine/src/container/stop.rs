@@ -7,7 +7,7 @@ use bytes::Bytes;
 use store_api::{Any, ProcessId};
 
 use super::{
-    Container,
+    Container, StartBy,
     create::check_restart_policy,
     record::Status,
     signal::{self, SIGKILL},
@@ -51,12 +51,8 @@ impl Engine {
         if !self.hold_back(container).await? {
             return Ok(());
         }
-        let timeout = timeout
-            .or(container.record().config.stop_timeout)
-            .map_or(Some(self.config.default_stop_timeout), |seconds| {
-                u64::try_from(seconds).ok().map(Duration::from_secs)
-            });
-        let sent = self.signal(container, signal).await;
+        let timeout = self.stop_timeout(container, timeout);
+        let sent = self.signal(container, signal, true).await;
         let patience = match (&sent, timeout) {
             (Ok(()), timeout) => timeout,
             // docker waits two seconds where the signal itself failed.
@@ -65,7 +61,7 @@ impl Engine {
         if wait_stopped(container, patience).await {
             return Ok(());
         }
-        self.signal(container, SIGKILL).await?;
+        self.signal(container, SIGKILL, true).await?;
         if wait_stopped(container, Some(KILL_WAIT)).await {
             return Ok(());
         }
@@ -76,40 +72,63 @@ impl Engine {
         )))
     }
 
+    /// How long after its stop signal a container is killed: what is asked for, else its own, else the
+    /// daemon's timeout. `None`: never.
+    pub(crate) fn stop_timeout(
+        &self,
+        container: &Container,
+        asked: Option<i64>,
+    ) -> Option<Duration> {
+        asked
+            .or(container.record().config.stop_timeout)
+            .map_or(Some(self.config.default_stop_timeout), |seconds| {
+                u64::try_from(seconds).ok().map(Duration::from_secs)
+            })
+    }
+
     /// Marks a container as stopped by hand. Answers whether it has a process; one that was only about
-    /// to restart is stopped by this alone.
+    /// to restart is stopped by this alone, one that was removed meanwhile is stopped already.
     async fn hold_back(&self, container: &Arc<Container>) -> Result<bool> {
         let _lifecycle = container.lifecycle.lock().await;
+        if container.is_removed() {
+            return Ok(false);
+        }
         container.cancel_restart.notify_waiters();
         container.update(|record| {
-            record.manually_stopped = true;
+            // The host's shutdown is nobody's hand: `unless-stopped` starts again.
+            record.manually_stopped |= !self.is_shutting_down();
             if let Status::Restarting { started_at, ended } = record.status.clone() {
                 record.status = Status::Exited { started_at: Some(started_at), ended };
             }
         })?;
-        let running = container.record().status.is_running();
-        container.progress.send_if_modified(|progress| {
-            let changed = progress.running != running;
-            progress.running = running;
-            changed
-        });
-        Ok(running)
+        Ok(container.record().status.is_running())
     }
 
-    async fn signal(&self, container: &Container, signal: u32) -> Result<()> {
+    /// Sends a signal; where it is meant to end the container (`ends`), a frozen one is thawed to act on
+    /// it. The lifecycle lock must not be held.
+    async fn signal(&self, container: &Container, signal: u32, ends: bool) -> Result<()> {
         let init = ProcessId::init(container.id.as_str());
-        let paused = matches!(container.record().status, Status::Running { paused: true, .. });
         let sent = self.services.tasks.kill(&init, signal, false).await;
         let sent = sent.inspect(|()| self.kill_event(container, signal));
-        if paused && signal == SIGKILL {
-            // A frozen process cannot die.
-            self.services.tasks.resume(container.id.as_str()).await?;
+        if ends && container.record().is_paused() {
+            let _lifecycle = container.lifecycle.lock().await;
+            if container.record().is_paused() {
+                self.thaw(container).await?;
+            }
         }
         match sent {
             // It ended by itself meanwhile.
             Err(error) if error.is_not_found() => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    /// Ends a pause, with the lifecycle lock held.
+    async fn thaw(&self, container: &Container) -> Result<()> {
+        self.services.tasks.resume(container.id.as_str()).await?;
+        container.update(|record| record.set_paused(false))?;
+        self.container_event(container, "unpause");
+        Ok(())
     }
 
     /// Every signal that the engine sends is told, those of stop and removal too.
@@ -126,18 +145,22 @@ impl Engine {
         let number = number.map_err(|error| {
             Error::new(error.kind, format!("cannot kill container: {name}: {}", error.message))
         })?;
-        if container.record().status.pid().is_none() {
-            return Err(Error::conflict(format!(
-                "cannot kill container: {name}: container {} is not running",
-                container.id
-            )));
-        }
         let stop_signal = container.record().config.stop_signal.clone();
         let stop_signal = signal::parse(&stop_signal).unwrap_or(signal::SIGTERM);
-        if number == SIGKILL || number == stop_signal {
-            container.update(|record| record.manually_stopped = true)?;
+        let ends = number == SIGKILL || number == stop_signal;
+        {
+            let _lifecycle = container.lock_live(name).await?;
+            if container.record().status.pid().is_none() {
+                return Err(Error::conflict(format!(
+                    "cannot kill container: {name}: container {} is not running",
+                    container.id
+                )));
+            }
+            if ends {
+                container.update(|record| record.manually_stopped = true)?;
+            }
         }
-        self.signal(&container, number).await?;
+        self.signal(&container, number, ends).await?;
         if number == SIGKILL && !wait_stopped(&container, Some(KILL_WAIT)).await {
             return Err(Error::internal(format!(
                 "cannot kill container: {name}: tried to kill container, but did not receive an exit event"
@@ -153,12 +176,13 @@ impl Engine {
         timeout: Option<i64>,
     ) -> Result<()> {
         let container = self.containers.find(name)?;
+        // One that goes with its run (`--rm`) stays for the next.
+        let _hold = container.hold_for_restart();
         if container.record().status.is_running() {
             self.stop_running(&container, signal, timeout).await?;
             self.container_event(&container, "stop");
         }
-        let _lifecycle = container.lifecycle.lock().await;
-        container.update(|record| record.manually_stopped = false)?;
+        let _lifecycle = container.lock_live(name).await?;
         // A copy: the record's lock must not be held while it starts.
         let status = container.record().status.clone();
         match status {
@@ -169,7 +193,7 @@ impl Engine {
                 ));
             }
             _ => {
-                self.start_locked(&container).await?;
+                self.start_locked(&container, StartBy::Request).await?;
             }
         }
         self.container_event(&container, "restart");
@@ -186,7 +210,7 @@ impl Engine {
 
     async fn freeze(&self, name: &str, pause: bool) -> Result<()> {
         let container = self.containers.find(name)?;
-        let _lifecycle = container.lifecycle.lock().await;
+        let _lifecycle = container.lock_live(name).await?;
         let id = container.id.as_str();
         match (&container.record().status, pause) {
             (Status::Running { paused: false, .. }, true)
@@ -199,23 +223,18 @@ impl Engine {
             }
             _ => return Err(Error::conflict(format!("container {id} is not running"))),
         }
-        if pause {
-            self.services.tasks.pause(id).await?;
-        } else {
-            self.services.tasks.resume(id).await?;
+        if !pause {
+            return self.thaw(&container).await;
         }
-        container.update(|record| {
-            if let Status::Running { paused, .. } = &mut record.status {
-                *paused = pause;
-            }
-        })?;
-        self.container_event(&container, if pause { "pause" } else { "unpause" });
+        self.services.tasks.pause(id).await?;
+        container.update(|record| record.set_paused(true))?;
+        self.container_event(&container, "pause");
         Ok(())
     }
 
     pub async fn container_rename(&self, name: &str, new_name: &str) -> Result<()> {
         let container = self.containers.find(name)?;
-        let _lifecycle = container.lifecycle.lock().await;
+        let _lifecycle = container.lock_live(name).await?;
         let new_name = new_name.strip_prefix('/').unwrap_or(new_name);
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
@@ -246,8 +265,14 @@ impl Engine {
     /// Changes limits and restart policy, also of a running container.
     pub async fn container_update(&self, name: &str, body: UpdateBody) -> Result<UpdateResponse> {
         let container = self.containers.find(name)?;
-        let _lifecycle = container.lifecycle.lock().await;
+        let _lifecycle = container.lock_live(name).await?;
         let record = container.snapshot();
+        if matches!(record.status, Status::Dead { .. }) {
+            return Err(Error::conflict(format!(
+                "Cannot update container {}: container is marked for removal and cannot be \"update\"",
+                record.id
+            )));
+        }
         let mut host = record.host_config.clone();
         let new = &body.resources;
         if !body.restart_policy.name.is_empty() {

@@ -158,7 +158,7 @@ impl Engine {
     pub async fn network_connect(self: &Arc<Self>, name: &str, body: NetworkConnect) -> Result<()> {
         let network = self.networks.find(name)?;
         let container = self.containers.find(&body.container)?;
-        let _lifecycle = container.lifecycle.lock().await;
+        let _lifecycle = container.lock_live(&body.container).await?;
         let record = container.snapshot();
         let forbidden = |text: String| Err(Error::new(ErrorKind::PermissionDenied, text));
         if !record.has_own_network() || network.driver == Driver::Host {
@@ -200,7 +200,7 @@ impl Engine {
             Err(error) if error.is_not_found() && body.force => return Ok(()),
             found => found?,
         };
-        let _lifecycle = container.lifecycle.lock().await;
+        let _lifecycle = container.lock_live(&body.container).await?;
         let record = container.snapshot();
         let Some(mut attachment) = record.networks.get(&network.name).cloned() else {
             return Err(Error::new(
