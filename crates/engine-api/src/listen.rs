@@ -3,12 +3,13 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -19,6 +20,11 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// Mode of a socket file, as dockerd makes it.
 const SOCKET_MODE: u32 = 0o660;
+
+/// How long a TLS handshake may take.
+const TLS_WAIT: Duration = Duration::from_secs(10);
+/// A peer that vanished is asked for after so long, and so often again (Go's listeners do the same).
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// An address to listen at.
 #[derive(Debug)]
@@ -209,7 +215,10 @@ async fn prepare_unix(path: PathBuf, group: Option<u32>) -> Result<Prepared, Err
     })?;
     let address = format!("unix://{}", path.display());
     let file = Some(OwnFile { path: early, inode });
-    Ok(Prepared { bound: Bound { socket: Socket::Unix(listener), address, file }, name: Some(path) })
+    Ok(Prepared {
+        bound: Bound { socket: Socket::Unix(listener), address, file },
+        name: Some(path),
+    })
 }
 
 /// A connection that was accepted; TLS is yet to be shaken.
@@ -223,7 +232,8 @@ impl Accepted {
         match self {
             Self::Ready(connection) => Ok(connection),
             Self::Tls(stream, acceptor) => {
-                Ok(Connection::Tls(Box::new(acceptor.accept(stream).await?)))
+                let stream = tokio::time::timeout(TLS_WAIT, acceptor.accept(stream)).await;
+                Ok(Connection::Tls(Box::new(stream.map_err(|_| io::ErrorKind::TimedOut)??)))
             }
         }
     }
@@ -254,6 +264,9 @@ impl Bound {
 async fn tcp(socket: &TcpListener) -> io::Result<TcpStream> {
     let (stream, _) = socket.accept().await?;
     stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEP_ALIVE)?;
     Ok(stream)
 }
 
@@ -262,6 +275,27 @@ pub(crate) enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    /// Waits until the client has sent something, or has left.
+    pub(crate) async fn first_byte(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.readable().await,
+            Self::Tcp(stream) => stream.readable().await,
+            Self::Tls(stream) => stream.get_ref().0.readable().await,
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd(),
+        }
+    }
 }
 
 impl AsyncRead for Connection {

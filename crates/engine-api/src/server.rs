@@ -18,7 +18,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     body::Body,
@@ -34,9 +34,13 @@ use crate::{
 
 /// How long a client may take for a request's head (dockerd's ReadHeaderTimeout).
 const HEAD_WAIT: Duration = Duration::from_secs(5 * 60);
-const TLS_WAIT: Duration = Duration::from_secs(10);
 /// How long requests that go on may take once the daemon ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long operations that were begun may take then: cut off in the middle, a container would be half
+/// made.
+const LAST_OPERATIONS: Duration = Duration::from_secs(10);
+/// Connections at once, a listener; more wait in the socket's queue.
+const CONNECTIONS: usize = 4096;
 /// Pause after an accept that failed, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -49,12 +53,21 @@ pub async fn serve(
     clients: Arc<AtomicUsize>,
 ) {
     let mut accepting = JoinSet::new();
+    let operations = TaskTracker::new();
     for listener in listeners {
-        let server =
-            Server { engine: engine.clone(), shutdown: shutdown.clone(), clients: clients.clone() };
+        let server = Server {
+            engine: engine.clone(),
+            shutdown: shutdown.clone(),
+            clients: clients.clone(),
+            operations: operations.clone(),
+        };
         accepting.spawn(server.accept(listener));
     }
     while accepting.join_next().await.is_some() {}
+    operations.close();
+    if tokio::time::timeout(LAST_OPERATIONS, operations.wait()).await.is_err() {
+        tracing::warn!(unfinished = operations.len(), "operations are cut off");
+    }
 }
 
 /// A client while it is counted.
@@ -73,10 +86,13 @@ impl Drop for Counted {
     }
 }
 
+#[derive(Clone)]
 struct Server {
     engine: Arc<Engine>,
     shutdown: CancellationToken,
     clients: Arc<AtomicUsize>,
+    /// What clients have begun: it goes on when they leave.
+    operations: TaskTracker,
 }
 
 impl Server {
@@ -86,14 +102,13 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
+                accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
             };
             match accepted {
                 Ok(accepted) => {
                     let counted = Counted::new(&self.clients);
-                    let (engine, shutdown) = (self.engine.clone(), self.shutdown.clone());
-                    connections.spawn(connection(engine, accepted, shutdown, counted));
+                    connections.spawn(self.clone().connection(accepted, counted));
                 }
                 Err(error) => {
                     tracing::warn!(address = listener.address(), %error, "a client was not accepted");
@@ -109,77 +124,84 @@ impl Server {
     }
 }
 
-async fn connection(
-    engine: Arc<Engine>,
-    accepted: Accepted,
-    shutdown: CancellationToken,
-    counted: Arc<Counted>,
-) {
-    let stream = match tokio::time::timeout(TLS_WAIT, accepted.ready()).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::info!(%error, "a TLS client was turned away");
-            return;
+impl Server {
+    async fn connection(self, accepted: Accepted, counted: Arc<Counted>) {
+        let ready = async {
+            let stream = accepted.ready().await?;
+            stream.first_byte().await.map(|()| stream)
+        };
+        let stream = match tokio::time::timeout(HEAD_WAIT, ready).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::info!(%error, "a client was turned away");
+                return;
+            }
+            Err(_) => return,
+        };
+        let shutdown = self.shutdown.clone();
+        let service = service_fn(move |request| {
+            let (server, counted) = (self.clone(), counted.clone());
+            async move { Ok::<_, Infallible>(server.answer(request, counted).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT);
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = serving.as_mut() => served,
+            () = shutdown.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection broke off");
         }
-        Err(_) => return,
-    };
-    let service = service_fn(move |request| {
-        let (engine, counted) = (engine.clone(), counted.clone());
-        async move { Ok::<_, Infallible>(answer(engine, request, counted).await) }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT);
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(serving);
-    let served = tokio::select! {
-        served = serving.as_mut() => served,
-        () = shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection broke off");
     }
-}
 
-async fn answer(
-    engine: Arc<Engine>,
-    request: Request<Incoming>,
-    counted: Arc<Counted>,
-) -> Response<Body> {
-    let method = request.method().clone();
-    let path = decode(request.uri().path(), false);
-    if method == Method::OPTIONS {
-        return empty(StatusCode::OK);
-    }
-    let (version, path) = match split_version(&path) {
-        Ok(split) => split,
-        Err(error) => return with_headers(&engine, error.into_response()),
-    };
-    let Some((route, name)) = route::find(&method, path) else {
-        return ApiError::page_not_found().into_response();
-    };
-    tracing::debug!(%method, path, ?route, "request");
-    let query = Query::parse(request.uri().query().unwrap_or_default());
-    let (parts, body) = request.into_parts();
-    let mut context = Context {
-        engine: engine.clone(),
-        version,
-        parts,
-        body: Some(body),
-        name,
-        query,
-        client: counted,
-    };
-    let response = match dispatch(route, path, &mut context).await {
-        Ok(response) => response,
-        Err(error) => {
-            tracing::debug!(%method, path, status = error.status.as_u16(), message = error.message, "refused");
-            error.into_response()
+    async fn answer(&self, request: Request<Incoming>, counted: Arc<Counted>) -> Response<Body> {
+        let method = request.method().clone();
+        let path = decode(request.uri().path(), false);
+        if method == Method::OPTIONS {
+            return empty(StatusCode::OK);
         }
-    };
-    with_headers(&engine, response)
+        let (version, path) = match split_version(&path) {
+            Ok(split) => split,
+            Err(error) => return with_headers(&self.engine, error.into_response()),
+        };
+        let Some((route, name)) = route::find(&method, path) else {
+            return ApiError::page_not_found().into_response();
+        };
+        tracing::debug!(%method, path, ?route, "request");
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let (parts, body) = request.into_parts();
+        let mut context = Context {
+            engine: self.engine.clone(),
+            version,
+            parts,
+            body: Some(body),
+            name,
+            query,
+            client: counted,
+        };
+        let path = path.to_owned();
+        // A task of its own: the connection's ends with its client, at any await.
+        let operation = self.operations.spawn(async move {
+            match dispatch(route, &path, &mut context).await {
+                Ok(response) => response,
+                Err(error) => {
+                    let (status, message) = (error.status.as_u16(), &error.message);
+                    tracing::debug!(%method, path, status, message, "refused");
+                    error.into_response()
+                }
+            }
+        });
+        let response = operation.await.unwrap_or_else(|error| {
+            ApiError::new(types::ErrorKind::Internal, format!("the operation failed: {error}"))
+                .into_response()
+        });
+        with_headers(&self.engine, response)
+    }
 }
 
 /// `/v1.43/containers/json` is version 1.43 and `/containers/json`.

@@ -1,11 +1,17 @@
 //! Streams that a container writes and reads: attach, exec, logs; and those that wait: stats, wait.
 
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::{AttachOptions, AttachSession, Input, LogLine, LogOptions, Output, WaitCondition};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -15,6 +21,7 @@ use tokio::{
 use crate::{
     body::{Body, stream},
     error::{ApiError, Reply, empty},
+    listen::Connection,
     request::Context,
     route::Route,
     server::misrouted,
@@ -22,6 +29,8 @@ use crate::{
 
 const RAW: &str = "application/vnd.docker.raw-stream";
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+/// How often a client that sends no more is looked for.
+const GONE_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes read from a client at once.
 const INPUT_BYTES: usize = 32 << 10;
 
@@ -92,14 +101,14 @@ async fn exec_start(context: &mut Context) -> Reply {
     let (engine, name) = (context.engine.clone(), context.name.clone());
     let client = context.client.clone();
     tokio::spawn(async move {
-        if let Some((read, mut write)) = upgraded(upgrade).await {
+        if let Some(mut raw) = upgraded(upgrade).await {
             match engine.exec_start(&name, start).await {
-                Ok(Some(session)) => carry(session, read, write).await,
+                Ok(Some(session)) => raw.carry(session).await,
                 Ok(None) => {}
                 Err(error) => {
                     let text = Output::Stdout(format!("{}\r\n", error.message).into());
-                    drop(write.write_all(&encode(text, terminal)).await);
-                    drop(write.shutdown().await);
+                    drop(raw.connection.write_all(&encode(text, terminal)).await);
+                    drop(raw.connection.shutdown().await);
                 }
             }
         }
@@ -108,7 +117,12 @@ async fn exec_start(context: &mut Context) -> Reply {
     Ok(switching(!terminal && context.version.at_least(42)))
 }
 
-type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+/// A connection that is no longer HTTP's.
+struct Raw {
+    connection: Connection,
+    /// What the client sent behind its request.
+    early: Bytes,
+}
 
 fn upgrade_of(context: &mut Context) -> Option<hyper::upgrade::OnUpgrade> {
     if !context.wants_upgrade() {
@@ -117,13 +131,18 @@ fn upgrade_of(context: &mut Context) -> Option<hyper::upgrade::OnUpgrade> {
     context.parts.extensions.remove::<hyper::upgrade::OnUpgrade>()
 }
 
-async fn upgraded(
-    upgrade: hyper::upgrade::OnUpgrade,
-) -> Option<(tokio::io::ReadHalf<Upgraded>, tokio::io::WriteHalf<Upgraded>)> {
-    match upgrade.await {
-        Ok(upgraded) => Some(tokio::io::split(TokioIo::new(upgraded))),
+async fn upgraded(upgrade: hyper::upgrade::OnUpgrade) -> Option<Raw> {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
         Err(error) => {
             tracing::debug!(%error, "a client left before its stream began");
+            return None;
+        }
+    };
+    match auto::upgrade::downcast::<TokioIo<Connection>>(upgraded) {
+        Ok(parts) => Some(Raw { connection: parts.io.into_inner(), early: parts.read_buf }),
+        Err(_) => {
+            tracing::error!("a client's stream is none that was accepted here");
             None
         }
     }
@@ -148,44 +167,89 @@ fn hijack(context: &mut Context, session: AttachSession) -> Reply {
     let multiplexed = !session.terminal && context.version.at_least(42);
     let client = context.client.clone();
     tokio::spawn(async move {
-        if let Some((read, write)) = upgraded(upgrade).await {
-            carry(session, read, write).await;
+        if let Some(raw) = upgraded(upgrade).await {
+            raw.carry(session).await;
         }
         drop(client);
     });
     Ok(switching(multiplexed))
 }
 
-/// Both directions until the output has ended; the end of the input is passed on and ends nothing.
+impl Raw {
+    async fn carry(self, session: AttachSession) {
+        let watched = match self.connection.as_fd().try_clone_to_owned() {
+            Ok(watched) => watched,
+            Err(error) => {
+                tracing::warn!(%error, "a client's stream cannot be watched");
+                return;
+            }
+        };
+        let (read, write) = tokio::io::split(self.connection);
+        carry(session, (self.early, read), write, gone(watched)).await;
+    }
+}
+
+/// Ends once the peer has closed the connection altogether; closing its sending half is no such end.
+async fn gone(socket: OwnedFd) {
+    loop {
+        tokio::time::sleep(GONE_INTERVAL).await;
+        let mut watched = [PollFd::new(&socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut watched, Some(&now));
+        if polled.is_ok() && watched[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            return;
+        }
+    }
+}
+
+/// Both directions until the output has ended or the client has gone; the end of the input alone is
+/// passed on and ends nothing.
 async fn carry(
     session: AttachSession,
-    mut read: impl AsyncRead + Send + Unpin + 'static,
+    (early, mut read): (Bytes, impl AsyncRead + Send + Unpin + 'static),
     mut write: impl AsyncWrite + Unpin,
+    gone: impl Future<Output = ()>,
 ) {
     let AttachSession { terminal, mut output, input } = session;
+    let (ended, ended_seen) = tokio::sync::oneshot::channel();
     let reader = tokio::spawn(async move {
+        let mut open = early.is_empty() || input.send(Input::Data(early)).await.is_ok();
         let mut buffer = BytesMut::with_capacity(INPUT_BYTES);
-        loop {
+        while open {
             buffer.reserve(INPUT_BYTES);
             let item = match read.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) => Input::End,
                 Ok(_) => Input::Data(buffer.split().freeze()),
             };
             let end = item == Input::End;
-            if input.send(item).await.is_err() || end {
-                break;
-            }
+            open = input.send(item).await.is_ok() && !end;
         }
         // What still comes is read and let go, so that a client that writes is not stuck.
         while matches!(read.read(&mut [0; 4096]).await, Ok(n) if n > 0) {}
+        // Nobody waits when the output has ended first.
+        ended.send(()).unwrap_or_default();
     });
-    while let Some(item) = output.recv().await {
-        let bytes = encode(item, terminal);
-        if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
-            break;
+    let gone = async {
+        // Whoever has not finished sending has not gone.
+        if ended_seen.await.is_ok() {
+            gone.await;
+        } else {
+            std::future::pending().await
         }
+    };
+    let tell = async {
+        while let Some(item) = output.recv().await {
+            let bytes = encode(item, terminal);
+            if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
+                break;
+            }
+        }
+        drop(write.shutdown().await);
+    };
+    tokio::select! {
+        () = tell => {}
+        () = gone => {}
     }
-    drop(write.shutdown().await);
     reader.abort();
 }
 
@@ -402,13 +466,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_a_whole_close_is_an_end() {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let watched = ours.as_fd().try_clone_to_owned().unwrap();
+        let gone = tokio::spawn(gone(watched));
+        let std = theirs.into_std().unwrap();
+        std.shutdown(std::net::Shutdown::Write).unwrap();
+        tokio::time::sleep(GONE_INTERVAL * 3).await;
+        assert!(!gone.is_finished());
+        drop(std);
+        gone.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn the_end_of_input_does_not_end_the_output() {
         let (output, received) = mpsc::channel(4);
         let (input, mut fed) = mpsc::channel(4);
         let session = AttachSession { terminal: false, output: received, input };
         let (client, server) = tokio::io::duplex(1024);
         let (read, write) = tokio::io::split(server);
-        let carrying = tokio::spawn(carry(session, read, write));
+        let carrying =
+            tokio::spawn(carry(session, (Bytes::new(), read), write, std::future::pending()));
         let (mut from_server, mut to_server) = tokio::io::split(client);
         to_server.write_all(b"question").await.unwrap();
         to_server.shutdown().await.unwrap();
