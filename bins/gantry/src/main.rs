@@ -89,8 +89,44 @@ fn role(args: &[OsString]) -> (Role, Persona, usize) {
     (role, Persona::Gantry, 2)
 }
 
+/// Follows the command line's own help page, which is docker's.
+const ROLES_HELP: &str = "
+Other parts of this program:
+  daemon      The engine, dockerd's part (also called as dockerd)
+  containerd  The store alone (also called as containerd)
+  shim        What stands beside each container (also called as containerd-shim-gantry-v2)
+  runtime     The OCI runtime (also called as runc)
+
+Run 'gantry PART --help' for more information on one of them.
+";
+
+const SHIM_HELP: &str = "
+Usage:  gantry shim -namespace NAME -id ID -address SOCKET [OPTIONS] [start|delete]
+
+The shim: stands beside a container, keeps its streams, log and exit status, and outlives the daemon.
+A store (the daemon's own, or containerd for the runtime io.containerd.gantry.v2) runs it; there is
+nothing to do with it by hand.
+
+Options:
+  -namespace string       Namespace of the store
+  -id string              Container, or the group of containers
+  -address string         The store's socket
+  -publish-binary string  Program that passes events on to the store
+  -bundle string          Directory of the container (default: the current one)
+  -debug                  Tell more in the shim's log
+";
+
+/// The command line asks for the page of all commands.
+fn asks_for_all_help(args: &[OsString]) -> bool {
+    let words: Vec<_> = args.iter().skip(1).map(|word| word.to_str()).collect();
+    matches!(words[..], [] | [Some("help" | "--help" | "-h")])
+}
+
 /// The shim and what it clones run from a file that no container can write to.
 fn shim(args: Vec<OsString>) -> i32 {
+    if args.first().is_some_and(|word| ["-h", "-help", "--help"].iter().any(|help| word == help)) {
+        return daemon::say(SHIM_HELP);
+    }
     if let Err(error) = runtime::selfexe::protect() {
         eprintln!("{}: {}", shim::PROGRAM_NAME, chain(&error));
         return 1;
@@ -114,7 +150,12 @@ fn client(args: Vec<OsString>, persona: Persona) -> i32 {
         let addresses = registry::dns::Resolver::system().lookup(&name).await;
         addresses.map_err(std::io::Error::other)
     });
-    cli::main_with_lookup(args, hooks, Some(lookup))
+    let roles = persona == Persona::Gantry && asks_for_all_help(&args);
+    let code = cli::main_with_lookup(args, hooks, Some(lookup));
+    if roles && code == 0 {
+        daemon::say(ROLES_HELP);
+    }
+    code
 }
 
 /// An error and its causes in one line.
@@ -152,6 +193,19 @@ mod tests {
         assert_eq!(shim, (Role::Shim, Persona::Gantry, 1));
         let init = of(&["/sbin/docker-init", "--", "daemon"]);
         assert_eq!(init, (Role::Init, Persona::Gantry, 1));
+    }
+
+    #[test]
+    fn the_page_of_all_commands_names_the_other_parts() {
+        let asks = |words: &[&str]| {
+            asks_for_all_help(&words.iter().map(OsString::from).collect::<Vec<_>>())
+        };
+        assert!(asks(&["gantry"]) && asks(&["gantry", "--help"]) && asks(&["gantry", "help"]));
+        assert!(!asks(&["gantry", "run", "--help"]) && !asks(&["gantry", "help", "run"]));
+        for part in ["daemon", "containerd", "shim", "runtime"] {
+            assert!(ROLES_HELP.contains(&format!("\n  {part} ")));
+            assert_ne!(of(&["gantry", part]).0, Role::Client);
+        }
     }
 
     #[test]
