@@ -5,6 +5,9 @@
 //!   others wait for the lock, then find       (through systemd where that runs), waits until
 //!   the socket                                 the socket takes connections, unlocks
 //! ```
+//! A daemon that is starting or ending has its locks already, or still: it is waited for. Its socket
+//! appears when it answers, so that it takes connections means that it is ready.
+//!
 //! The daemon has a session of its own, a clean environment, `/` as its directory, no descriptors
 //! of the client's, and is out of the client's cgroup. It writes to [`LOG`], and ends by itself.
 
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::Persona;
+use crate::daemon::locks::{self, Note, Stage};
 
 /// Where a daemon without a service manager writes.
 const LOG: &str = "/var/log/gantry.log";
@@ -61,10 +65,17 @@ enum Error {
     File { op: &'static str, path: PathBuf, source: std::io::Error },
     #[error("start the daemon: run {program}")]
     Run { program: String, source: std::io::Error },
-    #[error("the daemon ended at its start: {0}")]
+    #[error("the daemon does not start: {0}")]
     Ended(String),
     #[error("the daemon does not listen at {} after {} s; its log is {}", socket.display(), START_LIMIT.as_secs(), log)]
     Late { socket: PathBuf, log: String },
+    #[error("the daemon that is starting or ending (process {pid}) does not listen at {} after {} s", socket.display(), START_LIMIT.as_secs())]
+    OtherLate { socket: PathBuf, pid: u32 },
+    #[error(
+        "a daemon runs (process {pid}) and does not listen at unix://{}, but at {addresses}: name that with -H or DOCKER_HOST",
+        socket.display()
+    )]
+    Elsewhere { socket: PathBuf, pid: u32, addresses: String },
 }
 
 /// Makes sure that a daemon listens at the socket.
@@ -80,7 +91,9 @@ fn start(persona: Persona, socket: &Path) -> Result<(), Error> {
         return Err(Error::NotRoot(socket.into()));
     }
     let _lock = lock(Path::new(LOCK))?;
-    if listens(socket) {
+    let others = Others::of(persona);
+    let until = Instant::now() + START_LIMIT;
+    if listens(socket) || others.wait(socket, until)? {
         return Ok(());
     }
     // What the user's shell left open (pipes, mostly) must not stay open with the daemon.
@@ -91,11 +104,56 @@ fn start(persona: Persona, socket: &Path) -> Result<(), Error> {
         Some(daemon) => daemon,
         None => by_ourselves(persona)?,
     };
-    daemon.wait(socket)
+    daemon.wait(socket, &others)
 }
 
 fn listens(socket: &Path) -> bool {
     UnixStream::connect(socket).is_ok()
+}
+
+/// Daemons that nobody of the clients has started, by their locks.
+struct Others {
+    pid_file: PathBuf,
+    exec_root: PathBuf,
+}
+
+impl Others {
+    fn of(persona: Persona) -> Self {
+        let (pid_file, exec_root) = crate::daemon::usual_places(persona);
+        Self { pid_file, exec_root: locks::of_exec_root(&exec_root) }
+    }
+
+    /// The daemon that has the locks. The pid file is taken before the exec root.
+    fn holder(&self) -> Option<Note> {
+        locks::holder(&self.exec_root).or_else(|| locks::holder(&self.pid_file))
+    }
+
+    /// Waits as long as there is one: `true` when it listens at the socket, `false` when there is none.
+    fn wait(&self, socket: &Path, until: Instant) -> Result<bool, Error> {
+        let mut pause = FIRST_PAUSE;
+        while let Some(note) = self.holder() {
+            if listens(socket) {
+                return Ok(true);
+            }
+            elsewhere(&note, socket)?;
+            if Instant::now() >= until {
+                return Err(Error::OtherLate { socket: socket.into(), pid: note.pid });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(listens(socket))
+    }
+}
+
+/// It is ready, and so will never listen at the socket. To be called when that was looked for after
+/// the note was read.
+fn elsewhere(note: &Note, socket: &Path) -> Result<(), Error> {
+    if note.stage != Stage::Ready {
+        return Ok(());
+    }
+    let addresses = note.addresses.join(" ");
+    Err(Error::Elsewhere { socket: socket.into(), pid: note.pid, addresses })
 }
 
 /// Waits for the lock: whoever has it is starting the daemon.
@@ -125,17 +183,21 @@ struct Starting {
 }
 
 impl Starting {
-    fn wait(&mut self, socket: &Path) -> Result<(), Error> {
+    fn wait(&mut self, socket: &Path, others: &Others) -> Result<(), Error> {
         let until = Instant::now() + START_LIMIT;
         let mut pause = FIRST_PAUSE;
         loop {
+            let note = locks::holder(&others.exec_root);
             if listens(socket) {
                 return Ok(());
+            }
+            if let Some(note) = note {
+                elsewhere(&note, socket)?;
             }
             let ended = self.child.try_wait().ok().flatten();
             if let Some(status) = ended.filter(|s| !(self.is_launcher && s.success())) {
                 // A daemon of another start may have been quicker.
-                if listens(socket) {
+                if others.wait(socket, until)? {
                     return Ok(());
                 }
                 return Err(Error::Ended(self.last_words(&status.to_string())));
@@ -156,21 +218,46 @@ impl Starting {
     }
 
     fn last_words(&self, status: &str) -> String {
-        let words = self.log.as_ref().and_then(|(path, start)| last_line(path, *start).ok()?);
+        let words = self.log.as_ref().and_then(|(path, start)| complaint(path, *start).ok()?);
         let words = words.unwrap_or_else(|| status.to_owned());
         format!("{words}\nIts log is {}", self.log_name())
     }
 }
 
-/// The last line that was written since.
-fn last_line(path: &Path, start: u64) -> std::io::Result<Option<String>> {
+/// The last error that was written since, else the last line.
+fn complaint(path: &Path, start: u64) -> std::io::Result<Option<String>> {
     let mut file = File::open(path)?;
     let start = start.max(file.metadata()?.len().saturating_sub(TAIL_LIMIT_BYTES));
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
     file.take(TAIL_LIMIT_BYTES).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    Ok(text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned))
+    let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
+    let is_error =
+        |line: &&str| line.contains(" level=error ") || line.contains("\"level\":\"error\"");
+    let line = lines().find(is_error).or_else(|| lines().next());
+    Ok(line.map(message))
+}
+
+/// What a line of the log says, without its time and level.
+fn message(line: &str) -> String {
+    let said = line.split_once(" msg=\"").map(|(_, said)| said);
+    let Some(said) = said else { return line.to_owned() };
+    let mut text = String::new();
+    let mut chars = said.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => break,
+            '\\' => match chars.next() {
+                Some('n') => text.push('\n'),
+                Some('t') => text.push('\t'),
+                Some(c) => text.push(c),
+                None => {}
+            },
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 /// The name to call the daemon by, and its arguments.
@@ -301,13 +388,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_of_this_start_counts() {
+    fn the_last_error_of_this_start_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "old\n").unwrap();
-        assert_eq!(last_line(&path, 4).unwrap(), None);
+        assert_eq!(complaint(&path, 4).unwrap(), None);
         std::fs::write(&path, "old\nfirst\nlast\n\n").unwrap();
-        assert_eq!(last_line(&path, 4).unwrap().as_deref(), Some("last"));
+        assert_eq!(complaint(&path, 4).unwrap().as_deref(), Some("last"));
+        let lines = [
+            r#"time="T" level=error msg="old""#,
+            r#"time="T" level=error msg="failed: \"x\": no space" path=/x"#,
+            r#"time="T" level=info msg="Daemon shutdown complete""#,
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let wanted = r#"failed: "x": no space"#;
+        assert_eq!(complaint(&path, 4).unwrap().as_deref(), Some(wanted));
+    }
+
+    #[test]
+    fn a_daemon_that_has_its_locks_is_waited_for() {
+        use std::os::unix::net::UnixListener;
+        let dir = tempfile::tempdir().unwrap();
+        let exec_root = dir.path().to_owned();
+        let manner = locks::Manner { on_demand: true, exec_root: exec_root.clone() };
+        let socket = dir.path().join("s.sock");
+        let pid_file = dir.path().join("pid");
+        let others = Others { pid_file, exec_root: locks::of_exec_root(&exec_root) };
+        let until = Instant::now() + START_LIMIT;
+        assert!(!others.wait(&socket, until).unwrap());
+        let held = locks::directory("exec root", &exec_root, 0o711, &manner).unwrap();
+        let late = others.wait(&socket, Instant::now());
+        assert!(matches!(late, Err(Error::OtherLate { .. })), "{late:?}");
+        let other = socket.clone();
+        let listening = std::thread::spawn(move || UnixListener::bind(other).unwrap());
+        assert!(others.wait(&socket, until).unwrap());
+        drop(listening.join().unwrap());
+        let note = Note {
+            pid: std::process::id(),
+            stage: Stage::Ready,
+            on_demand: false,
+            addresses: vec!["unix:///elsewhere".into()],
+        };
+        held.tell(&note);
+        let error = others.wait(&socket, until).unwrap_err().to_string();
+        assert!(error.contains("but at unix:///elsewhere"), "{error}");
     }
 
     #[test]

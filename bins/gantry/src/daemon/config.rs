@@ -99,6 +99,7 @@ pub(crate) fn daemon(settings: &Settings, persona: Persona) -> Result<Daemon, St
     notes.extend(features(settings.get("features"))?);
     check_exec_options(settings.list("exec-opts"))?;
     let exec_root = path(settings, "exec-root", places.exec_root)?;
+    check_store_address(settings.text("containerd"), &store_address(&exec_root))?;
     let debug = settings.bool("debug").unwrap_or(false);
     let level = settings.text("log-level").map(Level::parse).transpose()?;
     Ok(Daemon {
@@ -191,7 +192,7 @@ fn engine(
         default_cgroupns: one_of(settings, "default-cgroupns-mode", &["host", "private"])?,
         default_ipc: one_of(settings, "default-ipc-mode", &["private", "shareable"])?
             .unwrap_or(defaults.default_ipc),
-        store_address: exec_root.join("containerd/containerd.sock").display().to_string(),
+        store_address: store_address(exec_root).display().to_string(),
         default_runtime: default_runtime(settings)?,
         runtimes: runtimes(settings.get("runtimes"))?,
         version: defaults.version,
@@ -200,6 +201,24 @@ fn engine(
         compiler: build_info::COMPILER.into(),
         on_demand: on("on-demand", false),
     })
+}
+
+fn store_address(exec_root: &Path) -> PathBuf {
+    exec_root.join("containerd/containerd.sock")
+}
+
+/// `--containerd`: the engine has its store within itself, and serves it for others.
+fn check_store_address(given: Option<&str>, own: &Path) -> Result<(), String> {
+    let Some(given) = given else { return Ok(()) };
+    if Path::new(given.strip_prefix("unix://").unwrap_or(given)) == own {
+        return Ok(());
+    }
+    Err(format!(
+        "--containerd {given:?} is not supported by gantry yet: the daemon has its store within itself \
+         and serves it at {}. Remove --containerd from the command line (from ExecStart= in the \
+         unit: systemctl edit --full docker.service) and \"containerd\" from the configuration file",
+        own.display()
+    ))
 }
 
 fn checked(
@@ -609,6 +628,8 @@ mod tests {
             (&["--max-concurrent-downloads=-1"], "invalid max concurrent downloads: -1"),
             (&["--feature", "cdi"], "not supported"),
             (&["-H", "foo://x"], "unsupported proto 'foo'"),
+            (&["--containerd=/run/containerd/containerd.sock"], "Remove --containerd from"),
+            (&["--exec-root=/e", "--containerd=/run/gantry/containerd/containerd.sock"], "Remove"),
         ];
         for (words, wanted) in flags {
             let error = of(words, "{}").err().unwrap_or_default();
@@ -625,6 +646,14 @@ mod tests {
             let error = of(&[], json).err().unwrap_or_default();
             assert!(error.contains(wanted), "{json}: {error:?}");
         }
+    }
+
+    #[test]
+    fn the_daemons_own_store_may_be_named() {
+        for address in ["/e/containerd/containerd.sock", "unix:///e/containerd/containerd.sock"] {
+            assert!(of(&["--exec-root=/e", "--containerd", address], "{}").is_ok(), "{address}");
+        }
+        assert!(of(&["--containerd="], "{}").is_ok());
     }
 
     #[test]

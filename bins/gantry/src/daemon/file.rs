@@ -262,7 +262,6 @@ fn hint(flag: &Flag) -> &'static str {
         "http-proxy" | "https-proxy" | "no-proxy" => {
             ": set HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the daemon's environment"
         }
-        "containerd" => ": the daemon has its store within itself",
         _ => "",
     }
 }

@@ -90,7 +90,7 @@ pub(crate) static FLAGS: &[Flag] = &[
     flag("cdi-spec-dir", "cdi-spec-dirs", List, "", Unbuilt, "Directories of CDI specifications"),
     flag("cgroup-parent", "cgroup-parent", Text, "", Built, "Parent cgroup of all containers"),
     flag("config-file", "", Text, "", Built, "Configuration file of the daemon"),
-    flag("containerd", "containerd", Text, "", Unbuilt, "Address of a store in another process"),
+    flag("containerd", "containerd", Text, "", Built, "Address of the store: the daemon's own"),
     flag("containerd-namespace", "containerd-namespace", Text, "moby", Built, "Namespace of the store"),
     flag("containerd-plugins-namespace", "containerd-plugin-namespace", Text, "plugins.moby", Unbuilt, "Namespace of plugins in the store"),
     flag("cpu-rt-period", "cpu-rt-period", Int, "0", Unbuilt, "Real-time period of the parent cgroup, in microseconds"),
@@ -177,6 +177,7 @@ pub(crate) static FLAGS: &[Flag] = &[
     // Our own: a client starts a daemon on demand; it ends after so many seconds without work.
     flag("on-demand", "", Bool, "false", Built, ""),
     flag("idle-timeout", "idle-timeout", Int, "300", Built, ""),
+    flag("stop-containers", "", Bool, "false", Built, "Stop all containers, as at the host's shutdown, and end"),
     // In the file alone.
     flag("", "builder", Custom(add_text), "", Unbuilt, ""),
     flag("", "default-init", Text, "", Unbuilt, ""),

@@ -13,8 +13,9 @@
 mod config;
 mod file;
 mod flags;
+mod host_shutdown;
 mod hosts;
-mod locks;
+pub(crate) mod locks;
 pub(crate) mod log;
 pub(crate) mod notify;
 mod run;
@@ -42,6 +43,18 @@ impl Start {
         let settings = file::settle(&self.given, &self.config_file, self.required)?;
         let daemon = config::daemon(&settings, self.persona)?;
         Ok((settings, daemon))
+    }
+}
+
+/// The pid file and the exec root of a daemon without flags; where its configuration is no good,
+/// they are the usual ones, and its start will tell.
+pub(crate) fn usual_places(persona: Persona) -> (PathBuf, PathBuf) {
+    let places = Places::of(persona);
+    let config_file = places.config_file.into();
+    let start = Start { persona, given: Given::new(), config_file, required: false };
+    match start.settle() {
+        Ok((_, daemon)) => (daemon.pidfile, daemon.engine.exec_root),
+        Err(_) => (places.pidfile.into(), places.exec_root.into()),
     }
 }
 
@@ -84,6 +97,9 @@ pub(crate) fn main(args: Vec<OsString>, persona: Persona) -> i32 {
     let validate = start.given.get("validate") == Some(&Value::Bool(true));
     match start.settle() {
         Ok(_) if validate => say("configuration OK\n"),
+        Ok((settings, daemon)) if daemon.stop_containers => {
+            host_shutdown::main(start, settings, daemon)
+        }
         Ok((settings, daemon)) => run::main(start, settings, daemon),
         Err(error) => {
             eprintln!("{program}: {error}");

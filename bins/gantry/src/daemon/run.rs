@@ -1,5 +1,6 @@
 //! The daemon's process, from its start to its end.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use engine::Engine;
-use engine_api::{Bound, Listener};
+use engine_api::{Listener, Prepared};
 use rustix::fs::Mode;
 use store_api::Namespaces;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::config::{self, Daemon, Group, Places};
 use super::file::Settings;
 use super::hosts::{self, Host, Passed};
+use super::locks::{self, Manner, Note, Stage};
 use super::notify::{State, notify};
-use super::{Start, locks, log, program, tls};
+use super::{Start, host_shutdown, log, program, tls};
 use crate::{cgroups, on_demand, store_role};
 
 /// The daemon waits most of the time; what is long (disk, checksums) runs on the blocking threads.
@@ -28,8 +30,6 @@ const BLOCKING_THREADS: usize = 64;
 const THREAD_KEEP: Duration = Duration::from_secs(2);
 /// Arenas of the allocator: more of them keep more memory that nobody uses.
 const ARENAS: u16 = 2;
-/// How long a daemon that a client starts waits for the one before it to end.
-const PREDECESSOR: Duration = Duration::from_secs(10);
 /// How long tasks that still run are waited for at the end.
 pub(crate) const LAST_TASKS: Duration = Duration::from_secs(1);
 /// How often an on-demand daemon looks whether it has work.
@@ -88,26 +88,35 @@ fn supervise(daemon: Daemon, passed: Passed, reload: Reload) -> anyhow::Result<(
             exec_root.display()
         );
     }
-    let patience = daemon.idle_after.map_or(Duration::ZERO, |_| PREDECESSOR);
-    let pid_file = locks::pid_file(&daemon.pidfile, patience)?;
-    let held = locked(daemon, patience, passed, reload);
+    let manner = Manner {
+        on_demand: daemon.idle_after.is_some(),
+        exec_root: daemon.engine.exec_root.clone(),
+    };
+    let pid_file = locks::pid_file(&daemon.pidfile, &manner)?;
+    let held = locked(daemon, &manner, passed, reload);
     pid_file.remove();
     held
 }
 
-fn locked(
-    daemon: Daemon,
-    patience: Duration,
-    passed: Passed,
-    reload: Reload,
-) -> anyhow::Result<()> {
+fn locked(daemon: Daemon, manner: &Manner, passed: Passed, reload: Reload) -> anyhow::Result<()> {
     let engine = &daemon.engine;
     let persona = reload.start.persona;
     let cgroup_parent = engine.cgroup_parent.clone();
-    let data_root = locks::directory("data root", &engine.data_root, 0o710, patience)?;
-    let exec_root = locks::directory("exec root", &engine.exec_root, 0o711, patience)?;
+    let data_root = locks::directory("data root", &engine.data_root, 0o710, manner)?;
+    let exec_root = locks::directory("exec root", &engine.exec_root, 0o711, manner)?;
     let runtime = runtime()?;
-    let result = runtime.block_on(serve(daemon, passed, reload));
+    let note = Note {
+        pid: std::process::id(),
+        stage: Stage::Starting,
+        on_demand: manner.on_demand,
+        addresses: Vec::new(),
+    };
+    exec_root.tell(&note);
+    let result = if daemon.stop_containers {
+        runtime.block_on(stop_only(&daemon, reload))
+    } else {
+        runtime.block_on(serve(daemon, passed, reload, Told { note, lock: &exec_root }))
+    };
     runtime.shutdown_timeout(LAST_TASKS);
     // One of the user's own choice stays.
     if cgroup_parent == Places::of(persona).cgroup_parent {
@@ -129,40 +138,71 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("start the threads of the daemon")
 }
 
+/// How far we are, for clients and for other daemons.
+struct Told<'a> {
+    note: Note,
+    lock: &'a locks::Held,
+}
+
+impl Told<'_> {
+    fn now(&mut self, stage: Stage) {
+        self.note.stage = stage;
+        self.lock.tell(&self.note);
+    }
+}
+
+/// The parts that do the work.
+struct Parts {
+    store: Arc<store::Store>,
+    engine: Arc<Engine>,
+}
+
 /// All parts of the daemon, wired.
-async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow::Result<()> {
+async fn serve(
+    daemon: Daemon,
+    mut passed: Passed,
+    mut reload: Reload,
+    mut told: Told<'_>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    // First, so that an address that is taken is told before anything has changed. Clients queue.
+    // First, so that an address that is taken is told before anything has changed.
     let listeners = listen(&daemon, &mut passed).await?;
-    let state = daemon.engine.exec_root.join("containerd");
-    let address = Path::new(&daemon.engine.store_address);
-    let store = store_role::open(&daemon.engine.data_root.join("store"), &state, address).await?;
-    let services = store.open(&daemon.namespace).map_err(failed("open the store's namespace"))?;
-    let engine = Engine::open(daemon.engine.clone(), services)
-        .await
-        .map_err(|error| anyhow!("{}", crate::chain(&error)))?;
+    let (parts, ended) = while_starting(open(&daemon), &mut signals, &mut reload).await;
+    let Parts { store, engine } = parts?;
+    if let Some(end) = ended {
+        told.now(Stage::Ending);
+        notify(State::Stopping);
+        return finish(&engine, &store, end, &mut signals).await;
+    }
 
     let shutdown = CancellationToken::new();
     let clients = Arc::new(AtomicUsize::new(0));
-    for listener in &listeners {
-        tracing::info!("API listen on {}", listener.address());
-    }
+    let address = Path::new(&daemon.engine.store_address);
     let store_socket = store_role::Socket::bind(address).await?;
     let grpc = store_socket.serve(store.clone(), shutdown.clone(), clients.clone());
     let grpc = tokio::spawn(grpc);
+    // Only now do clients find us: who sees the socket gets answers.
+    let listeners = listeners.into_iter().map(Prepared::publish).collect::<Result<Vec<_>, _>>()?;
+    for listener in &listeners {
+        tracing::info!("API listen on {}", listener.address());
+        told.note.addresses.push(listener.address().to_owned());
+    }
     let api = engine_api::serve(engine.clone(), listeners, shutdown.clone(), clients.clone());
     let api = tokio::spawn(api);
+    told.now(Stage::Ready);
     notify(State::Ready);
     tracing::info!(version = daemon.engine.version, "Daemon has completed initialization");
 
-    let busy = || {
-        clients.load(Ordering::Relaxed) > 0
-            || engine.running_containers() > 0
-            || store.running_tasks() > 0
+    let work = Work {
+        clients: &|| clients.load(Ordering::Relaxed) > 0,
+        containers: &|| engine.running_containers() > 0 || store.running_tasks() > 0,
     };
-    let why = wait_for_end(&mut signals, &mut reload, daemon.idle_after, busy).await;
-    tracing::info!("{why}");
+    let end = wait_for_end(&mut signals, &mut reload, daemon.idle_after, work).await;
+    told.now(Stage::Ending);
     notify(State::Stopping);
+    if matches!(end, End::HostShutdown) {
+        stop_containers(&engine, &mut signals).await;
+    }
     engine.shut_down();
     shutdown.cancel();
     let servers = async {
@@ -173,10 +213,85 @@ async fn serve(daemon: Daemon, mut passed: Passed, mut reload: Reload) -> anyhow
         ended = servers => ended?,
         () = signals.end() => forced(),
     }
+    finish(&engine, &store, End::Asked, &mut signals).await
+}
+
+/// The host goes down and no daemon runs: its containers are stopped by us.
+async fn stop_only(daemon: &Daemon, mut reload: Reload) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    if open_store(daemon).await?.running_tasks() == 0 {
+        return Ok(());
+    }
+    let (parts, _) = while_starting(open(daemon), &mut signals, &mut reload).await;
+    let Parts { store, engine } = parts?;
+    finish(&engine, &store, End::HostShutdown, &mut signals).await
+}
+
+async fn open_store(daemon: &Daemon) -> anyhow::Result<Arc<store::Store>> {
+    let state = daemon.engine.exec_root.join("containerd");
+    let address = Path::new(&daemon.engine.store_address);
+    store_role::open(&daemon.engine.data_root.join("store"), &state, address).await
+}
+
+async fn open(daemon: &Daemon) -> anyhow::Result<Parts> {
+    let store = open_store(daemon).await?;
+    let services = store.open(&daemon.namespace).map_err(failed("open the store's namespace"))?;
+    let engine = Engine::open(daemon.engine.clone(), services)
+        .await
+        .map_err(|error| anyhow!("{}", crate::chain(&error)))?;
+    Ok(Parts { store, engine })
+}
+
+/// A start that is asked to end comes to its end first, so that nothing is left half made; asked
+/// once more, it ends where it is.
+async fn while_starting<T>(
+    opening: impl Future<Output = T>,
+    signals: &mut Signals,
+    reload: &mut Reload,
+) -> (T, Option<End>) {
+    tokio::pin!(opening);
+    let mut ended = None;
+    loop {
+        tokio::select! {
+            opened = &mut opening => return (opened, ended),
+            caught = signals.next() => match caught {
+                Caught::End(_) if ended.is_some() => forced(),
+                Caught::End(name) => {
+                    tracing::info!("Processing signal '{name}' when the start is complete");
+                    ended = Some(End::Asked);
+                }
+                Caught::HostShutdown => ended = Some(End::HostShutdown),
+                Caught::Reload => reload.run(),
+                Caught::GiveWay => {}
+            }
+        }
+    }
+}
+
+/// The last acts, when nobody is served any longer.
+async fn finish(
+    engine: &Arc<Engine>,
+    store: &store::Store,
+    end: End,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    if matches!(end, End::HostShutdown) {
+        stop_containers(engine, signals).await;
+    }
+    engine.shut_down();
     engine.close().await;
     store.flush().await.map_err(failed("flush the store"))?;
     tracing::info!("Daemon shutdown complete");
     Ok(())
+}
+
+/// All containers end with the host.
+async fn stop_containers(engine: &Arc<Engine>, signals: &mut Signals) {
+    tracing::info!("the host goes down: containers are stopped");
+    tokio::select! {
+        () = engine.stop_all() => {}
+        () = signals.end() => tracing::warn!("asked to end: containers are no longer waited for"),
+    }
 }
 
 /// A second signal while stopping.
@@ -190,28 +305,53 @@ pub(crate) fn failed(doing: &'static str) -> impl Fn(store_api::Error) -> anyhow
     move |error| anyhow!("{doing}: {}", crate::chain(&error))
 }
 
-/// Until a signal, or until nothing was to do for so long; says which.
+/// What may keep a daemon from ending by itself.
+struct Work<'a> {
+    clients: &'a dyn Fn() -> bool,
+    containers: &'a dyn Fn() -> bool,
+}
+
+/// Why the daemon ends.
+enum End {
+    /// By a signal or by itself: containers stay.
+    Asked,
+    HostShutdown,
+}
+
+/// Until a signal, or until nothing was to do for so long.
 async fn wait_for_end(
     signals: &mut Signals,
     reload: &mut Reload,
     idle_after: Option<Duration>,
-    busy: impl Fn() -> bool,
-) -> String {
+    work: Work<'_>,
+) -> End {
     let mut quiet_since = Instant::now();
+    let mut gives_way = false;
     let first = tokio::time::Instant::now() + FIRST_TRIM;
     let mut trim = tokio::time::interval_at(first, TRIM_EVERY);
     loop {
         tokio::select! {
             caught = signals.next() => match caught {
-                Caught::End(name) => return format!("Processing signal '{name}'"),
+                Caught::End(name) => {
+                    tracing::info!("Processing signal '{name}'");
+                    return End::Asked;
+                }
+                Caught::HostShutdown => return End::HostShutdown,
                 Caught::Reload => reload.run(),
+                Caught::GiveWay => gives_way = idle_after.is_some(),
             },
             _ = trim.tick() => sys::heap::trim(),
             () = tokio::time::sleep(IDLE_STEP), if idle_after.is_some() => {
-                if busy() {
+                if (work.clients)() {
+                    quiet_since = Instant::now();
+                } else if gives_way {
+                    tracing::info!("another daemon takes over");
+                    return End::Asked;
+                } else if (work.containers)() {
                     quiet_since = Instant::now();
                 } else if idle_after.is_some_and(|limit| quiet_since.elapsed() >= limit) {
-                    return "no container runs and no client came: the daemon ends".into();
+                    tracing::info!("no container runs and no client came: the daemon ends");
+                    return End::Asked;
                 }
             }
         }
@@ -222,6 +362,8 @@ pub(crate) struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    usr1: Signal,
+    pwr: Signal,
 }
 
 impl Signals {
@@ -231,6 +373,8 @@ impl Signals {
             term: on(SignalKind::terminate())?,
             int: on(SignalKind::interrupt())?,
             hup: on(SignalKind::hangup())?,
+            usr1: on(SignalKind::from_raw(locks::GIVE_WAY))?,
+            pwr: on(SignalKind::from_raw(host_shutdown::SIGNAL))?,
         })
     }
 
@@ -239,12 +383,14 @@ impl Signals {
             _ = self.term.recv() => Caught::End("terminated"),
             _ = self.int.recv() => Caught::End("interrupt"),
             _ = self.hup.recv() => Caught::Reload,
+            _ = self.usr1.recv() => Caught::GiveWay,
+            _ = self.pwr.recv() => Caught::HostShutdown,
         }
     }
 
     /// The next one that asks to end.
     pub(crate) async fn end(&mut self) {
-        while let Caught::Reload = self.next().await {}
+        while !matches!(self.next().await, Caught::End(_)) {}
     }
 }
 
@@ -253,6 +399,8 @@ enum Caught {
     /// Its name.
     End(&'static str),
     Reload,
+    GiveWay,
+    HostShutdown,
 }
 
 /// What SIGHUP does.
@@ -290,7 +438,7 @@ impl Reload {
 }
 
 /// Binds every host, in order.
-async fn listen(daemon: &Daemon, passed: &mut Passed) -> anyhow::Result<Vec<Bound>> {
+async fn listen(daemon: &Daemon, passed: &mut Passed) -> anyhow::Result<Vec<Prepared>> {
     let tls = daemon.tls.as_ref().map(tls::server_config).transpose()?;
     let verified = daemon.tls.as_ref().is_some_and(|tls| tls.verify);
     let mut bound = Vec::new();
@@ -301,7 +449,8 @@ async fn listen(daemon: &Daemon, passed: &mut Passed) -> anyhow::Result<Vec<Boun
             }
             Host::Fd(wanted) => {
                 let sockets = passed.take(wanted.as_deref()).map_err(|e| anyhow!(e))?;
-                sockets.into_iter().map(passed_socket).collect::<anyhow::Result<_>>()?
+                let listeners = sockets.into_iter().map(|fd| passed_socket(fd, tls.as_ref()));
+                listeners.collect::<anyhow::Result<_>>()?
             }
             Host::Tcp { name, port } => {
                 let address = hosts::addresses(name, *port).await.map_err(|e| anyhow!(e))?;
@@ -319,19 +468,26 @@ async fn listen(daemon: &Daemon, passed: &mut Passed) -> anyhow::Result<Vec<Boun
             }
         };
         for listener in listeners {
-            bound.push(listener.bind().await?);
+            bound.push(listener.prepare().await?);
         }
     }
     Ok(bound)
 }
 
-/// Only unix sockets can be served so.
-fn passed_socket(fd: std::os::fd::OwnedFd) -> anyhow::Result<Listener> {
-    let family = rustix::net::sockopt::socket_domain(&fd).context("a passed socket")?;
-    if family != rustix::net::AddressFamily::UNIX {
-        bail!("a tcp socket passed by the service manager is not supported by gantry yet");
+/// A unix or tcp socket that the service manager listens at.
+fn passed_socket(fd: OwnedFd, tls: Option<&Arc<rustls::ServerConfig>>) -> anyhow::Result<Listener> {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    let family = sockopt::socket_domain(&fd).context("a passed descriptor")?;
+    let kind = sockopt::socket_type(&fd).context("a passed descriptor")?;
+    let listens = sockopt::socket_acceptconn(&fd).context("a passed descriptor")?;
+    if kind != SocketType::STREAM || !listens {
+        bail!("a passed socket does not listen for streams: use ListenStream= and Accept=no");
     }
-    Ok(Listener::UnixFd(fd))
+    match family {
+        AddressFamily::UNIX => Ok(Listener::UnixFd(fd)),
+        AddressFamily::INET | AddressFamily::INET6 => Ok(Listener::TcpFd(fd, tls.cloned())),
+        _ => bail!("a passed socket is of the address family {family:?}: use unix or tcp"),
+    }
 }
 
 /// The gid that gets the socket. dockerd warns where its own default is missing.

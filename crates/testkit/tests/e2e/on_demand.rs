@@ -1,5 +1,6 @@
 //! The daemon that a client starts when there is none.
 
+use rustix::process::Signal;
 use std::time::Duration;
 use testkit::command::{Cmd, DEFAULT_TIMEOUT};
 use testkit::engine::{gantry_binary, ping};
@@ -148,5 +149,142 @@ fn it_ends_when_nothing_runs() {
     let state = idle(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "four"]);
     assert_eq!(state.ok().unwrap().text(), format!("exited {code}"));
     assert_ne!(daemons(&sandbox), first, "a new daemon has answered");
+    sandbox.close().unwrap();
+}
+
+/// What the daemon's state file says, when it says that a daemon is ready.
+fn ready(sandbox: &Sandbox) -> Option<String> {
+    let note = sandbox.shell("cat /run/gantry/gantry.lock 2> /dev/null || :").ok().ok()?.text();
+    note.contains(" ready ").then_some(note)
+}
+
+/// A client that comes while a daemon that was started by hand is on its way waits for that one; the
+/// other way round, the client's daemon gives way. Never do both fail, and one is left.
+#[test]
+fn a_daemon_by_hand_has_the_last_word() {
+    let sandbox = sandbox();
+    for clients in [1, 4] {
+        let daemon = gantry(&sandbox, &["daemon"]).spawn().unwrap();
+        let clients: Vec<_> =
+            (0..clients).map(|_| gantry(&sandbox, &["ps", "-q"]).spawn().unwrap()).collect();
+        for client in clients {
+            let output = client.wait(DEFAULT_TIMEOUT).unwrap();
+            assert_eq!(output.code(), 0, "{}", output.both());
+        }
+        wait::until("the daemon by hand", DEFAULT_TIMEOUT, || {
+            ready(&sandbox).filter(|note| note.contains(" service "))
+        })
+        .unwrap_or_else(|error| panic!("{error}: {}", daemon.stderr_so_far()));
+        assert_eq!(daemons(&sandbox).len(), 1);
+        daemon.signal(Signal::TERM).unwrap();
+        let output = daemon.wait(DEFAULT_TIMEOUT).unwrap();
+        assert_eq!(output.code(), 0, "{}", output.both());
+    }
+    sandbox.close().unwrap();
+}
+
+#[test]
+fn one_on_demand_gives_way_when_its_clients_are_done() {
+    let sandbox = sandbox();
+    let events = gantry(&sandbox, &["events"]).spawn().unwrap();
+    let note = wait::until("a daemon", DEFAULT_TIMEOUT, || ready(&sandbox)).unwrap();
+    assert!(note.contains(" on-demand "), "{note}");
+    wait::until("its client", DEFAULT_TIMEOUT, || {
+        let sockets = sandbox.shell("grep -c /run/gantry/gantry.sock /proc/net/unix || :");
+        (sockets.ok().ok()?.text().trim().parse::<u32>().ok()? > 1).then_some(())
+    })
+    .unwrap();
+    let refused = gantry(&sandbox, &["daemon"]).output().unwrap();
+    assert_eq!(refused.code(), 1, "{}", refused.both());
+    assert!(refused.stderr_text().contains("still has clients"), "{}", refused.both());
+    events.signal(Signal::INT).unwrap();
+    events.wait(DEFAULT_TIMEOUT).unwrap();
+    let daemon = gantry(&sandbox, &["daemon"]).spawn().unwrap();
+    wait::until("the daemon by hand", DEFAULT_TIMEOUT, || {
+        ready(&sandbox).filter(|note| note.contains(" service "))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", daemon.stderr_so_far()));
+    daemon.signal(Signal::TERM).unwrap();
+    assert_eq!(daemon.wait(DEFAULT_TIMEOUT).unwrap().code(), 0);
+    sandbox.close().unwrap();
+}
+
+/// Whatever keeps it from being ready, its client says what and where more is to be read.
+#[test]
+fn a_start_that_fails_tells_its_reason() {
+    let sandbox = sandbox();
+    let failed = |why: &str| {
+        let output = gantry(&sandbox, &["ps"]).output().unwrap();
+        assert_eq!(output.code(), 1, "{}", output.both());
+        let text = output.stderr_text();
+        assert!(text.contains(why) && text.contains("/var/log/gantry.log"), "{text}");
+        assert!(!text.contains("connection reset"), "{text}");
+        assert_eq!(daemons(&sandbox), [""; 0]);
+    };
+    let key = random::token(8);
+    sandbox.write("/etc/gantry/daemon.json", &format!("{{ \"{key}\": 1 }}")).unwrap();
+    failed(&key);
+    sandbox.write("/etc/gantry/daemon.json", "{}").unwrap();
+    // Found out only when it has its sockets.
+    sandbox.write("/var/lib/gantry/containers", "no directory").unwrap();
+    failed("/var/lib/gantry/containers");
+    sandbox.shell("rm /var/lib/gantry/containers").ok().unwrap();
+    gantry(&sandbox, &["ps"]).ok().unwrap();
+    sandbox.close().unwrap();
+}
+
+#[test]
+fn a_restart_policy_is_answered_with_how_to_enable_the_service() {
+    let sandbox = sandbox();
+    let create = gantry(&sandbox, &["create", "--restart", "always", "gantry/hello"]).ok().unwrap();
+    let warnings = create.stderr_text();
+    assert_eq!(warnings.matches("systemctl enable").count(), 1, "{warnings}");
+    let create = gantry(&sandbox, &["create", "--restart", "no", "gantry/hello"]).ok().unwrap();
+    assert!(!create.stderr_text().contains("systemctl"), "{}", create.stderr_text());
+    sandbox.close().unwrap();
+}
+
+/// The host's shutdown, by the command that its unit runs: containers get their own signals, and are
+/// not held back from starting at the next boot.
+#[test]
+fn containers_stop_with_the_host() {
+    let sandbox = sandbox();
+    let image = testkit::fixtures::busybox::Busybox::new().unwrap();
+    gantry(&sandbox, &["load"]).stdin(image.docker_archive()).ok().unwrap();
+    let code = random::exit_code().to_string();
+    let script = format!("trap 'exit {code}' USR2; echo set; while :; do sleep 0.1; done");
+    let start = |name: &str, policy: &str| {
+        let options = ["run", "-d", "--stop-signal=USR2", "--stop-timeout=60", "--name", name];
+        let options = [&options[..], &["--restart", policy, &image.reference]].concat();
+        gantry(&sandbox, &[&options[..], &["sh", "-c", &script]].concat()).ok().unwrap();
+        wait::until("its trap", DEFAULT_TIMEOUT, || {
+            let logs = gantry(&sandbox, &["logs", name]).ok().ok()?;
+            logs.text().contains("set").then_some(())
+        })
+        .unwrap();
+    };
+    let state = |name: &str| {
+        let format = "{{.State.Status}} {{.State.ExitCode}}";
+        gantry(&sandbox, &["inspect", "--format", format, name]).ok().unwrap().text()
+    };
+    let stop = || gantry(&sandbox, &["daemon", "--stop-containers"]).ok().unwrap();
+    start("once", "no");
+    start("ever", "unless-stopped");
+    stop();
+    assert_eq!(daemons(&sandbox), [""; 0], "the daemon ends with its containers");
+    assert_eq!(state("once"), format!("exited {code}"));
+    wait::until("the container that was not stopped by hand", DEFAULT_TIMEOUT, || {
+        state("ever").starts_with("running").then_some(())
+    })
+    .unwrap();
+    // The same where no daemon runs.
+    gantry(&sandbox, &["rm", "-f", "ever"]).ok().unwrap();
+    start("later", "no");
+    sandbox.command("kill", ["-9", &daemons(&sandbox)[0]]).ok().unwrap();
+    stop();
+    assert_eq!(daemons(&sandbox), [""; 0]);
+    assert_eq!(state("later"), format!("exited {code}"));
+    stop();
+    gantry(&sandbox, &["rm", "later", "once"]).ok().unwrap();
     sandbox.close().unwrap();
 }
