@@ -272,7 +272,7 @@ impl Session {
                 options: mount.options,
             };
             let specs = mounts.into_iter().map(convert).collect();
-            sys::private_mount::open_tree(specs, Vec::new(), scratch.clone())
+            sys::private_mount::open_tree(specs, scratch.clone())
                 .map_err(Error::io("mount a snapshot on", scratch))
         })
         .await

@@ -28,8 +28,8 @@ use crate::{
         wanted_outputs,
     },
     image::{Failure, MessageSender, Messages, Teller, auth, failure},
-    pipe::StreamReader,
-    util::{blocking, make_dir, random_id},
+    pipe::receive,
+    util::{make_dir, random_id},
 };
 
 const QUEUE: usize = 64;
@@ -367,10 +367,10 @@ impl Engine {
         make_dir(&dir)?;
         let path = dir.join(format!("context-{}", random_id()));
         let spool = Spool(path.clone());
-        blocking(move || {
+        receive(std::sync::Arc::default(), body, move |reader| {
             let mut file =
                 std::fs::File::create_new(&path).map_err(|e| Error::io("create", &path, &e))?;
-            let mut reader = std::io::Read::take(StreamReader::new(body), CONTEXT_BYTES);
+            let mut reader = std::io::Read::take(reader, CONTEXT_BYTES);
             std::io::copy(&mut reader, &mut file)
                 .map_err(|e| Error::io("receive the build context into", &path, &e))?;
             if reader.limit() == 0 {

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use api_types::{Filters, Map, Volume, VolumesPruneReport};
@@ -46,7 +46,32 @@ pub(crate) struct VolumeRecord {
 
 pub(crate) struct Volumes {
     root: PathBuf,
-    known: Mutex<BTreeMap<String, VolumeRecord>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    known: BTreeMap<String, VolumeRecord>,
+    /// Containers being made that will use a volume and are not to be found yet, by its name.
+    held: BTreeMap<String, u32>,
+}
+
+/// Keeps a volume from removal until the container that will use it can be found.
+pub(crate) struct VolumeHold {
+    state: Arc<Mutex<State>>,
+    name: String,
+}
+
+impl Drop for VolumeHold {
+    fn drop(&mut self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = state.held.get_mut(&self.name) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                state.held.remove(&self.name);
+            }
+        }
+    }
 }
 
 /// moby `volume/local.(*Root).validateName`: at least two characters, so that a drive letter or a
@@ -72,11 +97,12 @@ impl Volumes {
             }
             known.insert(name.clone(), load(&entry.path(), name));
         }
-        Ok(Self { root, known: Mutex::new(known) })
+        let state = State { known, held: BTreeMap::new() };
+        Ok(Self { root, state: Arc::new(Mutex::new(state)) })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, VolumeRecord>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn data_dir(&self, name: &str) -> PathBuf {
@@ -85,6 +111,11 @@ impl Volumes {
 
     /// Makes a volume, or answers the one that is there.
     pub(crate) fn create(&self, new: NewVolume) -> Result<VolumeRecord> {
+        self.create_held(new).map(|(record, _)| record)
+    }
+
+    /// The same for a container that is being made: the volume stays while the hold does.
+    pub(crate) fn create_held(&self, new: NewVolume) -> Result<(VolumeRecord, VolumeHold)> {
         if !matches!(new.driver.as_str(), "" | "local") {
             return Err(Error::not_found(format!(
                 "error looking up volume plugin {0}: plugin \"{0}\" not found",
@@ -97,9 +128,10 @@ impl Volumes {
         }
         let name = if new.name.is_empty() { random_id() } else { new.name };
         validate_name(&name)?;
-        let mut known = self.lock();
-        if let Some(have) = known.get(&name) {
-            return Ok(have.clone());
+        let mut state = self.lock();
+        if let Some(have) = state.known.get(&name) {
+            let have = have.clone();
+            return Ok((have, self.hold(&mut state, name)));
         }
         let mut labels = new.labels;
         if new.anonymous {
@@ -120,24 +152,42 @@ impl Volumes {
         // An anonymous volume is no more lasting than its container.
         let durability = if new.anonymous { Durability::Atomic } else { Durability::Synced };
         write_file(&dir.join("volume.json"), &bytes, 0o600, durability)?;
-        known.insert(name, record.clone());
-        Ok(record)
+        state.known.insert(name.clone(), record.clone());
+        Ok((record, self.hold(&mut state, name)))
+    }
+
+    fn hold(&self, state: &mut State, name: String) -> VolumeHold {
+        let count = state.held.entry(name.clone()).or_default();
+        *count = count.saturating_add(1);
+        VolumeHold { state: self.state.clone(), name }
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<VolumeRecord> {
-        let known = self.lock();
-        known
+        self.lock()
+            .known
             .get(name)
             .cloned()
             .ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
     }
 
     pub(crate) fn all(&self) -> Vec<VolumeRecord> {
-        self.lock().values().cloned().collect()
+        self.lock().known.values().cloned().collect()
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
-        let mut known = self.lock();
+    /// Removes a volume that nobody uses: neither a container that `users` finds nor one being made.
+    fn remove(&self, name: &str, users: impl FnOnce() -> Vec<String>) -> Result<()> {
+        let mut state = self.lock();
+        let users = if state.held.contains_key(name) {
+            vec!["a container that is being created".into()]
+        } else {
+            users()
+        };
+        if !users.is_empty() {
+            return Err(Error::conflict(format!(
+                "remove {name}: volume is in use - [{}]",
+                users.join(", ")
+            )));
+        }
         let dir = self.root.join(name);
         // Out of sight in one step; emptied afterwards, so that a crash leaves no half volume.
         let trash = self.root.join(format!(".trash-{}", random_id()));
@@ -146,8 +196,8 @@ impl Volumes {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("remove volume", &dir, &error)),
         }
-        known.remove(name);
-        drop(known);
+        state.known.remove(name);
+        drop(state);
         match fs::remove_dir_all(&trash) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("empty", &trash, &error))
@@ -241,15 +291,11 @@ impl Engine {
         if let Err(error) = self.volumes.get(name) {
             return if force { Ok(()) } else { Err(error) };
         }
-        let users = self.volume_users(name);
-        if !users.is_empty() {
-            return Err(Error::conflict(format!(
-                "remove {name}: volume is in use - [{}]",
-                users.join(", ")
-            )));
-        }
         let (engine, owned) = (self.clone(), name.to_string());
-        crate::util::blocking(move || engine.volumes.remove(&owned)).await?;
+        crate::util::blocking(move || {
+            engine.volumes.remove(&owned, || engine.volume_users(&owned))
+        })
+        .await?;
         self.volume_event("destroy", name);
         Ok(())
     }
@@ -310,5 +356,29 @@ impl Engine {
     pub(crate) fn volume_event(&self, action: &str, name: &str) {
         let attributes = Map::from([("driver".to_string(), "local".to_string())]);
         self.events.publish("volume", action, name, attributes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_volume_stays_while_a_container_that_will_use_it_is_made() {
+        let dir = std::env::temp_dir().join(random_id());
+        let volumes = Volumes::open(&dir).unwrap();
+        let new = || NewVolume { name: "data".into(), ..NewVolume::default() };
+        let (record, hold) = volumes.create_held(new()).unwrap();
+        let (_, second) = volumes.create_held(new()).unwrap();
+        drop(hold);
+        assert_eq!(volumes.remove("data", Vec::new).unwrap_err().kind, ErrorKind::Conflict);
+        drop(second);
+        let user = || vec!["a-container".to_string()];
+        assert_eq!(volumes.remove("data", user).unwrap_err().kind, ErrorKind::Conflict);
+        assert!(volumes.data_dir(&record.name).is_dir());
+        volumes.remove("data", Vec::new).unwrap();
+        assert!(volumes.get("data").is_err() && !volumes.data_dir("data").exists());
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

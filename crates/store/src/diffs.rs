@@ -74,7 +74,7 @@ impl Core {
             })
             .collect();
         let path = scratch.path().to_path_buf();
-        sys::private_mount::open_tree(specs, Vec::new(), path)
+        sys::private_mount::open_tree(specs, path)
             .map_err(Error::io("mount on", scratch.path()))
     }
 

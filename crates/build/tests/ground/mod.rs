@@ -278,7 +278,7 @@ impl Ground {
         });
         let point = self.directory.path().join("look");
         std::fs::create_dir_all(&point).unwrap();
-        let fd = sys::private_mount::open_tree(specs.collect(), Vec::new(), point).unwrap();
+        let fd = sys::private_mount::open_tree(specs.collect(), point).unwrap();
         self.services.snapshots.remove(&key).await.unwrap();
         Files { fd }
     }

@@ -3,28 +3,34 @@
 
 use std::{
     io::{BufReader, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use api_types::{Change, PathStat};
 use archive::{ExtractOptions, Owner, PackOptions, Source};
-use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 use store_api::{ByteStream, Mount, Timestamp};
-use sys::private_mount::BindSpec;
+use types::ErrorKind;
 
 use super::{
+    Container,
     record::{MountKind, Record},
     users,
 };
 use crate::{
     Engine, Error, Result,
     error::chain,
-    pipe::{StreamReader, produce},
-    rootfs,
+    pipe::{StreamReader, produce, receive},
+    rootfs::{self, InitProcess, Tree},
     util::{blocking, rfc3339},
 };
+
+/// Attempts at opening the root of a container that starts and ends meanwhile.
+const ROOT_TRIES: u32 = 100;
+const ROOT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A path in a container and what is there.
 pub struct PathTar {
@@ -43,39 +49,68 @@ pub struct ArchivePut {
 }
 
 impl Engine {
-    /// The root of a container, running or not, with its volumes.
-    async fn container_root(self: &Arc<Self>, record: &Record) -> Result<OwnedFd> {
-        if let Some(pid) = record.status.pid() {
-            return blocking(move || rootfs::open_of_process(pid)).await;
+    /// The root of a container: of its process or, where it has none, mounted for this use alone, with
+    /// its volumes if `bound`. A start and a removal wait until it is dropped.
+    async fn container_root(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        bound: bool,
+    ) -> Result<(Record, Tree)> {
+        for _ in 0..ROOT_TRIES {
+            let record = container.snapshot();
+            if let Some(process) = InitProcess::of(&record) {
+                let lease = container.rootfs.share().await;
+                match blocking(move || process.open_root()).await {
+                    Ok(root) => return Ok((record, Tree::new(root, lease))),
+                    // It ended, which the record tells in a moment.
+                    Err(error) if error.kind == ErrorKind::Conflict => {
+                        tokio::time::sleep(ROOT_PAUSE).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            // Never waited for with the lifecycle lock held: a start could not end what stands still.
+            container.rootfs.free().await;
+            let _lifecycle = container.lifecycle.lock().await;
+            if container.progress.borrow().removed {
+                return Err(Error::no_such_container(container.id.as_str()));
+            }
+            let record = container.snapshot();
+            if record.status.pid().is_some() {
+                continue;
+            }
+            let Some(lease) = container.rootfs.take() else { continue };
+            let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
+            let scratch = self.config.exec_root.join("mounts");
+            let root = blocking(move || {
+                let root = if bound {
+                    rootfs::open_bound(&mounts, &record, &scratch)?
+                } else {
+                    rootfs::open(&mounts, &scratch)?
+                };
+                Ok((record, Tree::new(root, lease)))
+            });
+            return root.await;
         }
-        let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
-        let binds = record
-            .mounts
-            .iter()
-            .filter(|mount| mount.kind != MountKind::Tmpfs)
-            .map(|mount| BindSpec {
-                source: mount.source.clone(),
-                target: PathBuf::from(&mount.target),
-            })
-            .collect();
-        let scratch = self.config.exec_root.join("mounts");
-        blocking(move || rootfs::open(&mounts, binds, &scratch)).await
+        Err(Error::conflict(format!(
+            "the files of container {} are in use, or it starts and ends without pause; try again",
+            container.id
+        )))
     }
 
     pub async fn archive_stat(self: &Arc<Self>, name: &str, path: &str) -> Result<PathStat> {
         let container = self.containers.find(name)?;
-        let record = container.snapshot();
-        let root = self.container_root(&record).await?;
         let path = checked(path)?;
+        let (record, root) = self.container_root(&container, true).await?;
         let stat = blocking(move || stat_in(&root, &path, &record.name)).await?;
         Ok(stat)
     }
 
     pub async fn archive_get(self: &Arc<Self>, name: &str, path: &str) -> Result<PathTar> {
         let container = self.containers.find(name)?;
-        let record = container.snapshot();
-        let root = self.container_root(&record).await?;
         let path = checked(path)?;
+        let (record, root) = self.container_root(&container, true).await?;
         let (stat, root, path) =
             blocking(move || Ok((stat_in(&root, &path, &record.name)?, root, path))).await?;
         let name = PathBuf::from(base_name(&path));
@@ -88,13 +123,13 @@ impl Engine {
         } else {
             Source { path: relative(&path), name }
         };
-        let tar = produce(move |writer| {
+        let tar = produce(root.lease.activity.clone(), move |writer| {
             let mut options =
                 PackOptions { sources: vec![source], include_root: true, ..PackOptions::default() };
             let (mut writer, _) = archive::pack(root.as_fd(), &mut options, writer)
                 .map_err(|e| Error::internal(chain(&e)))?;
             writer.flush().map_err(|e| Error::internal(e.to_string()))
-        });
+        })?;
         self.container_event(&container, "archive-path");
         Ok(PathTar { stat, tar })
     }
@@ -106,33 +141,26 @@ impl Engine {
         body: ByteStream,
     ) -> Result<()> {
         let container = self.containers.find(name)?;
-        let record = container.snapshot();
-        let root = self.container_root(&record).await?;
         let path = checked(&put.path)?;
-        blocking(move || extract_into(&root, &record, &path, &put, StreamReader::new(body)))
-            .await?;
+        let (record, root) = self.container_root(&container, true).await?;
+        receive(root.lease.activity.clone(), body, move |body| {
+            extract_into(&root, &record, &path, &put, body)
+        })
+        .await?;
         self.container_event(&container, "extract-to-dir");
         Ok(())
     }
 
     pub async fn container_export(self: &Arc<Self>, name: &str) -> Result<ByteStream> {
         let container = self.containers.find(name)?;
-        let record = container.snapshot();
         // Without its volumes, as docker does.
-        let root = match record.status.pid() {
-            Some(pid) => blocking(move || rootfs::open_of_process(pid)).await?,
-            None => {
-                let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
-                let scratch = self.config.exec_root.join("mounts");
-                blocking(move || rootfs::open(&mounts, Vec::new(), &scratch)).await?
-            }
-        };
-        let stream = produce(move |writer| {
+        let (_, root) = self.container_root(&container, false).await?;
+        let stream = produce(root.lease.activity.clone(), move |writer| {
             let mut options = PackOptions { one_file_system: true, ..PackOptions::default() };
             let (mut writer, _) = archive::pack(root.as_fd(), &mut options, writer)
                 .map_err(|e| Error::internal(chain(&e)))?;
             writer.flush().map_err(|e| Error::internal(e.to_string()))
-        });
+        })?;
         self.container_event(&container, "export");
         Ok(stream)
     }
@@ -301,7 +329,7 @@ fn not_found(path: &str, container: &str) -> Error {
 }
 
 /// The last component is not followed, unless the path ends in `/` or `/.`.
-fn stat_in(root: &OwnedFd, path: &str, container: &str) -> Result<PathStat> {
+fn stat_in(root: &Tree, path: &str, container: &str) -> Result<PathStat> {
     let follow = path.ends_with('/') || path.ends_with("/.");
     let mut flags = OFlags::PATH;
     if !follow {
@@ -338,7 +366,7 @@ fn stat_in(root: &OwnedFd, path: &str, container: &str) -> Result<PathStat> {
 }
 
 /// Where a link leads inside the container, as an absolute path.
-fn link_target_in(root: &OwnedFd, path: &str) -> Option<String> {
+fn link_target_in(root: &Tree, path: &str) -> Option<String> {
     let link = rootfs::open_in(root, path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
     let target = rustix::fs::readlinkat(&link, "", Vec::new()).ok()?;
     let target = target.to_string_lossy().into_owned();
@@ -360,7 +388,7 @@ fn link_target_in(root: &OwnedFd, path: &str) -> Option<String> {
 }
 
 fn extract_into(
-    root: &OwnedFd,
+    root: &Tree,
     record: &Record,
     path: &str,
     put: &ArchivePut,
@@ -377,7 +405,7 @@ fn extract_into(
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(Error::invalid("extraction point is not a directory"));
     }
-    refuse_read_only(record, path)?;
+    refuse_read_only(root, &target, path)?;
     let owner = if put.copy_uid_gid && !record.config.user.is_empty() {
         let user = users::resolve(root, &record.config.user, &[])?;
         Owner::Fixed { uid: user.uid, gid: user.gid }
@@ -397,20 +425,24 @@ fn extract_into(
         .map_err(|e| Error::invalid(chain(&e)))
 }
 
-/// moby `checkIfPathIsInAVolume` and the read-only root.
-fn refuse_read_only(record: &Record, path: &str) -> Result<()> {
-    let absolute = format!("/{}", relative(path).display());
-    let inside = |mount: &&super::record::MountUse| {
-        absolute == mount.target || absolute.starts_with(&format!("{}/", mount.target))
-    };
-    let forbidden = |text: &str| Err(Error::new(types::ErrorKind::PermissionDenied, text));
-    match record.mounts.iter().filter(inside).max_by_key(|mount| mount.target.len()) {
-        Some(mount) if mount.read_only => forbidden("mounted volume is marked read-only"),
-        None if record.host_config.readonly_rootfs => {
-            forbidden("container rootfs is marked read-only")
-        }
-        _ => Ok(()),
+/// dockerd's words for what the kernel refuses anyway (moby `checkIfPathIsInAVolume`). Asked of the mount
+/// that the path led to, through whatever links.
+fn refuse_read_only(root: &Tree, target: &OwnedFd, path: &str) -> Result<()> {
+    let look = |e: rustix::io::Errno| Error::internal(format!("look at the mount of {path}: {e}"));
+    let flags = rustix::fs::fstatvfs(target).map_err(look)?.f_flag;
+    if !flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        return Ok(());
     }
+    let mount_of = |fd: BorrowedFd<'_>| {
+        let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+        stat.map(|stat| stat.stx_mnt_id).map_err(look)
+    };
+    let text = if mount_of(root.as_fd())? == mount_of(target.as_fd())? {
+        "container rootfs is marked read-only"
+    } else {
+        "mounted volume is marked read-only"
+    };
+    Err(Error::new(ErrorKind::PermissionDenied, text))
 }
 
 #[cfg(test)]

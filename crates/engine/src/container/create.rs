@@ -98,7 +98,8 @@ impl Engine {
         let (id, name) = (new.id.clone(), new.name.clone());
         let dir = dir_of(&self.config.data_root, &id);
         let made = async {
-            new.mounts = self.resolve_mounts(&new.config, &new.host_config)?;
+            let (mounts, holds) = self.resolve_mounts(&new.config, &new.host_config)?;
+            new.mounts = mounts;
             make_dir_mode(&dir, 0o710)?;
             let record = Record::new(new);
             let mut labels = Labels::from([("gantry.io/container".into(), id.to_string())]);
@@ -107,10 +108,11 @@ impl Engine {
             }
             let parent = record.image.parent.as_ref().map(ToString::to_string);
             self.services.snapshots.prepare(id.as_str(), parent.as_deref(), labels).await?;
-            Ok(Container::new(dir.clone(), record))
+            Ok((Container::new(dir.clone(), record), holds))
         };
-        let container = match made.await {
-            Ok(container) => container,
+        // From the insertion on, the container itself keeps its volumes from removal.
+        let (container, _volumes) = match made.await {
+            Ok(made) => made,
             Err(error) => {
                 remove_dir(&dir);
                 return Err((id, name, error));

@@ -238,12 +238,12 @@ impl Engine {
         request: &ExecCreate,
         size: Option<[u32; 2]>,
     ) -> Result<Value> {
-        let pid = record.status.pid().ok_or_else(|| not_running(record))?;
+        let process = rootfs::InitProcess::of(record).ok_or_else(|| not_running(record))?;
         let user_text =
             if request.user.is_empty() { record.config.user.clone() } else { request.user.clone() };
         let groups = record.host_config.group_add.clone();
         let user = blocking(move || {
-            let root = rootfs::open_of_process(pid)?;
+            let root = process.open_root()?;
             users::resolve(&root, &user_text, &groups)
         })
         .await?;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use api_types::{Config, HostConfig, Mount, MountType};
 
 use super::record::{MountKind, MountUse};
-use crate::{Engine, Error, Result, volume::NewVolume};
+use crate::{Engine, Error, Result, volume::{NewVolume, VolumeHold}};
 
 const PROPAGATIONS: &[&str] = &["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
@@ -46,12 +46,13 @@ const TMPFS_FLAGS: &[&str] = &[
 ];
 
 impl Engine {
-    /// Settles every mount of a new container; makes the volumes that it needs.
+    /// Settles every mount of a new container; makes the volumes that it needs, which stay as long as
+    /// what is answered beside them.
     pub(super) fn resolve_mounts(
         &self,
         config: &Config,
         host_config: &HostConfig,
-    ) -> Result<Vec<MountUse>> {
+    ) -> Result<(Vec<MountUse>, Vec<VolumeHold>)> {
         // By target: what comes later in this order wins, as in docker.
         let mut by_target: BTreeMap<String, MountUse> = BTreeMap::new();
         for from in &host_config.volumes_from {
@@ -79,10 +80,11 @@ impl Engine {
             });
         }
         let mut mounts: Vec<MountUse> = by_target.into_values().collect();
+        let mut holds = Vec::new();
         for mount in &mut mounts {
-            self.settle(mount, &host_config.volume_driver)?;
+            holds.extend(self.settle(mount, &host_config.volume_driver)?);
         }
-        Ok(mounts)
+        Ok((mounts, holds))
     }
 
     fn mounts_of_other(&self, from: &str) -> Result<Vec<MountUse>> {
@@ -101,14 +103,14 @@ impl Engine {
     }
 
     /// Makes the volume or checks the host path.
-    fn settle(&self, mount: &mut MountUse, driver: &str) -> Result<()> {
+    fn settle(&self, mount: &mut MountUse, driver: &str) -> Result<Option<VolumeHold>> {
         match mount.kind {
-            MountKind::Tmpfs => Ok(()),
-            MountKind::Bind => settle_bind(mount),
+            MountKind::Tmpfs => Ok(None),
+            MountKind::Bind => settle_bind(mount).map(|()| None),
             MountKind::Volume => {
                 let driver = if driver.is_empty() { "local" } else { driver };
                 let new = mount.name.is_empty() || self.volumes.get(&mount.name).is_err();
-                let volume = self.volumes.create(NewVolume {
+                let (volume, hold) = self.volumes.create_held(NewVolume {
                     name: mount.name.clone(),
                     driver: driver.into(),
                     anonymous: mount.anonymous || mount.name.is_empty(),
@@ -120,7 +122,7 @@ impl Engine {
                 if new {
                     self.volume_event("create", &volume.name);
                 }
-                Ok(())
+                Ok(Some(hold))
             }
         }
     }

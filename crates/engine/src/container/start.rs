@@ -70,11 +70,7 @@ impl Engine {
         started
     }
 
-    async fn try_start(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        by: StartBy,
-    ) -> Result<()> {
+    async fn try_start(self: &Arc<Self>, container: &Arc<Container>, by: StartBy) -> Result<()> {
         let id = container.id.as_str();
         if by == StartBy::Request {
             container.update(Record::forget_policy)?;
@@ -86,7 +82,7 @@ impl Engine {
         let record = container.snapshot();
         let upstreams = self.write_files(container, &record)?;
         self.networks.start_dns(container, &record, upstreams).await?;
-        let user = self.prepare_root(container, &record).await?;
+        let user = self.prepare_root(&record).await?;
         self.mount_shm(&record)?;
         let spec = self.container_spec(container, &record, user)?;
         let volatile = record.host_config.auto_remove;
@@ -162,17 +158,17 @@ impl Engine {
     }
 
     /// Looks up the user, and fills empty volumes on the first start.
-    async fn prepare_root(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        record: &Record,
-    ) -> Result<User> {
+    async fn prepare_root(self: &Arc<Self>, record: &Record) -> Result<User> {
         let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
         let scratch = self.config.exec_root.join("mounts");
         let fill = !record.volumes_filled;
         let record = record.clone();
         let engine = self.clone();
-        let user = blocking(move || {
+        // Before they are filled: one may be gone.
+        for mount in record.mounts.iter().filter(|mount| !mount.name.is_empty()) {
+            self.volumes.create(NewVolume { name: mount.name.clone(), ..NewVolume::default() })?;
+        }
+        blocking(move || {
             let root = rootfs::open(&mounts, &scratch)?;
             if fill {
                 rootfs::mark_as_container(&root)?;
@@ -180,11 +176,7 @@ impl Engine {
             }
             users::resolve(&root, &record.config.user, &record.host_config.group_add)
         })
-        .await?;
-        for mount in container.snapshot().mounts.iter().filter(|m| !m.name.is_empty()) {
-            self.volumes.create(NewVolume { name: mount.name.clone(), ..NewVolume::default() })?;
-        }
-        Ok(user)
+        .await
     }
 
     /// The user of a step that runs on a snapshot of the builder's.

@@ -29,7 +29,7 @@ pub fn mounted<T: Send + 'static>(
         .collect();
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().to_path_buf();
-    let root = sys::private_mount::open_tree(specs, Vec::new(), path).unwrap();
+    let root = sys::private_mount::open_tree(specs, path).unwrap();
     let outcome = std::thread::spawn(move || work(&sys::private_mount::proc_path(&root)));
     // The descriptor's path is the thread's own: /proc/thread-self/fd.
     outcome.join().unwrap().unwrap()
