@@ -27,6 +27,7 @@ mod error;
 mod events;
 mod health;
 mod image;
+mod leftovers;
 mod names;
 mod net;
 mod pipe;
@@ -222,7 +223,9 @@ impl Engine {
                 }
                 // The rest of the directory is kept: its log may be all that is left of someone's work.
                 Err(error) => {
-                    tracing::error!(dir = %dir.display(), %error, "a container is not loaded")
+                    if !self.removed_half(&dir).await {
+                        tracing::error!(dir = %dir.display(), %error, "a container is not loaded");
+                    }
                 }
             }
         }
@@ -240,6 +243,7 @@ impl Engine {
                 Some(exit) => ended.push((container.clone(), exit)),
             }
         }
+        self.remove_stale_namespaces(&loaded).await;
         self.networks.assert_rules(ports)?;
         for (container, exit) in ended {
             self.on_exit(&container, exit).await;
