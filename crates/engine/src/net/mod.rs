@@ -10,7 +10,8 @@ mod ports;
 mod setup;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -143,6 +144,10 @@ pub(crate) struct Networks {
     /// What keeps containers from the network, as text; empty when nothing does.
     blockers: Arc<Mutex<Vec<String>>>,
     namespaces: ns::Pool,
+    /// Where the namespaces are bound.
+    namespace_dir: PathBuf,
+    /// Names there that running containers have, until all of those are adopted.
+    adopted: Mutex<BTreeSet<OsString>>,
     default_host_ip: Option<IpAddr>,
 }
 
@@ -178,6 +183,8 @@ impl Networks {
             watch: Mutex::default(),
             blockers: Arc::default(),
             namespaces: ns::Pool::new(READY_NAMESPACES)?,
+            namespace_dir: config.exec_root.join("netns"),
+            adopted: Mutex::default(),
             default_host_ip: config.default_host_ip,
         };
         let user_networks = networks.load_records()?;
@@ -231,6 +238,7 @@ impl Networks {
     /// Asserts the packet filter's whole table and begins to watch it. Called once containers that run
     /// were adopted, so that their ports are in it from the first transaction on.
     pub(crate) fn assert_rules(&self, ports: Vec<PublishedPort>) -> Result<()> {
+        self.sweep_namespaces();
         let Some(firewall) = &self.firewall else { return Ok(()) };
         let networks = self
             .lock()
@@ -247,6 +255,25 @@ impl Networks {
         let watch = Watch::start(firewall.clone(), move |report| note(&blockers, report))?;
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         Ok(())
+    }
+
+    /// Removes namespaces of containers that do not run: a daemon that was killed between making one
+    /// and starting its container leaves it.
+    fn sweep_namespaces(&self) {
+        let adopted =
+            std::mem::take(&mut *self.adopted.lock().unwrap_or_else(PoisonError::into_inner));
+        let entries = match std::fs::read_dir(&self.namespace_dir) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!(%error, "namespaces that were left are not looked for");
+                return;
+            }
+        };
+        for entry in entries.flatten().filter(|entry| !adopted.contains(&entry.file_name())) {
+            if let Err(error) = ns::remove(&entry.path()) {
+                tracing::warn!(error = chain(&error), "a namespace that was left stays");
+            }
+        }
     }
 
     /// Takes every bridge and all rules away; records stay. Nothing may run on them.

@@ -273,7 +273,12 @@ impl Networks {
             }
         }
         let published = published_of(&record);
-        let namespace = ns::Namespace::open(&self.namespace_file(engine, &record)).ok();
+        let path = self.namespace_file(engine, &record);
+        if let Some(name) = path.file_name() {
+            let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+            adopted.insert(name.to_owned());
+        }
+        let namespace = ns::Namespace::open(&path).ok();
         *container.running.lock().unwrap_or_else(PoisonError::into_inner) =
             Running { namespace: namespace.map(Arc::new), published: published.clone(), dns: None };
         published

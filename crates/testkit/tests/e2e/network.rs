@@ -524,3 +524,20 @@ fn addresses_that_are_in_use_are_not_taken_again() {
         assert_eq!(subnet(&ground.daemon), kept, "kept as long as it is free");
     });
 }
+
+/// What a start that was cut off leaves of a network goes at the daemon's next start.
+#[test]
+fn a_namespace_that_nobody_runs_in_goes() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word) = (random::port(), random::token(12));
+        serve(ground, &["-p", &format!("{port}:80")], &word);
+        let left = format!("/run/gantry/netns/{}", random::name("left"));
+        let count = || ground.sandbox.shell("ls /run/gantry/netns | wc -l").ok().unwrap().text();
+        ground.daemon.kill().unwrap();
+        let make = format!("touch {left} && mount --bind /proc/self/ns/net {left}");
+        ground.sandbox.shell(&format!("unshare -n sh -c '{make}' && findmnt {left}")).ok().unwrap();
+        ground.daemon.start_again().unwrap();
+        assert_eq!(count(), "1");
+        assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}:{port}/page")), word);
+    });
+}
