@@ -75,17 +75,10 @@ fn engine(sandbox: &Sandbox) -> Daemon<'_> {
     peer::dockerd(sandbox, release, &serde_json::json!({ "live-restore": true })).unwrap()
 }
 
-/// An engine without containers and without a daemon may leave its files, and what every engine
-/// leaves for its next start: its bridge with its route, its table, forwarding switched on.
+/// An engine without containers and without a daemon may leave its files, and forwarding switched on,
+/// as dockerd does. Its bridge and its rules, those in other firewalls as well, go with it.
 fn left_behind() -> Scope {
-    Scope::sandbox()
-        .without(Kind::File)
-        .without(Kind::Sysctl)
-        .without(Kind::Route)
-        .ignoring("gantry0")
-        .ignoring("table inet gantry")
-        .ignoring("table ip gantry")
-        .ignoring("table ip6 gantry")
+    Scope::sandbox().without(Kind::File).without(Kind::Sysctl)
 }
 
 impl Ground<'_> {
