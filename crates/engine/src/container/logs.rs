@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, BufReader, Read},
+    io::{self, BufReader, Read, Seek, SeekFrom},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,7 +14,7 @@ use api_types::Map;
 use rustix::fs::inotify;
 use serde::Deserialize;
 use store_api::Timestamp;
-use tokio::{io::unix::AsyncFd, sync::watch};
+use tokio::{io::unix::AsyncFd, sync::watch, task::JoinHandle};
 
 use super::{Container, Progress};
 use crate::{
@@ -59,14 +59,17 @@ fn is_stderr<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, 
     Ok(std::borrow::Cow::<str>::deserialize(deserializer)? == "stderr")
 }
 
+/// Files that were read, and their next bytes.
+type Reading = (LogFiles, Result<Option<Vec<u8>>>);
+
 /// Entries of a log, one after the other.
 pub struct LogStream {
     options: LogOptions,
     path: PathBuf,
-    older: VecDeque<PathBuf>,
-    reader: Option<Box<dyn Read + Send>>,
-    /// Inode of the file being read, when it is the newest.
-    current: Option<u64>,
+    /// `None` while a blocking thread has them.
+    files: Option<LogFiles>,
+    /// Kept here, so that nothing is lost when waiting for it is given up.
+    reading: Option<JoinHandle<Reading>>,
     buffer: Vec<u8>,
     /// Start of what is not yet answered in `buffer`.
     start: usize,
@@ -102,26 +105,16 @@ impl Engine {
 impl LogStream {
     pub(crate) fn open(container: Arc<Container>, options: LogOptions) -> Result<Self> {
         let path = container.log_file();
-        let mut files: VecDeque<PathBuf> = rotated(&path).into();
-        if path.exists() {
-            files.push_back(path.clone());
-        }
-        let skip = match options.tail {
-            None => 0,
-            Some(tail) => {
-                lines_before_tail(&mut files, tail).map_err(|e| Error::io("read", &path, &e))?
-            }
-        };
+        let files = LogFiles::new(path.clone(), options.tail);
         let watch = if options.follow { Some(watch_file(&container.dir)?) } else { None };
         Ok(Self {
             options,
             path,
-            older: files,
-            reader: None,
-            current: None,
+            files: Some(files),
+            reading: None,
             buffer: Vec::new(),
             start: 0,
-            skip,
+            skip: 0,
             watch,
             progress: container.progress.subscribe(),
             _container: container,
@@ -204,14 +197,13 @@ impl LogStream {
         loop {
             // Asked before reading: what is written before the end is in the file by then.
             let ended = !self.progress.borrow().running;
-            if self.read_some().map_err(|e| Error::io("read", &self.path, &e))? {
+            if let Some(chunk) = self.read_chunk().await? {
+                self.buffer.extend_from_slice(&chunk);
                 return Ok(true);
             }
-            if self.next_file()? {
-                continue;
-            }
             let Some(watch) = &self.watch else { return Ok(false) };
-            let never_ran = ended && self.progress.borrow().exits == 0 && self.current.is_none();
+            let at_newest = self.files.as_ref().is_some_and(|files| files.current.is_some());
+            let never_ran = ended && self.progress.borrow().exits == 0 && !at_newest;
             if ended && !never_ran {
                 return Ok(false);
             }
@@ -233,13 +225,99 @@ impl LogStream {
         }
     }
 
-    fn read_some(&mut self) -> io::Result<bool> {
-        let Some(reader) = &mut self.reader else { return Ok(false) };
-        let length = self.buffer.len();
-        self.buffer.resize(length + CHUNK_BYTES, 0);
-        let read = reader.read(&mut self.buffer[length..]);
-        self.buffer.truncate(length + *read.as_ref().unwrap_or(&0));
-        Ok(read? > 0)
+    /// What comes next in the files, read by a blocking thread; `None` at their end.
+    async fn read_chunk(&mut self) -> Result<Option<Vec<u8>>> {
+        if self.reading.is_none() {
+            let Some(mut files) = self.files.take() else { return Ok(None) };
+            self.reading = Some(tokio::task::spawn_blocking(move || {
+                let chunk = files.read();
+                (files, chunk)
+            }));
+        }
+        let Some(reading) = &mut self.reading else { return Ok(None) };
+        let read = reading.await;
+        self.reading = None;
+        let (mut files, chunk) =
+            read.map_err(|e| Error::internal(format!("read {}: {e}", self.path.display())))?;
+        self.skip += std::mem::take(&mut files.skip);
+        self.files = Some(files);
+        chunk
+    }
+}
+
+/// The files of a log, read one after the other by blocking threads.
+struct LogFiles {
+    path: PathBuf,
+    /// Entries that are wanted, until the files have been looked for.
+    wanted: Option<Option<u64>>,
+    older: VecDeque<PathBuf>,
+    reader: Option<Box<dyn Read + Send>>,
+    /// Inode of the file being read, when it is the newest.
+    current: Option<u64>,
+    /// Entries to pass over before the wanted ones.
+    skip: u64,
+}
+
+impl LogFiles {
+    fn new(path: PathBuf, tail: Option<u64>) -> Self {
+        Self {
+            path,
+            wanted: Some(tail),
+            older: VecDeque::new(),
+            reader: None,
+            current: None,
+            skip: 0,
+        }
+    }
+
+    /// The next bytes; `None` at the end of what there is now.
+    fn read(&mut self) -> Result<Option<Vec<u8>>> {
+        if let Some(tail) = self.wanted.take() {
+            self.find(tail).map_err(|e| Error::io("read", &self.path, &e))?;
+        }
+        loop {
+            if let Some(reader) = &mut self.reader {
+                let mut chunk = vec![0; CHUNK_BYTES];
+                let read =
+                    reader.read(&mut chunk).map_err(|e| Error::io("read", &self.path, &e))?;
+                if read > 0 {
+                    chunk.truncate(read);
+                    return Ok(Some(chunk));
+                }
+            }
+            if !self.next_file()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Looks for the files and, where only the last entries are wanted, opens the one that has the first
+    /// of them at its place.
+    fn find(&mut self, tail: Option<u64>) -> io::Result<()> {
+        self.older = rotated(&self.path).into();
+        if self.path.exists() {
+            self.older.push_back(self.path.clone());
+        }
+        let Some(mut missing) = tail else { return Ok(()) };
+        for index in (0..self.older.len()).rev() {
+            let path = &self.older[index];
+            let found = match last_entries(path, missing) {
+                // Rotated away between listing and opening.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            match found {
+                Tail::Fewer(entries) => missing -= entries,
+                Tail::From { reader, inode, skip } => {
+                    self.current = (*path == self.path).then_some(inode);
+                    self.reader = Some(reader);
+                    self.skip = skip;
+                    self.older.drain(..=index);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Opens the next file: an older one that is left, or the newest after a rotation.
@@ -302,26 +380,65 @@ fn rotated(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Drops files that lie wholly before the last `tail` entries; answers how many entries of the first one
-/// left have to be passed over.
-fn lines_before_tail(files: &mut VecDeque<PathBuf>, tail: u64) -> io::Result<u64> {
-    let mut lines = 0u64;
-    for (index, path) in files.iter().enumerate().rev() {
+/// Where the last entries of a log begin.
+enum Tail {
+    /// The file has only so many.
+    Fewer(u64),
+    /// In this file, after `skip` entries of what the reader reads.
+    From { reader: Box<dyn Read + Send>, inode: u64, skip: u64 },
+}
+
+/// Finds the last `wanted` entries of one file: from its end backwards or, where it is packed, by reading
+/// it through.
+fn last_entries(path: &Path, wanted: u64) -> io::Result<Tail> {
+    let count = |bytes: &[u8]| bytes.iter().filter(|b| **b == b'\n').count() as u64;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    if path.extension().is_some_and(|extension| extension == "gz") {
         let (mut reader, _) = open_log(path)?;
-        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut entries = 0;
         loop {
-            let read = reader.read(&mut chunk)?;
-            if read == 0 {
+            match reader.read(&mut chunk)? {
+                0 => break,
+                read => entries += count(&chunk[..read]),
+            }
+        }
+        if entries < wanted {
+            return Ok(Tail::Fewer(entries));
+        }
+        let (reader, inode) = open_log(path)?;
+        return Ok(Tail::From { reader, inode, skip: entries - wanted });
+    }
+    let mut file = File::open(path)?;
+    let meta = file.metadata()?;
+    let mut position = meta.len();
+    let mut entries = 0;
+    while position > 0 {
+        let length = position.min(CHUNK_BYTES as u64);
+        position -= length;
+        file.seek(SeekFrom::Start(position))?;
+        let part = &mut chunk[..usize::try_from(length).unwrap_or(CHUNK_BYTES)];
+        file.read_exact(part)?;
+        let here = count(part);
+        if entries + here <= wanted {
+            entries += here;
+            continue;
+        }
+        // The line end before the first wanted entry is in this part.
+        let mut left = wanted - entries;
+        for (index, _) in part.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            if left == 0 {
+                file.seek(SeekFrom::Start(position + index as u64 + 1))?;
                 break;
             }
-            lines += chunk[..read].iter().filter(|b| **b == b'\n').count() as u64;
+            left -= 1;
         }
-        if lines >= tail {
-            files.drain(..index);
-            return Ok(lines - tail);
-        }
+        return Ok(Tail::From { reader: Box::new(file), inode: meta.ino(), skip: 0 });
     }
-    Ok(0)
+    if entries < wanted {
+        return Ok(Tail::Fewer(entries));
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(Tail::From { reader: Box::new(file), inode: meta.ino(), skip: 0 })
 }
 
 fn watch_file(dir: &Path) -> Result<AsyncFd<OwnedFd>> {
@@ -350,6 +467,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn tail_of(path: &Path, tail: Option<u64>) -> String {
+        let mut files = LogFiles::new(path.to_path_buf(), tail);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = files.read().unwrap() {
+            bytes.extend(chunk);
+        }
+        let text = String::from_utf8(bytes).unwrap();
+        text.split_inclusive('\n').skip(usize::try_from(files.skip).unwrap()).collect()
+    }
+
     #[test]
     fn tail_counts_across_files() {
         let dir = std::env::temp_dir().join(crate::util::random_id());
@@ -357,14 +484,29 @@ mod tests {
         let (old, new) = (dir.join("l.1"), dir.join("l"));
         std::fs::write(&old, "1\n2\n3\n").unwrap();
         std::fs::write(&new, "4\n5\n").unwrap();
-        let files = || VecDeque::from([old.clone(), new.clone()]);
-        let mut all = files();
-        assert_eq!(lines_before_tail(&mut all, 3).unwrap(), 2);
-        assert_eq!(all.len(), 2);
-        let mut last = files();
-        assert_eq!(lines_before_tail(&mut last, 1).unwrap(), 1);
-        assert_eq!(last.len(), 1);
-        assert_eq!(lines_before_tail(&mut files(), 99).unwrap(), 0);
+        let whole = "1\n2\n3\n4\n5\n";
+        assert_eq!(tail_of(&new, None), whole);
+        for tail in 0..8 {
+            let skip = 5usize.saturating_sub(tail);
+            let want: String = whole.split_inclusive('\n').skip(skip).collect();
+            assert_eq!(tail_of(&new, Some(tail as u64)), want, "{tail}");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn tail_of_a_long_file_begins_at_a_line() {
+        let dir = std::env::temp_dir().join(crate::util::random_id());
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("l");
+        let lines: Vec<String> = (0..20_000)
+            .map(|i| format!("{i}{}\n", "x".repeat(rand::random_range(0..40))))
+            .collect();
+        std::fs::write(&path, lines.concat()).unwrap();
+        for tail in [0, 1, 10, 1700, 19_999, 20_000, 20_001] {
+            let want = lines[20_000usize.saturating_sub(tail)..].concat();
+            assert!(tail_of(&path, Some(tail as u64)) == want, "{tail}");
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
