@@ -50,6 +50,15 @@ impl Local {
         let ns = Arc::clone(&self.ns);
         self.pool.heavy(&self.core, move |core| work(core, &ns)).await
     }
+
+    /// The same at the pace of a client, whose stream it reads or writes.
+    pub(crate) async fn transfer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core, &str) -> CoreResult<T> + Send + 'static,
+    ) -> Result<T> {
+        let ns = Arc::clone(&self.ns);
+        self.pool.transfer(&self.core, move |core| work(core, &ns)).await
+    }
 }
 
 #[async_trait]
@@ -317,7 +326,7 @@ impl Transfer for Local {
         archive: ByteStream,
         progress: ProgressSender,
     ) -> Result<Vec<Imported>> {
-        self.heavy(move |core, ns| {
+        self.transfer(move |core, ns| {
             transfer::import(core, ns, &request, archive, &Reporter::new(progress))
         })
         .await
@@ -386,7 +395,7 @@ impl Extras for Local {
         name: &str,
     ) -> Result<Descriptor> {
         let name = name.to_string();
-        self.heavy(move |core, ns| core.import_rootfs(ns, archive, &config, &name)).await
+        self.transfer(move |core, ns| core.import_rootfs(ns, archive, &config, &name)).await
     }
 
     async fn collect_garbage(&self) -> Result<u64> {

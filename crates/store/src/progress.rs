@@ -39,7 +39,7 @@ impl Reporter {
     /// A change of state, from a blocking thread. A client that is gone is no error.
     pub(crate) fn state(&self, subject: &Subject, state: ProgressState, message: &str) {
         let progress = make(subject, state, 0, message);
-        if self.sender.blocking_send(progress).is_err() {
+        if crate::pool::for_client(|| self.sender.blocking_send(progress)).is_err() {
             tracing::trace!("nobody listens to the progress any more");
         }
     }

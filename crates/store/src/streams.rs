@@ -1,12 +1,28 @@
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use store_api::ByteStream;
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 use types::{Digest, Digester};
+
+use crate::pool::for_client;
 
 /// Bytes of one piece of a stream.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// A client that neither sends nor takes a byte for so long is given up.
+const IDLE: Duration = Duration::from_secs(600);
+
+fn idle<T>(_: T) -> io::Error {
+    let minutes = IDLE.as_secs() / 60;
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("the transfer was cancelled: the client stood still for {minutes} minutes"),
+    )
+}
 
 /// Hashes and counts what is read through it.
 pub(crate) struct Hashing<T> {
@@ -87,7 +103,15 @@ impl StreamReader {
 impl Read for StreamReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
-            match self.stream.blocking_recv() {
+            let next = match self.stream.try_recv() {
+                Ok(item) => Some(item),
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+                Err(mpsc::error::TryRecvError::Empty) => for_client(|| {
+                    let client = async { timeout(IDLE, self.stream.recv()).await };
+                    Handle::current().block_on(client).map_err(idle)
+                })?,
+            };
+            match next {
                 None => return Ok(0),
                 Some(Ok(piece)) => self.piece = piece,
                 Some(Err(error)) => return Err(io::Error::other(error)),
@@ -126,8 +150,14 @@ impl Write for StreamWriter {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES));
-        self.stream
-            .blocking_send(Ok(piece.into()))
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the stream"))
+        let away = || io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the stream");
+        match self.stream.try_send(Ok(piece.into())) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(away()),
+            Err(mpsc::error::TrySendError::Full(piece)) => for_client(|| {
+                let client = async { timeout(IDLE, self.stream.send(piece)).await };
+                Handle::current().block_on(client).map_err(idle)?.map_err(|_| away())
+            }),
+        }
     }
 }

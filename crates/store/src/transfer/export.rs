@@ -40,7 +40,7 @@ pub(crate) async fn export(local: &Local, request: ExportRequest) -> Result<Byte
     tokio::spawn(async move {
         let errors = sender.clone();
         let written =
-            local.heavy(move |core, ns| write(core, ns, &plan, with_docker, sender)).await;
+            local.transfer(move |core, ns| write(core, ns, &plan, with_docker, sender)).await;
         if let Err(error) = written {
             // The reader may be gone, which is then also the error.
             drop(errors.send(Err(error)).await);
