@@ -12,11 +12,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use store_api::ProcessId;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{UnixStream, unix::OwnedReadHalf},
     sync::mpsc,
 };
 
@@ -31,6 +28,8 @@ use crate::{Engine, Error, Result, detach::DetachKeys};
 const FRAME_BYTES: usize = 64 << 10;
 /// Frames in flight between shim and client: a slow client holds back the container, not the engine.
 const QUEUE: usize = 16;
+/// Clients that wait for a container's first start.
+const PENDING: usize = 64;
 /// How long the shim may take to answer a hello.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
 
@@ -90,18 +89,29 @@ pub(crate) struct Pending {
     wanted: Wanted,
 }
 
+/// What the end of a client's input means (moby `stream.(*Config).CopyStreams`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InputEnd {
+    /// The end of the process's input.
+    Closes,
+    /// The end of the client's session: others may write on.
+    Leaves,
+}
+
 /// Which streams, and how a client leaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) stdin: bool,
     pub(crate) stdout: bool,
     pub(crate) stderr: bool,
+    pub(crate) input_end: InputEnd,
     pub(crate) detach: Option<DetachKeys>,
 }
 
 /// Both outputs, no input.
 pub(crate) fn wanted_outputs() -> Wanted {
-    Wanted { stdin: false, stdout: true, stderr: true, detach: None }
+    let input_end = InputEnd::Closes;
+    Wanted { stdin: false, stdout: true, stderr: true, input_end, detach: None }
 }
 
 pub(crate) fn session(terminal: bool) -> (AttachSession, Backend) {
@@ -137,6 +147,10 @@ impl Engine {
             stdin: options.stdin && record.config.open_stdin,
             stdout: options.stdout,
             stderr: options.stderr,
+            input_end: match record.config.stdin_once && !record.config.tty {
+                true => InputEnd::Closes,
+                false => InputEnd::Leaves,
+            },
             // Without a terminal the bytes of the keys are input like any others.
             detach: record.config.tty.then_some(keys),
         };
@@ -165,15 +179,12 @@ impl Engine {
         wanted: Wanted,
     ) -> Result<()> {
         // A start that is under way has its task before its process runs: wait for it to be over.
-        let lifecycle = container.lifecycle.lock().await;
+        let lifecycle = container.lock_live(container.id.as_str()).await?;
         let running = container.record().status.pid().is_some();
         if !running {
             let mut pending =
                 container.pending_attach.lock().unwrap_or_else(PoisonError::into_inner);
-            // Clients that left before a start need no place.
-            pending.retain(|pending| !pending.backend.output.is_closed());
-            pending.push(Pending { backend, wanted });
-            return Ok(());
+            return wait_for_start(&mut pending, Pending { backend, wanted });
         }
         drop(lifecycle);
         let process = ProcessId::init(container.id.as_str());
@@ -273,7 +284,7 @@ impl Engine {
         tokio::spawn(async move {
             let mut outward = tokio::spawn(forward_output(reader, output.clone()));
             let detached = tokio::select! {
-                detached = forward_input(input, writer, wanted.detach) => detached,
+                left = forward_input(input, writer, &wanted) => left == Left::Detached,
                 () = output.closed() => false,
                 // The session's output ends with the last sender: this task must not hold one longer.
                 _ = &mut outward => return,
@@ -313,15 +324,40 @@ async fn forward_output(mut reader: OwnedReadHalf, output: mpsc::Sender<Output>)
     }
 }
 
-/// Answers whether the client typed its detach keys.
+/// Keeps a place for a client that came before the start.
+fn wait_for_start(waiting: &mut Vec<Pending>, client: Pending) -> Result<()> {
+    // Clients that left before a start need no place.
+    waiting.retain(|pending| !pending.backend.output.is_closed());
+    if waiting.len() >= PENDING {
+        return Err(Error::conflict(format!(
+            "{PENDING} clients are attached to the container before its start, no more are taken"
+        )));
+    }
+    waiting.push(client);
+    Ok(())
+}
+
+/// How a client left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// It typed its detach keys.
+    Detached,
+    /// Its input ended, and with it its session.
+    InputEnded,
+}
+
+/// Ends when the client leaves by its input.
 async fn forward_input(
     mut input: mpsc::Receiver<Input>,
-    mut writer: OwnedWriteHalf,
-    detach: Option<DetachKeys>,
-) -> bool {
-    let mut matcher = detach.map(DetachKeys::matcher);
+    mut writer: impl AsyncWrite + Unpin,
+    wanted: &Wanted,
+) -> Left {
+    let mut matcher = wanted.detach.clone().map(DetachKeys::matcher);
     while let Some(item) = input.recv().await {
         let sent = match item {
+            Input::End if wanted.stdin && wanted.input_end == InputEnd::Leaves => {
+                return Left::InputEnded;
+            }
             Input::End => writer.write_all(&frame(STDIN_END, &[])).await,
             Input::Data(bytes) => {
                 let (bytes, detached) = match &mut matcher {
@@ -336,7 +372,7 @@ async fn forward_input(
                     }
                 }
                 if detached {
-                    return true;
+                    return Left::Detached;
                 }
                 sent
             }
@@ -369,4 +405,53 @@ async fn read_frame(reader: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result
     let mut payload = BytesMut::zeroed(length);
     reader.read_exact(&mut payload).await?;
     Ok((header[0], payload.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn wanted(input_end: InputEnd) -> Wanted {
+        Wanted { stdin: true, stdout: true, stderr: true, input_end, detach: None }
+    }
+
+    /// What the shim gets of some input and its end, and whether the client left.
+    async fn forwarded(input_end: InputEnd) -> (Vec<u8>, bool) {
+        let (sender, input) = mpsc::channel(QUEUE);
+        sender.send(Input::Data(Bytes::from_static(b"one"))).await.unwrap();
+        sender.send(Input::End).await.unwrap();
+        let mut sent = Vec::new();
+        let wanted = wanted(input_end);
+        let left = {
+            let forward = forward_input(input, &mut sent, &wanted);
+            // All there is to do is ready: one that goes on waits for the output.
+            futures_util::FutureExt::now_or_never(forward)
+        };
+        (sent, left == Some(Left::InputEnded))
+    }
+
+    #[tokio::test]
+    async fn the_end_of_input_closes_or_leaves() {
+        let data = frame(STDIN, b"one");
+        let closed = [data.clone(), frame(STDIN_END, &[])].concat();
+        assert_eq!(forwarded(InputEnd::Closes).await, (closed, false));
+        assert_eq!(forwarded(InputEnd::Leaves).await, (data, true));
+    }
+
+    #[test]
+    fn places_before_a_start_are_limited() {
+        let mut waiting = Vec::new();
+        let mut join = || {
+            let (session, backend) = session(false);
+            let wanted = wanted(InputEnd::Closes);
+            wait_for_start(&mut waiting, Pending { backend, wanted }).map(|()| session)
+        };
+        let mut sessions: Vec<_> = (0..PENDING).map(|_| join().unwrap()).collect();
+        assert_eq!(join().err().unwrap().kind, types::ErrorKind::Conflict);
+        // One that left makes room.
+        drop(sessions.pop());
+        sessions.push(join().unwrap());
+        assert!(join().is_err());
+    }
 }

@@ -7,13 +7,13 @@ use std::{
 
 use api_types::{ExecCreate, ExecInspect, ExecProcessConfig, ExecStart};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use store_api::{Any, Event, ExecTask, Exit, ProcessId, Stdio};
 use tokio::sync::watch;
 
 use super::{
     AttachSession, Container,
-    attach::{Wanted, session},
+    attach::{InputEnd, Wanted, session},
     merge,
     record::{Record, Status},
     spec, users,
@@ -36,8 +36,14 @@ const CANNOT_START: i64 = 126;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Created,
-    Running { pid: u32 },
-    Ended { code: i64 },
+    /// Claimed by the one request that may start it.
+    Starting,
+    Running {
+        pid: u32,
+    },
+    Ended {
+        code: i64,
+    },
 }
 
 pub(crate) struct Exec {
@@ -55,6 +61,33 @@ impl Exec {
 
     fn process(&self) -> ProcessId {
         ProcessId::exec(self.container_id.as_str(), self.id.as_str())
+    }
+
+    /// Takes the right to start it.
+    ///
+    /// # Errors
+    /// `Conflict`, and nothing changes, when another has or had it.
+    fn claim(&self) -> Result<()> {
+        let mut stage = self.stage();
+        let state = match *stage {
+            Stage::Created => {
+                *stage = Stage::Starting;
+                return Ok(());
+            }
+            Stage::Starting | Stage::Running { .. } => "is already running",
+            Stage::Ended { .. } => "has already run",
+        };
+        Err(Error::conflict(format!("exec command {} {state}", self.id)))
+    }
+
+    /// Ends one that did not start, unless its end is known already.
+    fn fail(&self, code: i64) {
+        let mut stage = self.stage();
+        if !matches!(*stage, Stage::Ended { .. }) {
+            *stage = Stage::Ended { code };
+        }
+        drop(stage);
+        self.ended.send_replace(true);
     }
 
     pub(crate) fn id_if_live(&self) -> Option<String> {
@@ -122,21 +155,13 @@ impl Engine {
     ) -> Result<Option<AttachSession>> {
         let (container, exec) = self.find_exec(id)?;
         running(&container.snapshot(), container.id.as_str())?;
-        if *exec.stage() != Stage::Created {
-            return Err(Error::conflict(format!("exec command {id} is already running")));
-        }
+        exec.claim()?;
         let detach = start.detach;
         let error = match self.start_exec(&container, &exec, start).await {
             Ok(session) => return Ok(session),
             Err(error) => error,
         };
-        {
-            let mut stage = exec.stage();
-            if !matches!(*stage, Stage::Ended { .. }) {
-                *stage = Stage::Ended { code: CANNOT_START };
-            }
-        }
-        exec.ended.send_replace(true);
+        exec.fail(CANNOT_START);
         if detach {
             return Err(error);
         }
@@ -154,8 +179,8 @@ impl Engine {
         start: ExecStart,
     ) -> Result<Option<AttachSession>> {
         let record = container.snapshot();
-        let id = exec.id.as_str();
         let request = &exec.request;
+        let keys = DetachKeys::parse(&request.detach_keys)?;
         let process = self.exec_process(&record, request, start.console_size).await?;
         let attached = !start.detach;
         let none = || "gantry://none".to_string();
@@ -176,18 +201,33 @@ impl Engine {
             stdio,
         };
         self.services.tasks.exec(task).await.map_err(exec_failed)?;
-        let (session, backend) = session(request.tty);
-        let keys = DetachKeys::parse(&request.detach_keys)?;
         let wanted = Wanted {
             stdin: attached && request.attach_stdin,
             stdout: attached && request.attach_stdout,
             stderr: attached && request.attach_stderr,
+            input_end: if request.tty { InputEnd::Leaves } else { InputEnd::Closes },
             // Without a terminal the bytes of the keys are input like any others.
             detach: request.tty.then_some(keys),
         };
-        let connection = match attached {
-            true => Some(self.connect(&exec.process(), &wanted).await?),
-            false => None,
+        let started = self.start_exec_task(container, exec, attached.then_some(wanted)).await;
+        if started.is_err() {
+            // What is left of it in the store would count against the container's execs.
+            self.undo_task(&exec.process()).await;
+        }
+        started
+    }
+
+    /// Starts the store's exec, connected before anything runs where there is a client.
+    async fn start_exec_task(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        exec: &Arc<Exec>,
+        wanted: Option<Wanted>,
+    ) -> Result<Option<AttachSession>> {
+        let request = &exec.request;
+        let client = match wanted {
+            Some(wanted) => Some((self.connect(&exec.process(), &wanted).await?, wanted)),
+            None => None,
         };
         let pid = match self.services.tasks.start(&exec.process()).await {
             Ok(pid) => pid,
@@ -198,12 +238,15 @@ impl Engine {
             }
         };
         *exec.stage() = Stage::Running { pid };
-        self.exec_event(container, &format!("exec_start: {}", event_text(request)), id, None);
-        if let Some(connection) = connection {
+        let action = format!("exec_start: {}", event_text(request));
+        self.exec_event(container, &action, &exec.id, None);
+        let session = client.map(|(connection, wanted)| {
+            let (session, backend) = session(request.tty);
             self.pump(container.clone(), connection, backend, wanted);
-        }
+            session
+        });
         self.watch_exec(container.clone(), exec.clone());
-        Ok(attached.then_some(session))
+        Ok(session)
     }
 
     fn watch_exec(self: &Arc<Self>, container: Arc<Container>, exec: Arc<Exec>) {
@@ -270,28 +313,21 @@ impl Engine {
                 "the working directory '{cwd}' is invalid, it needs to be an absolute path"
             )));
         }
-        let no_new_privileges = record.host_config.security_opt.iter().any(|option| {
-            matches!(
-                option.as_str(),
-                "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true"
-            )
-        });
-        let mut process = json!({
-            "terminal": request.tty,
-            "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
-            "args": request.cmd.0,
-            "env": env,
-            "cwd": cwd,
-            "capabilities": spec::capability_sets(&capabilities, user.uid),
-            "noNewPrivileges": no_new_privileges && !request.privileged,
-            "oomScoreAdj": record.host_config.oom_score_adj,
-        });
-        if let Some([height, width]) = size.or(request.console_size).filter(|size| *size != [0, 0])
-            && request.tty
-        {
-            process["consoleSize"] = json!({ "height": height, "width": width });
-        }
-        Ok(process)
+        spec::process(&spec::ProcessInput {
+            host: &record.host_config,
+            default_ulimits: &self.config.default_ulimits,
+            no_new_privileges: spec::no_new_privileges(
+                &record.host_config,
+                self.config.no_new_privileges,
+            )?,
+            user: &user,
+            capabilities: &capabilities,
+            args: &request.cmd.0,
+            env: &env,
+            cwd,
+            terminal: request.tty,
+            console_size: size.or(request.console_size).unwrap_or_default(),
+        })
     }
 
     pub async fn exec_resize(&self, id: &str, width: u16, height: u16) -> Result<()> {
@@ -308,13 +344,13 @@ impl Engine {
         let request = &exec.request;
         let mut words = request.cmd.0.iter().cloned();
         let (pid, code) = match stage {
-            Stage::Created => (0, None),
+            Stage::Created | Stage::Starting => (0, None),
             Stage::Running { pid } => (i64::from(pid), None),
             Stage::Ended { code } => (0, Some(code)),
         };
         Ok(ExecInspect {
             id: exec.id.clone(),
-            running: matches!(stage, Stage::Running { .. }),
+            running: matches!(stage, Stage::Starting | Stage::Running { .. }),
             exit_code: code,
             process_config: ExecProcessConfig {
                 tty: request.tty,
@@ -404,10 +440,7 @@ impl Engine {
             Ok(None) => {}
             Err(error) => {
                 collected.extend_from_slice(error.message.as_bytes());
-                let mut stage = exec.stage();
-                if !matches!(*stage, Stage::Ended { .. }) {
-                    *stage = Stage::Ended { code: exit_code(&error.message) };
-                }
+                exec.fail(exit_code(&error.message));
             }
         }
     }
@@ -460,7 +493,65 @@ fn exit_code(message: &str) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn one_request_may_start_an_exec() {
+        let exec = Exec {
+            id: "some".into(),
+            container_id: "other".into(),
+            request: ExecCreate::default(),
+            stage: Mutex::new(Stage::Created),
+            ended: watch::channel(false).0,
+        };
+        let won = std::thread::scope(|scope| {
+            let claims: Vec<_> = (0..8).map(|_| scope.spawn(|| exec.claim().is_ok())).collect();
+            claims.into_iter().map(|claim| claim.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(won.iter().filter(|won| **won).count(), 1);
+        // A loser changes nothing.
+        assert_eq!(*exec.stage(), Stage::Starting);
+        let error = exec.claim().unwrap_err();
+        assert_eq!(error.kind, types::ErrorKind::Conflict);
+        assert_eq!(error.message, "exec command some is already running");
+        exec.fail(127);
+        exec.fail(126);
+        assert_eq!(*exec.stage(), Stage::Ended { code: 127 });
+        assert_eq!(exec.claim().unwrap_err().message, "exec command some has already run");
+    }
+
+    #[test]
+    fn processes_have_limits_and_privileges_of_the_container_and_the_daemon() {
+        let ulimit = |name: &str| api_types::Ulimit { name: name.into(), soft: 7, hard: 8 };
+        let mut host = api_types::HostConfig::default();
+        host.resources.ulimits = vec![ulimit("nofile")];
+        let defaults = [("nproc".to_string(), 1, 2), ("nofile".to_string(), 3, 4)];
+        let made = |host: &api_types::HostConfig, daemon: bool| {
+            spec::process(&spec::ProcessInput {
+                host,
+                default_ulimits: &defaults,
+                no_new_privileges: spec::no_new_privileges(host, daemon).unwrap(),
+                user: &users::User::default(),
+                capabilities: &[],
+                args: &[],
+                env: &[],
+                cwd: "/",
+                terminal: true,
+                console_size: [0, 0],
+            })
+            .unwrap()
+        };
+        let process = made(&host, true);
+        let limit = |name: &str, soft: u32, hard: u32| serde_json::json!({ "type": name, "soft": soft, "hard": hard });
+        let limits = serde_json::json!([limit("RLIMIT_NPROC", 1, 2), limit("RLIMIT_NOFILE", 7, 8)]);
+        assert_eq!(process["rlimits"], limits);
+        assert_eq!(process["noNewPrivileges"], true);
+        assert!(process.get("consoleSize").is_none());
+        assert_eq!(made(&host, false)["noNewPrivileges"], false);
+        host.security_opt = vec!["no-new-privileges=false".into()];
+        assert_eq!(made(&host, true)["noNewPrivileges"], false);
+    }
 
     #[test]
     fn failed_execs_in_dockerds_words() {

@@ -103,7 +103,8 @@ impl Engine {
                 return;
             }
             container.update_or_log(|record| {
-                record.restart_count = if ran >= BACKOFF_RESET { 1 } else { count.saturating_add(1) };
+                record.restart_count =
+                    if ran >= BACKOFF_RESET { 1 } else { count.saturating_add(1) };
             });
             if let Err(error) = engine.start_locked(&container, StartBy::Policy).await {
                 tracing::warn!(container = %container.id, %error, "restarting a container failed");

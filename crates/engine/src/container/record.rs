@@ -330,8 +330,7 @@ impl Record {
     }
 
     fn lose_state(&mut self) {
-        let ended =
-            Ended { code: 255, at: Timestamp::now(), oom: false, error: String::new() };
+        let ended = Ended { code: 255, at: Timestamp::now(), oom: false, error: String::new() };
         self.status = Status::Exited { started_at: Some(self.created), ended };
         // It ran, or there would be no state.
         self.volumes_filled = true;
@@ -433,8 +432,7 @@ pub(super) mod tests {
         let file = || fs::metadata(dir.join(RECORD_FILE)).unwrap().ino();
         let inode = file();
         let mut running = created.clone();
-        running.status =
-            Status::Running { pid: 7, started_at: Timestamp::now(), paused: false };
+        running.status = Status::Running { pid: 7, started_at: Timestamp::now(), paused: false };
         running.restart_count = 3;
         running.volumes_filled = true;
         running.config.hostname = "of-another".into();

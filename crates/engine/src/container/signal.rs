@@ -86,7 +86,17 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "65", "SIGFOO", "RTMIN+99", "RTMIN3", "RTMIN+4294967295", "RTMAX-4294967295", "-9"] {
+        for text in [
+            "",
+            "0",
+            "65",
+            "SIGFOO",
+            "RTMIN+99",
+            "RTMIN3",
+            "RTMIN+4294967295",
+            "RTMAX-4294967295",
+            "-9",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -187,7 +187,7 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
     linux.insert("rootfsPropagation".into(), json!(root_propagation(&record.mounts)));
     let mut spec = json!({
         "ociVersion": "1.2.0",
-        "process": process(input, &capabilities, &security)?,
+        "process": first_process(input, &capabilities, &security)?,
         "root": { "path": "rootfs", "readonly": host.readonly_rootfs },
         "hostname": hostname(record),
         "domainname": record.config.domainname,
@@ -207,7 +207,52 @@ fn hostname(record: &Record) -> Value {
     if record.host_config.uts_mode == "host" { Value::Null } else { json!(record.hostname()) }
 }
 
-fn process(input: &SpecInput<'_>, capabilities: &[String], security: &Security) -> Result<Value> {
+/// What a process of a container is made of, its first one or an exec's.
+pub(super) struct ProcessInput<'a> {
+    pub(super) host: &'a HostConfig,
+    pub(super) default_ulimits: &'a [(String, i64, i64)],
+    pub(super) no_new_privileges: bool,
+    pub(super) user: &'a User,
+    pub(super) capabilities: &'a [String],
+    pub(super) args: &'a [String],
+    pub(super) env: &'a [String],
+    pub(super) cwd: &'a str,
+    pub(super) terminal: bool,
+    /// Height and width; zeros are none.
+    pub(super) console_size: [u32; 2],
+}
+
+/// The process object of the specification.
+pub(super) fn process(input: &ProcessInput<'_>) -> Result<Value> {
+    let user = input.user;
+    let mut process = json!({
+        "terminal": input.terminal,
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+        "args": input.args,
+        "env": input.env,
+        "cwd": input.cwd,
+        "capabilities": capability_sets(input.capabilities, user.uid),
+        "noNewPrivileges": input.no_new_privileges,
+        "oomScoreAdj": input.host.oom_score_adj,
+        "rlimits": rlimits(input.host, input.default_ulimits)?,
+    });
+    let [height, width] = input.console_size;
+    if input.terminal && [height, width] != [0, 0] {
+        process["consoleSize"] = json!({ "height": height, "width": width });
+    }
+    Ok(process)
+}
+
+/// Whether a container's processes get no new privileges: its own word, else the daemon's.
+pub(super) fn no_new_privileges(host: &HostConfig, default: bool) -> Result<bool> {
+    Ok(security(host, default)?.no_new_privileges)
+}
+
+fn first_process(
+    input: &SpecInput<'_>,
+    capabilities: &[String],
+    security: &Security,
+) -> Result<Value> {
     let record = input.record;
     let config = &record.config;
     let mut args = vec![record.path.clone()];
@@ -223,25 +268,18 @@ fn process(input: &SpecInput<'_>, capabilities: &[String], security: &Security) 
         env.push(format!("HOME={home}"));
     }
     let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
-    let sets = capability_sets(capabilities, input.user.uid);
-    let mut process = json!({
-        "terminal": config.tty,
-        "user": {
-            "uid": input.user.uid, "gid": input.user.gid, "additionalGids": input.user.groups,
-        },
-        "args": args,
-        "env": env,
-        "cwd": cwd,
-        "capabilities": sets,
-        "noNewPrivileges": security.no_new_privileges,
-        "oomScoreAdj": record.host_config.oom_score_adj,
-        "rlimits": rlimits(&record.host_config, input.default_ulimits)?,
-    });
-    let size = record.host_config.console_size;
-    if config.tty && size != [0, 0] {
-        process["consoleSize"] = json!({ "height": size[0], "width": size[1] });
-    }
-    Ok(process)
+    process(&ProcessInput {
+        host: &record.host_config,
+        default_ulimits: input.default_ulimits,
+        no_new_privileges: security.no_new_privileges,
+        user: &input.user,
+        capabilities,
+        args: &args,
+        env: &env,
+        cwd,
+        terminal: config.tty,
+        console_size: record.host_config.console_size,
+    })
 }
 
 /// Bounding, and for root permitted and effective; inheritable and ambient stay empty

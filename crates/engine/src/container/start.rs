@@ -141,14 +141,13 @@ impl Engine {
         let tasks = &self.services.tasks;
         let id = &process.container_id;
         match tasks.kill(process, super::signal::SIGKILL, true).await {
-            Err(cause) if !cause.is_not_found() => {
-                tracing::debug!(container = %id, %cause, "there was nothing to kill");
+            Ok(()) => {
+                if tokio::time::timeout(UNDO_WAIT, tasks.wait(process)).await.is_err() {
+                    tracing::warn!(container = %id, "a process does not die");
+                }
             }
-            _ => {}
-        }
-        // A task that is not there, or has no process yet, answers at once.
-        if tokio::time::timeout(UNDO_WAIT, tasks.wait(process)).await.is_err() {
-            tracing::warn!(container = %id, "a process does not die");
+            // No process: one that ended, or an exec that was not started.
+            Err(cause) => tracing::debug!(container = %id, %cause, "there was nothing to kill"),
         }
         if let Err(cause) = tasks.delete(process).await
             && !cause.is_not_found()
