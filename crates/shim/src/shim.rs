@@ -28,6 +28,9 @@ const SIGNALS: [i32; 4] = [SIGCHLD, 1, 2, 15];
 const SIGCHLD: i32 = 17;
 const SIGKILL: i32 = 9;
 
+/// How long a shim without a container waits for a connection. Whoever starts one connects at once.
+const LONELY: Duration = Duration::from_secs(10);
+
 /// What the shim was started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -54,6 +57,8 @@ pub(crate) struct Shim {
     pub(crate) scratch: Vec<u8>,
     next_id: u64,
     shutdown: Option<Instant>,
+    /// Until when a shim without a container waits for somebody to connect.
+    lonely: Option<Instant>,
 }
 
 impl Shim {
@@ -87,6 +92,7 @@ impl Shim {
             scratch: vec![0; SCRATCH_BYTES],
             next_id: 1,
             shutdown: None,
+            lonely: None,
         })
     }
 
@@ -97,6 +103,7 @@ impl Shim {
     pub(crate) fn run(&mut self) -> Result<()> {
         let mut ready = Vec::new();
         while !self.is_over() {
+            self.note_loneliness();
             let deadline = self.next_deadline();
             self.poller.wait(&mut ready, deadline)?;
             for one in &ready {
@@ -129,12 +136,27 @@ impl Shim {
 
     fn next_deadline(&self) -> Option<Instant> {
         let drains = self.processes.values().filter_map(|p| p.io.drain_until);
-        let others = [self.events.deadline(), self.forwarder.deadline(), self.shutdown];
+        let others = [self.events.deadline(), self.forwarder.deadline(), self.shutdown, self.lonely];
         drains.chain(others.into_iter().flatten()).min()
+    }
+
+    /// A store that was killed before it made the container, or after it deleted it, never comes back for
+    /// a shim that holds nothing.
+    fn note_loneliness(&mut self) {
+        let lonely =
+            self.shutdown.is_none() && self.containers.is_empty() && self.conns.is_empty();
+        if !lonely {
+            self.lonely = None;
+        } else if self.lonely.is_none() {
+            self.lonely = Some(Instant::now() + LONELY);
+        }
     }
 
     fn on_deadlines(&mut self) {
         let now = Instant::now();
+        if self.lonely.is_some_and(|at| at <= now) {
+            self.begin_shutdown();
+        }
         if self.events.deadline().is_some_and(|at| at <= now) {
             self.events.on_deadline(&self.poller);
         }

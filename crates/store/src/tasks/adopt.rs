@@ -57,6 +57,7 @@ impl Inner {
             return Ok(());
         }
         // A shim without a container: Create never succeeded.
+        dismiss(&task).await;
         self.clean_up(&task).await;
         bundle::remove(&task.bundle)
     }
@@ -182,6 +183,18 @@ impl Inner {
                 None
             }
         }
+    }
+}
+
+/// Ends a shim that has no container. One that is not heard ends by itself after a while.
+async fn dismiss(task: &Task) {
+    let socket = task.lock().file.socket.clone();
+    let Some(client) = connect(&socket).await else { return };
+    let request = api::ShutdownRequest { id: task.id.clone(), now: true };
+    let answer = client.call::<()>("Shutdown", &request, Some(CONNECT_LIMIT)).await;
+    if let Err(error) = answer {
+        // It may be gone before it has answered.
+        tracing::debug!(task = task.id, %error, "a shim did not confirm its end");
     }
 }
 
