@@ -136,15 +136,15 @@ impl Shim {
 
     fn next_deadline(&self) -> Option<Instant> {
         let drains = self.processes.values().filter_map(|p| p.io.drain_until);
-        let others = [self.events.deadline(), self.forwarder.deadline(), self.shutdown, self.lonely];
+        let others =
+            [self.events.deadline(), self.forwarder.deadline(), self.shutdown, self.lonely];
         drains.chain(others.into_iter().flatten()).min()
     }
 
     /// A store that was killed before it made the container, or after it deleted it, never comes back for
     /// a shim that holds nothing.
     fn note_loneliness(&mut self) {
-        let lonely =
-            self.shutdown.is_none() && self.containers.is_empty() && self.conns.is_empty();
+        let lonely = self.shutdown.is_none() && self.containers.is_empty() && self.conns.is_empty();
         if !lonely {
             self.lonely = None;
         } else if self.lonely.is_none() {

@@ -74,8 +74,7 @@ impl Core {
             })
             .collect();
         let path = scratch.path().to_path_buf();
-        sys::private_mount::open_tree(specs, path)
-            .map_err(Error::io("mount on", scratch.path()))
+        sys::private_mount::open_tree(specs, path).map_err(Error::io("mount on", scratch.path()))
     }
 
     /// Extracts a layer into `upper`, which lies on `lowers` (topmost first).

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use api_types::{Config, HostConfig, Mount, MountType};
 
 use super::record::{MountKind, MountUse};
-use crate::{Engine, Error, Result, volume::{NewVolume, VolumeHold}};
+use crate::{
+    Engine, Error, Result,
+    volume::{NewVolume, VolumeHold},
+};
 
 const PROPAGATIONS: &[&str] = &["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 

@@ -222,7 +222,7 @@ fn a_start_that_fails_tells_its_reason() {
         assert_eq!(daemons(&sandbox), [""; 0]);
     };
     let key = random::token(8);
-    sandbox.write("/etc/gantry/daemon.json", &format!("{{ \"{key}\": 1 }}")).unwrap();
+    sandbox.write("/etc/gantry/daemon.json", format!("{{ \"{key}\": 1 }}")).unwrap();
     failed(&key);
     sandbox.write("/etc/gantry/daemon.json", "{}").unwrap();
     // Found out only when it has its sockets.
