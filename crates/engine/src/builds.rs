@@ -254,7 +254,7 @@ impl Engine {
         let wanted = wanted_outputs();
         let connection = self.connect(init, &wanted).await?;
         self.services.tasks.start(init).await.map_err(crate::container::create_failed)?;
-        self.pump(container.clone(), connection, backend, wanted);
+        self.pump(container.clone(), connection, backend, wanted, None);
         let forward = async {
             while let Some(item) = session.output.recv().await {
                 let (stream, bytes) = match item {

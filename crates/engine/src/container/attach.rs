@@ -14,7 +14,7 @@ use store_api::ProcessId;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{UnixStream, unix::OwnedReadHalf},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::{
@@ -28,6 +28,8 @@ use crate::{Engine, Error, Result, detach::DetachKeys};
 const FRAME_BYTES: usize = 64 << 10;
 /// Frames in flight between shim and client: a slow client holds back the container, not the engine.
 const QUEUE: usize = 16;
+/// How long the exit code may come after the end of the output.
+const END_WAIT: Duration = Duration::from_secs(5);
 /// Clients that wait for a container's first start.
 const PENDING: usize = 64;
 /// How long the shim may take to answer a hello.
@@ -189,7 +191,7 @@ impl Engine {
         drop(lifecycle);
         let process = ProcessId::init(container.id.as_str());
         let connection = self.connect(&process, &wanted).await?;
-        self.pump(container.clone(), connection, backend, wanted);
+        self.pump(container.clone(), connection, backend, wanted, None);
         Ok(())
     }
 
@@ -229,7 +231,7 @@ impl Engine {
             }
             let process = ProcessId::init(record.id.as_str());
             match self.connect(&process, &wanted).await {
-                Ok(connection) => self.pump(container.clone(), connection, backend, wanted),
+                Ok(connection) => self.pump(container.clone(), connection, backend, wanted, None),
                 Err(error) => {
                     // The client is told; if it left there is nobody to tell.
                     drop(backend.output.send(Output::Failure(error.message)).await);
@@ -270,13 +272,15 @@ impl Engine {
         }
     }
 
-    /// Moves bytes until the process ends or the client goes.
+    /// Moves bytes until the process ends or the client goes. With `ended` the session is over only when
+    /// that is true: its client asks for the exit code next.
     pub(crate) fn pump(
         self: &Arc<Self>,
         container: Arc<Container>,
         stream: UnixStream,
         backend: Backend,
         wanted: Wanted,
+        ended: Option<watch::Receiver<bool>>,
     ) {
         let (reader, writer) = stream.into_split();
         let engine = self.clone();
@@ -287,7 +291,7 @@ impl Engine {
                 left = forward_input(input, writer, &wanted) => left == Left::Detached,
                 () = output.closed() => false,
                 // The session's output ends with the last sender: this task must not hold one longer.
-                _ = &mut outward => return,
+                _ = &mut outward => return until_known(ended).await,
             };
             outward.abort();
             if detached {
@@ -321,6 +325,15 @@ async fn forward_output(mut reader: OwnedReadHalf, output: mpsc::Sender<Output>)
         if output.send(frame).await.is_err() {
             return;
         }
+    }
+}
+
+/// Waits, with a bound, until the end of a process whose output has ended is known.
+async fn until_known(ended: Option<watch::Receiver<bool>>) {
+    let Some(mut ended) = ended else { return };
+    let known = ended.wait_for(|ended| *ended);
+    if tokio::time::timeout(END_WAIT, known).await.is_err() {
+        tracing::warn!("a process has closed its output, and how it ended is not known");
     }
 }
 
@@ -437,6 +450,16 @@ mod tests {
         let closed = [data.clone(), frame(STDIN_END, &[])].concat();
         assert_eq!(forwarded(InputEnd::Closes).await, (closed, false));
         assert_eq!(forwarded(InputEnd::Leaves).await, (data, true));
+    }
+
+    #[tokio::test]
+    async fn a_session_is_over_when_the_exit_code_is_known() {
+        let (sender, ended) = watch::channel(false);
+        let over = until_known(Some(ended.clone()));
+        assert!(futures_util::FutureExt::now_or_never(over).is_none());
+        sender.send_replace(true);
+        until_known(Some(ended)).await;
+        until_known(None).await;
     }
 
     #[test]

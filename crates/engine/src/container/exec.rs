@@ -242,7 +242,8 @@ impl Engine {
         self.exec_event(container, &action, &exec.id, None);
         let session = client.map(|(connection, wanted)| {
             let (session, backend) = session(request.tty);
-            self.pump(container.clone(), connection, backend, wanted);
+            let ended = Some(exec.ended.subscribe());
+            self.pump(container.clone(), connection, backend, wanted, ended);
             session
         });
         self.watch_exec(container.clone(), exec.clone());
