@@ -1,6 +1,6 @@
 //! Bodies in both directions, through bounded channels.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use engine::ByteStream;
@@ -21,6 +21,9 @@ pub(crate) struct CutOff(String);
 
 pub(crate) type Body = BoxBody<Bytes, CutOff>;
 
+/// What is read of an upload that was refused.
+const DRAIN_BYTES: usize = 1 << 30;
+const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// Chunks in flight.
 const QUEUE: usize = 8;
 
@@ -82,10 +85,29 @@ pub(crate) fn upload(mut body: Incoming) -> ByteStream {
                 )),
             };
             let failed = item.is_err();
-            if sender.send(item).await.is_err() || failed {
+            if sender.send(item).await.is_err() {
+                return drain(body).await;
+            }
+            if failed {
                 return;
             }
         }
     });
     receiver
+}
+
+/// Reads what nobody wants: with it unread the connection would be reset, and the client never see why it
+/// was refused.
+pub(crate) async fn drain(mut body: Incoming) {
+    let rest = async {
+        let mut left = DRAIN_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // A client that goes on for longer has to do without the reason.
+    drop(tokio::time::timeout(DRAIN_TIME, rest).await);
 }

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    body::Body,
+    body::{Body, drain},
     containers,
     error::{ApiError, Reply, empty},
     images,
@@ -192,6 +192,9 @@ impl Server {
                 Err(error) => {
                     let (status, message) = (error.status.as_u16(), &error.message);
                     tracing::debug!(%method, path, status, message, "refused");
+                    if let Some(body) = context.body.take() {
+                        tokio::spawn(drain(body));
+                    }
                     error.into_response()
                 }
             }

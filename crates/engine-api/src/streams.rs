@@ -29,6 +29,8 @@ use crate::{
 
 const RAW: &str = "application/vnd.docker.raw-stream";
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+/// How long a client that still sends is listened to once everything was said.
+const LINGER: Duration = Duration::from_secs(5);
 /// How often a client that sends no more is looked for.
 const GONE_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes read from a client at once.
@@ -246,11 +248,17 @@ async fn carry(
         }
         drop(write.shutdown().await);
     };
+    let mut reader = reader;
     tokio::select! {
-        () = tell => {}
-        () = gone => {}
+        () = tell => {
+            // Closed with something unread, the connection would be reset, and what the client has not
+            // read yet be lost.
+            if tokio::time::timeout(LINGER, &mut reader).await.is_err() {
+                reader.abort();
+            }
+        }
+        () = gone => reader.abort(),
     }
-    reader.abort();
 }
 
 fn plain_session(session: AttachSession, body: Option<Incoming>) -> Response<Body> {

@@ -142,9 +142,9 @@ impl Engine {
         let mut command = record.path.clone();
         for word in &record.args {
             command.push(' ');
-            // docker quotes words that a shell would split.
+            // moby `daemon/container/view.go`: for the eye, not for a shell.
             if word.contains(' ') {
-                command.push_str(&format!("'{}'", word.replace('\'', "'\\''")));
+                command.push_str(&format!("'{word}'"));
             } else {
                 command.push_str(word);
             }

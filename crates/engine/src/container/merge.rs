@@ -39,15 +39,13 @@ pub(crate) fn merge(config: &mut Config, image: &ImageConfig) {
     }
 }
 
-/// The image's variables come first; one that the client names anew is left out, and a name alone
+/// The image's variables follow the client's; one that the client names anew is left out, and a name alone
 /// removes it.
 fn merge_env(env: &mut Vec<String>, image: &[String]) {
     let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_string();
     let own: Vec<String> = env.iter().map(|entry| key(entry)).collect();
-    let inherited = image.iter().filter(|entry| !own.contains(&key(entry))).cloned();
-    let merged: Vec<String> =
-        inherited.chain(env.iter().filter(|entry| entry.contains('=')).cloned()).collect();
-    *env = merged;
+    env.retain(|entry| entry.contains('='));
+    env.extend(image.iter().filter(|entry| !own.contains(&key(entry))).cloned());
 }
 
 fn merge_command(config: &mut Config, image: &ImageConfig) {
@@ -186,7 +184,7 @@ mod tests {
     fn variables_merge_by_name() {
         let mut config = Config { env: vec!["B=9".into(), "C=3".into()], ..Config::default() };
         merge(&mut config, &image());
-        assert_eq!(config.env, ["A=1", "B=9", "C=3"]);
+        assert_eq!(config.env, ["B=9", "C=3", "A=1"]);
         let mut config = Config { env: vec!["A".into()], ..Config::default() };
         merge(&mut config, &image());
         assert_eq!(config.env, ["B=2"]);
