@@ -114,6 +114,22 @@ pub(crate) fn make_dir_mode(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// How much a record's loss would cost.
+/// Bytes that a filter's expression may take when compiled.
+const EXPRESSION_BYTES: usize = 1 << 20;
+
+/// Whether a regular expression, as filters have it, is found in a text (moby `filters.Args.Match`); one
+/// that is none matches nothing.
+pub(crate) fn expression_matches(text: &str, expression: &str) -> bool {
+    use regex_automata::nfa::thompson::{Config, pikevm::PikeVM};
+    let compiled = PikeVM::builder()
+        .thompson(Config::new().nfa_size_limit(Some(EXPRESSION_BYTES)))
+        .build(expression);
+    match compiled {
+        Ok(compiled) => compiled.is_match(&mut compiled.create_cache(), text),
+        Err(_) => false,
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durability {
     /// Survives a power cut: file and directory are synced.

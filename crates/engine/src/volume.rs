@@ -16,7 +16,9 @@ use types::ErrorKind;
 
 use crate::{
     Engine, Error, Result,
-    util::{Durability, make_dir_mode, random_id, read_limited, rfc3339, write_file},
+    util::{
+        Durability, expression_matches, make_dir_mode, random_id, read_limited, rfc3339, write_file,
+    },
 };
 
 const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
@@ -281,7 +283,7 @@ impl Engine {
             filters.exact_match("driver", "local")
                 && filters.match_labels("label", &volume.labels)
                 && (!filters.contains("name")
-                    || filters.get("name").any(|want| volume.name.contains(want)))
+                    || filters.get("name").any(|want| expression_matches(&volume.name, want)))
                 && dangling.is_none_or(|want| self.volume_users(&volume.name).is_empty() == want)
         });
         Ok(volumes.iter().map(|volume| self.volume_shape(volume)).collect())

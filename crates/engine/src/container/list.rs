@@ -10,7 +10,7 @@ use super::{
     inspect::{descriptor_shape, mount_shape},
     record::{Record, Status},
 };
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, util::expression_matches};
 
 /// moby `daemon/list.go` `acceptedPsFilterTags`.
 const FILTERS: &[&str] = &[
@@ -208,24 +208,9 @@ impl Engine {
     }
 }
 
-/// A part of the name, with or without docker's leading `/` and the anchors `^` and `$`.
+/// With or without docker's leading `/`.
 fn name_matches(name: &str, want: &str) -> bool {
-    let (want, from_start) = match want.strip_prefix('^') {
-        Some(rest) => (rest, true),
-        None => (want, false),
-    };
-    let (want, to_end) = match want.strip_suffix('$') {
-        Some(rest) => (rest, true),
-        None => (want, false),
-    };
-    let slashed = format!("/{name}");
-    let name = if want.starts_with('/') { slashed.as_str() } else { name };
-    match (from_start, to_end) {
-        (true, true) => name == want,
-        (true, false) => name.starts_with(want),
-        (false, true) => name.ends_with(want),
-        (false, false) => name.contains(want),
-    }
+    expression_matches(name, want) || expression_matches(&format!("/{name}"), want)
 }
 
 /// `80`, `80/udp`, `8000-8010/tcp`
@@ -328,6 +313,8 @@ mod tests {
         assert!(name_matches("web-1", "web"));
         assert!(name_matches("web-1", "^/web-1$"));
         assert!(name_matches("web-1", "^web"));
+        assert!(name_matches("web-1", "w.b-[0-9]$"));
         assert!(!name_matches("web-1", "^eb"));
+        assert!(!name_matches("web-1", "("));
     }
 }

@@ -90,7 +90,7 @@ impl Engine {
         networks.retain(|network| {
             any("driver", &|want| network.driver.name() == want)
                 && any("id", &|want| network.id.starts_with(want))
-                && any("name", &|want| network.name.contains(want))
+                && any("name", &|want| crate::util::expression_matches(&network.name, want))
                 && any("scope", &|want| want == "local")
                 && any("type", &|want| (want == "builtin") == network.is_predefined())
                 && filters.match_labels("label", &network.labels)
