@@ -91,10 +91,10 @@ impl Networks {
             map.insert(normal(&port)?, Some(taken));
         }
         if let Some(firewall) = &self.firewall {
-            firewall
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .publish(&published)?;
+            let mut firewall = firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // A port that is free to bind may have been promised to a container that is about to.
+            refuse_twice(firewall.desired().ports.iter(), &published)?;
+            firewall.publish(&published)?;
         }
         Ok((published, map))
     }
@@ -147,6 +147,27 @@ impl Networks {
     }
 }
 
+fn refuse_twice<'a>(
+    taken: impl Iterator<Item = &'a PublishedPort> + Clone,
+    wanted: &'a [PublishedPort],
+) -> Result<()> {
+    for (index, one) in wanted.iter().enumerate() {
+        let clashes = |other: &PublishedPort| {
+            other.proto == one.proto
+                && other.host_port == one.host_port
+                && other.host_ip.is_ipv4() == one.host_ip.is_ipv4()
+                && (other.host_ip == one.host_ip
+                    || other.host_ip.is_unspecified()
+                    || one.host_ip.is_unspecified())
+        };
+        if taken.clone().chain(&wanted[..index]).any(clashes) {
+            let (ip, port) = (one.host_ip, one.host_port);
+            return Err(network::Error::PortAllocated { ip, port }.into());
+        }
+    }
+    Ok(())
+}
+
 fn normal(port: &str) -> Result<String> {
     let (number, proto) = parse_port(port)?;
     Ok(format!("{number}/{}", proto.as_str()))
@@ -190,6 +211,23 @@ pub(crate) fn validate(host: &api_types::HostConfig, config: &api_types::Config)
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_port_is_given_once() {
+        let port = |ip: &str, host_port| PublishedPort {
+            proto: Proto::Tcp,
+            host_ip: ip.parse().unwrap(),
+            host_port,
+            container_ip: "172.17.0.2".parse().unwrap(),
+            container_port: 80,
+        };
+        let taken = [port("0.0.0.0", 80), port("127.0.0.1", 81)];
+        let refused = |wanted: &[PublishedPort]| refuse_twice(taken.iter(), wanted).is_err();
+        assert!(refused(&[port("127.0.0.1", 80)]));
+        assert!(refused(&[port("0.0.0.0", 81)]));
+        assert!(!refused(&[port("127.0.0.2", 81), port("::", 80)]));
+        assert!(refused(&[port("0.0.0.0", 90), port("0.0.0.0", 90)]));
+    }
 
     #[test]
     fn port_texts() {
