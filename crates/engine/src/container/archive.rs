@@ -115,11 +115,9 @@ impl Engine {
             blocking(move || Ok((stat_in(&root, &path, &record.name)?, root, path))).await?;
         let name = PathBuf::from(base_name(&path));
         let source = if stat.is_dir() {
-            // The directory itself, under its last name; `/.` at the end means what is in it.
-            Source {
-                path: relative(&path),
-                name: if name == Path::new(".") { PathBuf::new() } else { name },
-            }
+            // The directory itself, under its last name; `/.` at the end means what is in it. A link that
+            // the path ends in was followed to get here: `.` behind it does that again.
+            Source { path: relative(&path).join("."), name }
         } else {
             Source { path: relative(&path), name }
         };
