@@ -139,6 +139,13 @@ fn take(inner: &Inner, envelope: api::EventEnvelope) -> Result<()> {
             let exec_id = if exit.id == exit.container_id { "" } else { &exit.id };
             // A task or exec that is not known has told its exit before it was deleted.
             if let Ok(known) = inner.task(&envelope.namespace, &exit.container_id) {
+                // The shim of an earlier run of the container may tell late, as after an absence of the
+                // store's: that exit is not this task's.
+                let pid = known.lock().processes.get(exec_id).map(|process| process.pid);
+                if pid.is_some_and(|pid| pid != 0 && exit.pid != 0 && pid != exit.pid) {
+                    tracing::debug!(task = known.id, pid = exit.pid, "the exit of an earlier process");
+                    return Ok(());
+                }
                 let ended = task::exit(exit.exit_status, exit.exited_at);
                 known.record_exit(&*inner.host, exec_id, ended);
             }
