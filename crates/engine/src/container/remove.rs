@@ -10,6 +10,8 @@ use crate::{
 };
 
 const KILL_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often a forced removal kills a container that others keep starting.
+const FORCE_ROUNDS: usize = 16;
 const PRUNE_FILTERS: &[&str] = &["label", "label!", "until"];
 
 /// Flags of `DELETE /containers/{id}`.
@@ -23,6 +25,27 @@ pub struct RemoveOptions {
     pub link: bool,
 }
 
+/// Only force removes what runs.
+fn refuse_running(container: &Container, force: bool) -> Result<()> {
+    let record = container.record();
+    if force || !record.status.is_running() {
+        return Ok(());
+    }
+    let (what, hint) = match record.status {
+        Status::Running { paused: true, .. } => {
+            ("paused", "unpause and then stop the container before removal or force remove")
+        }
+        Status::Restarting { .. } => {
+            ("restarting", "stop the container before removal or force remove")
+        }
+        _ => ("running", "stop the container before removing or force remove"),
+    };
+    Err(Error::conflict(format!(
+        "cannot remove container \"/{}\": container is {what}: {hint}",
+        record.name
+    )))
+}
+
 impl Engine {
     pub async fn container_remove(
         self: &Arc<Self>,
@@ -33,38 +56,25 @@ impl Engine {
             return Err(Error::not_implemented("removing a link"));
         }
         let container = self.containers.find(name)?;
-        let status = container.record().status.clone();
-        if status.is_running() {
-            if !options.force {
-                let (what, hint) = match status {
-                    Status::Running { paused: true, .. } => (
-                        "paused",
-                        "unpause and then stop the container before removal or force remove",
-                    ),
-                    Status::Restarting { .. } => {
-                        ("restarting", "stop the container before removal or force remove")
-                    }
-                    _ => ("running", "stop the container before removing or force remove"),
-                };
-                return Err(Error::conflict(format!(
-                    "cannot remove container \"/{}\": container is {what}: {hint}",
-                    container.record().name
-                )));
+        for _ in 0..FORCE_ROUNDS {
+            refuse_running(&container, options.force)?;
+            let lifecycle = container.lifecycle.lock().await;
+            if container.is_removed() {
+                // `--rm` was quicker.
+                return Ok(());
             }
+            // A start that was under way may be over now.
+            refuse_running(&container, options.force)?;
+            if !container.record().status.is_running() {
+                return self.remove_locked(&container, options.volumes).await;
+            }
+            drop(lifecycle);
             self.kill_for_removal(&container).await?;
         }
-        let _lifecycle = container.lifecycle.lock().await;
-        if container.is_removed() {
-            // `--rm` was quicker.
-            return Ok(());
-        }
-        if container.record().status.is_running() {
-            return Err(Error::conflict(format!(
-                "cannot remove container \"/{}\": it was started again meanwhile",
-                container.record().name
-            )));
-        }
-        self.remove_locked(&container, options.volumes).await
+        Err(Error::conflict(format!(
+            "cannot remove container \"/{}\": it was started again meanwhile",
+            container.record().name
+        )))
     }
 
     async fn kill_for_removal(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
@@ -90,8 +100,9 @@ impl Engine {
                 Err(_) => {}
                 Ok(()) => self.kill_event(container, SIGKILL),
             }
-            if paused {
-                self.services.tasks.resume(container.id.as_str()).await?;
+            // On cgroup v1 a runtime thaws what it kills. Whether it ends is what counts.
+            if paused && let Err(error) = self.services.tasks.resume(container.id.as_str()).await {
+                tracing::debug!(container = %container.id, %error, "a killed container was not thawed");
             }
         }
         if wait_stopped(container, Some(KILL_WAIT)).await {

@@ -28,9 +28,12 @@ impl Engine {
         timeout: Option<i64>,
     ) -> Result<()> {
         let container = self.containers.find(name)?;
+        // A start that is under way comes first.
+        let lifecycle = container.lock_live(name).await?;
         if !container.record().status.is_running() {
             return Err(Error::not_modified("the container is already stopped"));
         }
+        drop(lifecycle);
         self.stop_running(&container, signal, timeout).await?;
         self.container_event(&container, "stop");
         Ok(())
@@ -112,8 +115,11 @@ impl Engine {
         let sent = sent.inspect(|()| self.kill_event(container, signal));
         if ends && container.record().is_paused() {
             let _lifecycle = container.lifecycle.lock().await;
-            if container.record().is_paused() {
-                self.thaw(container).await?;
+            // On cgroup v1 a runtime thaws what it kills. Whether it ends is what counts.
+            if container.record().is_paused()
+                && let Err(error) = self.thaw(container).await
+            {
+                tracing::debug!(container = %container.id, %error, "a signalled container was not thawed");
             }
         }
         match sent {
@@ -178,7 +184,11 @@ impl Engine {
         let container = self.containers.find(name)?;
         // One that goes with its run (`--rm`) stays for the next.
         let _hold = container.hold_for_restart();
-        if container.record().status.is_running() {
+        // A start that is under way comes first.
+        let lifecycle = container.lock_live(name).await?;
+        let running = container.record().status.is_running();
+        drop(lifecycle);
+        if running {
             self.stop_running(&container, signal, timeout).await?;
             self.container_event(&container, "stop");
         }
