@@ -26,8 +26,9 @@ pub const VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 8;
 /// Bytes of a frame's payload.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
-/// Clients of one shim at once. Each may hold a few descriptors' worth of memory, no more.
-const CLIENTS_MAX: usize = 128;
+/// Clients of one shim at once, as many as there may be execs; more wait until one goes. An idle one costs
+/// a descriptor and little memory.
+const CLIENTS_MAX: usize = 1024;
 
 /// Kinds of frames.
 pub mod kind {
@@ -95,11 +96,13 @@ impl Shim {
     /// Takes new clients in.
     pub(crate) fn on_attach_listener(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(fd) = rustix::net::accept_with(&self.attach_listener, flags) {
-            if self.clients.len() < CLIENTS_MAX && crate::server::is_ours(&fd) {
+        while self.clients.len() < CLIENTS_MAX {
+            let Ok(fd) = rustix::net::accept_with(&self.attach_listener, flags) else { return };
+            if crate::server::is_ours(&fd) {
                 self.add_client(fd);
             }
         }
+        self.poller.modify(&self.attach_listener, Kind::AttachListener, 0, EventFlags::empty());
     }
 
     fn add_client(&mut self, fd: OwnedFd) {
@@ -399,8 +402,13 @@ impl Shim {
     }
 
     pub(crate) fn drop_client(&mut self, id: u64) {
+        let full = self.clients.len() >= CLIENTS_MAX;
         let Some(client) = self.clients.remove(&id) else { return };
         self.poller.remove(&client.fd);
+        if full {
+            // Who waits is heard again; at the shim's end the listener is not registered any more.
+            self.poller.modify(&self.attach_listener, Kind::AttachListener, 0, EventFlags::IN);
+        }
         self.progress();
         let Some(key) = client.process else { return };
         let Some(process) = self.processes.get_mut(&key) else { return };

@@ -35,7 +35,7 @@ const SANDBOX_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
 const GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
 /// Options on standard input; they are a few paths.
 const OPTIONS_BYTES_MAX: u64 = 1 << 20;
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
 /// Status of a container that was killed because its shim is gone.
 const KILLED: u32 = 137;
 

@@ -32,8 +32,11 @@ const QUEUE: usize = 16;
 const END_WAIT: Duration = Duration::from_secs(5);
 /// Clients that wait for a container's first start.
 const PENDING: usize = 64;
-/// How long the shim may take to answer a hello.
-const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// How long the shim may take to answer a hello, with all that it has to do before; the store gives its
+/// calls as long.
+const HELLO_WAIT: Duration = Duration::from_secs(60);
+/// Pause before a shim is tried again whose queue of connections is full.
+const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -245,7 +248,7 @@ impl Engine {
         let point = self.services.extras.attach_point(process).await?;
         let socket = &point.socket;
         let talk = async {
-            let mut stream = UnixStream::connect(socket).await?;
+            let mut stream = connect_patiently(socket).await?;
             let hello = serde_json::json!({
                 "version": 1,
                 "container_id": process.container_id,
@@ -308,6 +311,18 @@ impl Container {
             &mut *self.pending_attach.lock().unwrap_or_else(PoisonError::into_inner),
         );
         tracing::debug!(clients = pending.len(), message, "attached clients let go");
+    }
+}
+
+/// Connects; as long as too many others wait to be accepted it tries again.
+async fn connect_patiently(socket: &std::path::Path) -> std::io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+            other => return other,
+        }
     }
 }
 
