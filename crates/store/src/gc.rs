@@ -1,5 +1,5 @@
 //! Garbage collection by containerd's rules: roots are image records, leases, containers' snapshots
-//! and what carries `containerd.io/gc.root`; `containerd.io/gc.ref.content*` and
+//! and what carries `containerd.io/gc.root` (a snapshot also with `gantry.io/container`); `containerd.io/gc.ref.content*` and
 //! `containerd.io/gc.ref.snapshot.NAME*` labels and snapshot parents lead on. What is in flight is
 //! protected by [`crate::guard::Guard`].
 
@@ -23,6 +23,9 @@ use crate::{
 };
 
 const ROOT: &str = "containerd.io/gc.root";
+/// Marks the snapshot of one of the engine's containers with the container's id. The store's own record
+/// of a container begins with its first start, so that nothing else leads there before.
+const ENGINE_CONTAINER: &str = "gantry.io/container";
 pub(crate) const REF_CONTENT: &str = "containerd.io/gc.ref.content";
 pub(crate) const REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";
 const FLAT: &str = "containerd.io/gc.flat";
@@ -184,7 +187,7 @@ impl Core {
             }
         }
         for (key, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, ns)? {
-            if record.labels.contains_key(ROOT) {
+            if [ROOT, ENGINE_CONTAINER].iter().any(|label| record.labels.contains_key(*label)) {
                 roots.push((ResourceKind::Snapshot, key));
             }
         }

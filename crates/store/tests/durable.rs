@@ -233,6 +233,44 @@ async fn database_lost_or_damaged() {
     }
 }
 
+/// A container's snapshot that only its label holds, as that of one never started, and its parents
+/// outlive every collection of every life of the store; what nothing holds goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn labelled_snapshots_are_not_collected() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let kept =
+        ["gantry.io/container", "containerd.io/gc.root"].map(|label| (label, random::name("k")));
+    let (base, loose) = (random::name("base"), random::name("loose"));
+    {
+        let (store, services) = open(root).await;
+        let work = random::name("work");
+        services.snapshots.prepare(&work, None, labels(&[])).await.unwrap();
+        services.snapshots.commit(&base, &work, labels(&[])).await.unwrap();
+        for (label, key) in &kept {
+            let marks = labels(&[(label, key)]);
+            services.snapshots.prepare(key, Some(&base), marks).await.unwrap();
+        }
+        services.snapshots.prepare(&loose, Some(&base), labels(&[])).await.unwrap();
+        store.flush().await.unwrap();
+    }
+    for _ in 0..3 {
+        let (_store, services) = open(root).await;
+        services.extras.collect_garbage().await.unwrap();
+        for key in kept.iter().map(|(_, key)| key).chain([&base]) {
+            services.snapshots.stat(key).await.unwrap();
+        }
+        suite::assert_kind(services.snapshots.stat(&loose).await, types::ErrorKind::NotFound);
+        assert_no_leak(root, &services).await;
+    }
+    let (_store, services) = open(root).await;
+    for (_, key) in &kept {
+        services.snapshots.remove(key).await.unwrap();
+    }
+    services.extras.collect_garbage().await.unwrap();
+    suite::assert_kind(services.snapshots.stat(&base).await, types::ErrorKind::NotFound);
+}
+
 /// A second store on the same directories is refused; once the first is gone, it opens.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_at_a_time() {

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use api_types::{ContainerCreateBody, EndpointSettings, HostConfig, Map};
-use store_api::Labels;
+use store_api::{Labels, Timestamp};
 use types::{ContainerId, Platform, validate_name};
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Engine, Error, Result,
-    util::{make_dir_mode, random_id},
+    util::{make_dir_mode, random_id, rfc3339},
 };
 
 /// Attempts at a random name that is free.
@@ -20,6 +20,9 @@ const NAME_ATTEMPTS: u32 = 10;
 const MIN_MEMORY_BYTES: i64 = 6 << 20;
 /// Label that tells the snapshotter that a power cut may take this layer.
 const VOLATILE: &str = "gantry.io/volatile";
+/// Label of a container's snapshot: the container's id. The store does not collect what has it.
+pub(crate) const CONTAINER_LABEL: &str = "gantry.io/container";
+const GC_ROOT: &str = "containerd.io/gc.root";
 
 /// A container that was made, and what the user should know about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +105,11 @@ impl Engine {
             new.mounts = mounts;
             make_dir_mode(&dir, 0o710)?;
             let record = Record::new(new);
-            let mut labels = Labels::from([("gantry.io/container".into(), id.to_string())]);
+            let mut labels = Labels::from([
+                (CONTAINER_LABEL.into(), id.to_string()),
+                // The engine alone removes it, with its own record.
+                (GC_ROOT.into(), rfc3339(Some(Timestamp::now()))),
+            ]);
             if record.host_config.auto_remove {
                 labels.insert(VOLATILE.into(), "true".into());
             }
