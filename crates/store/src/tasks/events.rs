@@ -143,7 +143,11 @@ fn take(inner: &Inner, envelope: api::EventEnvelope) -> Result<()> {
                 // store's: that exit is not this task's.
                 let pid = known.lock().processes.get(exec_id).map(|process| process.pid);
                 if pid.is_some_and(|pid| pid != 0 && exit.pid != 0 && pid != exit.pid) {
-                    tracing::debug!(task = known.id, pid = exit.pid, "the exit of an earlier process");
+                    tracing::debug!(
+                        task = known.id,
+                        pid = exit.pid,
+                        "the exit of an earlier process"
+                    );
                     return Ok(());
                 }
                 let ended = task::exit(exit.exit_status, exit.exited_at);
