@@ -144,7 +144,8 @@ fn each_planted_leak_is_caught() {
         (Kind::Iptables, "iptables-legacy -P FORWARD DROP".to_owned(), "FORWARD DROP".to_owned()),
         (
             Kind::Sysctl,
-            "sysctl -qw net.ipv4.ip_forward=$((1 - $(cat /proc/sys/net/ipv4/ip_forward)))".to_owned(),
+            "sysctl -qw net.ipv4.ip_forward=$((1 - $(cat /proc/sys/net/ipv4/ip_forward)))"
+                .to_owned(),
             "ip_forward = ".to_owned(),
         ),
         (Kind::File, format!("touch /var/lib/{name}"), name.clone()),
