@@ -11,7 +11,7 @@ use crate::{
     cache::Record,
     error::{Error, Result},
     files,
-    session::{BUILD, GC_ROOT, blocking, lease_of},
+    session::{BUILD, GC_ROOT, LEASE_PREFIX, blocking, lease_of},
 };
 
 /// Inputs of pruned results that are kept for explanations.
@@ -49,6 +49,20 @@ impl Builder {
         let found = leases.list(&filters).await.map_err(Error::store("list leases"))?;
         for lease in found.into_iter().filter(|lease| marked(&lease.labels)) {
             leases.delete(&lease.id, false).await.map_err(Error::store("delete lease"))?;
+        }
+        // Of results whose record was not written any more, or was removed already.
+        let found = leases.list(&[]).await.map_err(Error::store("list leases"))?;
+        for lease in found {
+            let key = lease.id.strip_prefix(LEASE_PREFIX);
+            let kept = |key| self.cache.get(key).is_some_and(|record| !record.pruned);
+            if key.is_some_and(|key| !kept(key)) {
+                match leases.delete(&lease.id, false).await {
+                    Err(error) if !error.is_not_found() => {
+                        return Err(Error::store("delete lease")(error));
+                    }
+                    _ => {}
+                }
+            }
         }
         let tmp = self.cache.dir("tmp");
         blocking(move || {

@@ -39,9 +39,11 @@ pub(crate) struct Session {
     views: tokio::sync::Mutex<BTreeMap<String, Arc<Root>>>,
 }
 
+pub(crate) const LEASE_PREFIX: &str = "gantry-build-";
+
 /// The lease that holds one cached result.
 pub(crate) fn lease_of(key: &str) -> String {
-    format!("gantry-build-{key}")
+    format!("{LEASE_PREFIX}{key}")
 }
 
 impl Session {

@@ -35,6 +35,8 @@ use crate::{
 const QUEUE: usize = 64;
 /// Bytes of a build context: what a spool directory may be asked to take.
 const CONTEXT_BYTES: u64 = 64 << 30;
+/// Of the file that a build's context is received into.
+pub(crate) const CONTEXT_PREFIX: &str = "context-";
 /// Bytes kept of a quiet build's output, in case it fails.
 const UNSAID_BYTES: usize = 4 << 20;
 /// What a message takes besides its text.
@@ -365,7 +367,7 @@ impl Engine {
     async fn spool_context(&self, body: ByteStream) -> Result<Spool> {
         let dir = self.config.data_root.join("tmp");
         make_dir(&dir)?;
-        let path = dir.join(format!("context-{}", random_id()));
+        let path = dir.join(format!("{CONTEXT_PREFIX}{}", random_id()));
         let spool = Spool(path.clone());
         receive(std::sync::Arc::default(), body, move |reader| {
             let mut file =

@@ -1,16 +1,87 @@
 //! What a daemon that was killed left half made or half removed.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use crate::{Engine, container::Container, error::chain, util::blocking};
+use store_api::ProcessId;
+use types::ContainerId;
+
+use crate::{
+    Engine,
+    builds::CONTEXT_PREFIX,
+    container::{CONTAINER_LABEL, Container, dir_of},
+    error::chain,
+    util::blocking,
+};
 
 impl Engine {
+    /// Ends the steps of builds that were cut off, and removes what those builds had received. Call it
+    /// before the builder removes the snapshots that the steps run on.
+    pub(crate) async fn end_cut_off_builds(&self) {
+        for dir in entries(&self.config.exec_root.join("build")) {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            let Some(id) = name.filter(|name| name.parse::<ContainerId>().is_ok()) else {
+                continue;
+            };
+            tracing::info!(step = id, "a step of a build that was cut off is ended");
+            self.undo_task(&ProcessId::init(id)).await;
+            if let Err(error) = self.services.containers.delete(id).await
+                && !error.is_not_found()
+            {
+                tracing::warn!(step = id, %error, "a step's record was left behind");
+            }
+            if let Err(error) = std::fs::remove_dir_all(&dir) {
+                tracing::warn!(dir = %dir.display(), %error, "a step's directory was left behind");
+            }
+        }
+        for file in entries(&self.config.data_root.join("tmp")) {
+            let name = file.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.starts_with(CONTEXT_PREFIX))
+                && let Err(error) = std::fs::remove_file(&file)
+            {
+                tracing::warn!(file = %file.display(), %error, "a build context stays");
+            }
+        }
+    }
+
+    /// Removes containers' snapshots that neither this engine nor the store has a container for. The
+    /// store does not collect them.
+    pub(crate) async fn remove_orphaned_snapshots(&self) {
+        let filters = [format!("labels.\"{CONTAINER_LABEL}\"")];
+        let snapshots = match self.services.snapshots.list(&filters).await {
+            Ok(snapshots) => snapshots,
+            Err(error) => {
+                tracing::warn!(%error, "snapshots were not looked through");
+                return;
+            }
+        };
+        for info in snapshots {
+            let Ok(id) = info.name.parse::<ContainerId>() else { continue };
+            let dir = dir_of(&self.config.data_root, &id);
+            let gone = std::fs::symlink_metadata(&dir)
+                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            let recorded = self.services.containers.get(id.as_str()).await;
+            let unknown = recorded.is_err_and(|error| error.is_not_found());
+            if !gone || !unknown || info.labels.get(CONTAINER_LABEL) != Some(&info.name) {
+                continue;
+            }
+            tracing::info!(container = %id, "the snapshot of a container that is gone is removed");
+            if let Err(error) = self.services.snapshots.remove(id.as_str()).await {
+                tracing::warn!(container = %id, %error, "a snapshot stays");
+            }
+        }
+    }
+
     /// Removes a container's directory without a record: its creation or its removal was cut off.
     ///
     /// Answers whether it was such a directory. One with a record that cannot be read is none: it is kept.
     pub(crate) async fn removed_half(&self, dir: &Path) -> bool {
         let missing = std::fs::symlink_metadata(dir.join("gantry.json"))
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         let Some(id) = dir.file_name().and_then(|name| name.to_str()).filter(|_| missing) else {
             return false;
         };
@@ -54,6 +125,19 @@ impl Engine {
         });
         if let Err(error) = removed.await {
             tracing::warn!(%error, "network namespaces were not looked through");
+        }
+    }
+}
+
+/// What a directory holds; nothing if it is not there.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    match std::fs::read_dir(dir) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(dir = %dir.display(), %error, "a directory was not looked through");
+            }
+            Vec::new()
         }
     }
 }

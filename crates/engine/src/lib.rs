@@ -112,6 +112,7 @@ impl Engine {
         let builder = build::Builder::new(engine.services.clone(), host, root)
             .map_err(|e| Error::new(e.kind(), image::failure(&e)))?;
         let builder = Arc::new(builder);
+        engine.end_cut_off_builds().await;
         if let Err(error) = builder.recover().await {
             tracing::warn!(error = image::failure(&error), "leftovers of a build stay");
         }
@@ -244,6 +245,8 @@ impl Engine {
             }
         }
         self.remove_stale_namespaces(&loaded).await;
+        self.remove_orphaned_snapshots().await;
+        self.settle_volumes().await;
         self.networks.assert_rules(ports)?;
         for (container, exit) in ended {
             self.on_exit(&container, exit).await;

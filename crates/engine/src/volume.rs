@@ -25,6 +25,9 @@ const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 /// moby `volume/service/opts`: label filters and more.
 const FILTERS: &[&str] = &["dangling", "driver", "label", "name"];
 const PRUNE_FILTERS: &[&str] = &["label", "label!", "all"];
+const RECORD_FILE: &str = "volume.json";
+/// Of a volume that is being removed; no volume's name begins like this.
+const TRASH_PREFIX: &str = ".trash-";
 const RECORD_LIMIT_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, Debug, Default)]
@@ -149,11 +152,9 @@ impl Volumes {
         let dir = self.root.join(&name);
         make_dir_mode(&dir, 0o701)?;
         make_dir_mode(&dir.join("_data"), 0o755)?;
-        let bytes = serde_json::to_vec(&record)
-            .map_err(|e| Error::internal(format!("encode volume {name}: {e}")))?;
         // An anonymous volume is no more lasting than its container.
         let durability = if new.anonymous { Durability::Atomic } else { Durability::Synced };
-        write_file(&dir.join("volume.json"), &bytes, 0o600, durability)?;
+        write_record(&dir, &record, durability)?;
         state.known.insert(name.clone(), record.clone());
         Ok((record, self.hold(&mut state, name)))
     }
@@ -192,7 +193,7 @@ impl Volumes {
         }
         let dir = self.root.join(name);
         // Out of sight in one step; emptied afterwards, so that a crash leaves no half volume.
-        let trash = self.root.join(format!(".trash-{}", random_id()));
+        let trash = self.root.join(format!("{TRASH_PREFIX}{}", random_id()));
         match fs::rename(&dir, &trash) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -209,18 +210,80 @@ impl Volumes {
     }
 }
 
+impl Volumes {
+    /// Makes records for volumes that have none or a damaged one, and removes those that hold nothing
+    /// and that nobody uses: their creation was cut off. Empties what a cut off removal left.
+    fn settle(&self, used: impl Fn(&str) -> bool) -> Result<()> {
+        let entries = fs::read_dir(&self.root).map_err(|e| Error::io("list", &self.root, &e))?;
+        for entry in entries.flatten() {
+            let (dir, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let known = self.get(&name).ok();
+            let settled = match known {
+                _ if name.starts_with(TRASH_PREFIX) => {
+                    fs::remove_dir_all(&dir).map_err(|e| Error::io("empty", &dir, &e))
+                }
+                Some(record) => self.settle_one(&dir, &record, used(&name)),
+                None => Ok(()),
+            };
+            if let Err(error) = settled {
+                tracing::warn!(volume = %name, %error, "a volume was not brought in order");
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_one(&self, dir: &Path, record: &VolumeRecord, used: bool) -> Result<()> {
+        let (name, path) = (&record.name, dir.join(RECORD_FILE));
+        match read_limited(&path, RECORD_LIMIT_BYTES) {
+            Ok(bytes) if parse(&bytes, name).is_some() => return Ok(()),
+            Ok(_) => {
+                let aside = dir.join(format!("{RECORD_FILE}.damaged"));
+                fs::rename(&path, &aside).map_err(|e| Error::io("rename", &path, &e))?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let data = dir.join("_data");
+                let mut held = fs::read_dir(&data).map_err(|e| Error::io("list", &data, &e))?;
+                if held.next().is_none() && !used {
+                    tracing::info!(volume = %name, "an empty volume without a record is removed");
+                    return self.remove(name, Vec::new);
+                }
+            }
+            Err(error) => return Err(Error::io("read", &path, &error)),
+        }
+        tracing::info!(volume = %name, "a volume gets a new record");
+        write_record(dir, record, Durability::Synced)
+    }
+}
+
+fn parse(bytes: &[u8], name: &str) -> Option<VolumeRecord> {
+    serde_json::from_slice(bytes).ok().filter(|record: &VolumeRecord| record.name == name)
+}
+
+fn write_record(dir: &Path, record: &VolumeRecord, durability: Durability) -> Result<()> {
+    let bytes = serde_json::to_vec(record)
+        .map_err(|e| Error::internal(format!("encode volume {}: {e}", record.name)))?;
+    write_file(&dir.join(RECORD_FILE), &bytes, 0o600, durability)
+}
+
+/// When a directory without a record was last changed: not before it was made.
+fn changed(dir: &Path) -> Timestamp {
+    use std::os::unix::fs::MetadataExt as _;
+    let seconds = fs::symlink_metadata(dir).map_or(0, |metadata| metadata.mtime());
+    Timestamp { seconds, nanos: 0 }
+}
+
 fn load(dir: &Path, name: String) -> VolumeRecord {
-    let record = read_limited(&dir.join("volume.json"), RECORD_LIMIT_BYTES)
+    let record = read_limited(&dir.join(RECORD_FILE), RECORD_LIMIT_BYTES)
         .ok()
-        .and_then(|bytes| serde_json::from_slice::<VolumeRecord>(&bytes).ok());
+        .and_then(|bytes| parse(&bytes, &name));
     match record {
-        Some(record) if record.name == name => record,
-        _ => {
+        Some(record) => record,
+        None => {
             tracing::warn!(volume = %name, "a volume's record is missing or damaged; its data is kept");
             VolumeRecord {
                 version: 1,
                 name,
-                created: Timestamp::default(),
+                created: changed(dir),
                 labels: Map::new(),
                 options: Map::new(),
             }
@@ -239,6 +302,18 @@ impl Engine {
             options: record.options.clone(),
             scope: "local".into(),
             ..Volume::default()
+        }
+    }
+
+    /// Brings the volumes in order that a daemon's death left half made or half removed. Call it once
+    /// every container is known.
+    pub(crate) async fn settle_volumes(self: &std::sync::Arc<Self>) {
+        let engine = self.clone();
+        let settled = crate::util::blocking(move || {
+            engine.volumes.settle(|name| !engine.volume_users(name).is_empty())
+        });
+        if let Err(error) = settled.await {
+            tracing::warn!(%error, "volumes were not brought in order");
         }
     }
 
@@ -381,6 +456,30 @@ mod tests {
         assert!(volumes.data_dir(&record.name).is_dir());
         volumes.remove("data", Vec::new).unwrap();
         assert!(volumes.get("data").is_err() && !volumes.data_dir("data").exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn volumes_without_a_record_get_one_or_go() {
+        let dir = std::env::temp_dir().join(random_id());
+        let root = dir.join("volumes");
+        for name in ["full", "empty", "used", "damaged", ".trash-1"] {
+            fs::create_dir_all(root.join(name).join("_data")).unwrap();
+        }
+        for name in ["full", ".trash-1"] {
+            fs::write(root.join(name).join("_data/f"), "precious").unwrap();
+        }
+        fs::write(root.join("damaged").join(RECORD_FILE), "{").unwrap();
+        let volumes = Volumes::open(&dir).unwrap();
+        volumes.settle(|name| name == "used").unwrap();
+        for name in ["full", "used", "damaged"] {
+            let bytes = fs::read(root.join(name).join(RECORD_FILE)).unwrap();
+            assert_eq!(parse(&bytes, name), Some(volumes.get(name).unwrap()));
+        }
+        assert_eq!(fs::read(root.join("full/_data/f")).unwrap(), b"precious");
+        assert_eq!(fs::read(root.join("damaged/volume.json.damaged")).unwrap(), b"{");
+        assert!(volumes.get("empty").is_err());
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 3);
         fs::remove_dir_all(&dir).unwrap();
     }
 }
