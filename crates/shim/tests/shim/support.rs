@@ -89,6 +89,26 @@ pub(crate) struct World {
     pub(crate) events: mpsc::Receiver<api::EventEnvelope>,
 }
 
+impl Drop for World {
+    /// A shim that was killed, or its container, may have the directory for a moment more.
+    fn drop(&mut self) {
+        let mut gone = 0;
+        for _ in 0..100 {
+            let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let below = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+            for target in below.filter(|target| Path::new(target).starts_with(self.dir.path())) {
+                drop(Command::new("umount").args(["-l", target]).status());
+            }
+            drop(std::fs::remove_dir_all(self.dir.path()));
+            gone = if self.dir.path().exists() { 0 } else { gone + 1 };
+            if gone == 3 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
 impl World {
     pub(crate) fn new(runtime: &str) -> World {
         let dir = tempfile::Builder::new().prefix("gs").tempdir().unwrap();

@@ -210,3 +210,41 @@ fn names_networks_volumes_and_images_outlive_the_daemon() {
         ground.docker(&["volume", "rm", &volume]);
     });
 }
+
+/// Kills at random moments of a build: neither the next build nor a prune takes a layer from a container,
+/// and nothing stays of the builds.
+#[test]
+fn containers_keep_their_layers_over_a_killed_build() {
+    on_engine(Net::Isolated, |ground| {
+        let (created, exited, word) =
+            (random::name("created"), random::name("exited"), random::token(12));
+        let mark = format!("echo {word} > /mark; cat /mark");
+        ground.docker(&["create", "--name", &created, ground.reference(), "sh", "-c", &mark]);
+        let leave = format!("echo {word} > /left");
+        ground.docker(&["run", "--name", &exited, ground.reference(), "sh", "-c", &leave]);
+        ground.sh(
+            "mkdir ctx; head -c 100000 /dev/urandom > ctx/junk; \
+             printf 'FROM %s\\nRUN echo a > /a\\nRUN sleep 0.2; echo b > /b\\n' \"$I\" > ctx/Dockerfile",
+        );
+        let build = "DOCKER_BUILDKIT=0 docker build --no-cache -q ctx";
+        for _ in 0..5 {
+            let client = ground.shell(build).spawn().unwrap();
+            // Anywhere in the build; nothing depends on where.
+            std::thread::sleep(Duration::from_millis(u64::from(random::number(50..700))));
+            ground.daemon.kill().unwrap();
+            client.wait(DEFAULT_TIMEOUT).unwrap();
+            ground.daemon.start_again().unwrap();
+            ground.sh(build);
+            ground.docker(&["builder", "prune", "-af"]);
+            ground.docker(&["image", "prune", "-f"]);
+            let copied = ground.sh(&format!("docker cp {exited}:/left - | tar -xO"));
+            assert_eq!(copied, word);
+        }
+        let run = ground.docker(&["start", "-a", &created]);
+        assert_eq!(run, word);
+        let contexts = ground.sandbox.path("/var/lib/gantry/tmp");
+        assert_eq!(std::fs::read_dir(contexts).unwrap().count(), 0, "build contexts are left");
+        let steps = ground.sandbox.path("/run/gantry/build");
+        assert_eq!(std::fs::read_dir(steps).unwrap().count(), 0, "steps are left");
+    });
+}
