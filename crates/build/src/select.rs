@@ -216,8 +216,7 @@ fn group(
     };
     let is_dir = node.kind == Kind::Dir;
     let hidden = |path: &Path| {
-        root.ignore.is_ignored(path, is_dir)
-            && !(is_dir && root.ignore.may_contain_exception_below(path))
+        root.ignore.is_ignored(path) && !(is_dir && root.ignore.may_contain_exception_below(path))
     };
     if hidden(path) || hidden(&source) {
         return Ok(None);
@@ -236,7 +235,7 @@ fn group(
         let problem = format!("it is {}", describe(&node.kind));
         return Err(Error::Copy { command: walk.command, path: written.into(), problem });
     }
-    if walk.exclude.is_ignored(Path::new(&name), false) {
+    if walk.exclude.is_ignored(Path::new(&name)) {
         return Ok(None);
     }
     entries.push(Entry { source, relative: PathBuf::new(), node, hash: None });
@@ -278,7 +277,7 @@ fn descend(
         };
         let is_dir = node.kind == Kind::Dir;
         let relative = relative.join(&name);
-        let ignored = left_out(walk, &below, &relative, is_dir);
+        let ignored = left_out(walk, &below, &relative);
         if ignored && !(is_dir && may_hold_exceptions(walk, &below, &relative)) {
             continue;
         }
@@ -310,13 +309,13 @@ fn descend(
     Ok(())
 }
 
-fn left_out(walk: &Walk<'_>, source: &Path, relative: &Path, is_dir: bool) -> bool {
-    walk.root.ignore.is_ignored(source, is_dir) || walk.exclude.is_ignored(relative, is_dir)
+fn left_out(walk: &Walk<'_>, source: &Path, relative: &Path) -> bool {
+    walk.root.ignore.is_ignored(source) || walk.exclude.is_ignored(relative)
 }
 
 fn may_hold_exceptions(walk: &Walk<'_>, source: &Path, relative: &Path) -> bool {
     let one = |matcher: &Matcher, path: &Path| {
-        !matcher.is_ignored(path, true) || matcher.may_contain_exception_below(path)
+        !matcher.is_ignored(path) || matcher.may_contain_exception_below(path)
     };
     one(&walk.root.ignore, source) && one(&walk.exclude, relative)
 }

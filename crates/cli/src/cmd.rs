@@ -97,6 +97,12 @@ pub(crate) async fn run(
     let words: Vec<String> = words.collect();
     let global = flags::parse(GLOBAL, words.iter().cloned(), true)
         .map_err(|text| usage_error(&prog, "[OPTIONS] COMMAND [ARG...]", &text, 125, "Run"))?;
+    // Taken for its form alone: this client has no log.
+    let level = global.text("log-level");
+    let levels = ["panic", "fatal", "error", "warn", "warning", "info", "debug", "trace"];
+    if !levels.contains(&level.to_ascii_lowercase().as_str()) {
+        return Err(Error::Invalid(format!("unable to parse logging level: {level}")));
+    }
     let dir = global.given("config").map_or_else(config::default_dir, Into::into);
     let (config, warning) = Config::load(dir);
     if let Some(warning) = warning {
@@ -178,8 +184,30 @@ async fn invoke(ctx: &Ctx, path: String, cmd: &'static Cmd, words: Vec<String>) 
     }
     cmd.count.check(&ctx.prog, &path, cmd.usage, m.args.len())?;
     ctx.path.replace(path);
+    check_trust(&m)?;
     check_flags(ctx, &m).await?;
     (cmd.run)(ctx, m).await
+}
+
+/// Images are taken unsigned. Whoever asks for signatures, by flag or by `DOCKER_CONTENT_TRUST` (docker CLI
+/// 28 `trust.Enabled`), must not get an image that nobody checked.
+fn check_trust(m: &Matches) -> Result<()> {
+    const FLAG: &str = "disable-content-trust";
+    if !m.has(FLAG) {
+        return Ok(());
+    }
+    let by_environment = std::env::var("DOCKER_CONTENT_TRUST").is_ok_and(|value| {
+        !matches!(value.as_str(), "" | "0" | "f" | "F" | "false" | "False" | "FALSE")
+    });
+    let wanted = if m.changed(FLAG) { !m.flag(FLAG) } else { by_environment };
+    if wanted {
+        return Err(Error::Invalid(
+            "content trust is not supported: images' signatures cannot be checked (unset \
+             DOCKER_CONTENT_TRUST, or give --disable-content-trust, to go on without)"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Flags that the engine is too old for, or that only exist on Windows.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::term::{Escape, Raw};
 
 /// Size of one read, from either side.
-const CHUNK_BYTES: usize = 32 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks waiting for a slow reader or writer.
 const QUEUE_CHUNKS: usize = 8;
 
@@ -71,14 +71,13 @@ impl Output {
     }
 }
 
-/// A thread that reads stdin. It lives until the process ends or stdin does.
-fn stdin_chunks() -> mpsc::Receiver<io::Result<Bytes>> {
+/// A thread that reads. It lives until the process ends or the reader does.
+fn chunks_of(mut reader: impl Read + Send + 'static) -> mpsc::Receiver<io::Result<Bytes>> {
     let (queue, chunks) = mpsc::channel(QUEUE_CHUNKS);
     std::thread::spawn(move || {
-        let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            let item = match stdin.read(&mut buffer) {
+            let item = match reader.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(n) => Ok(Bytes::copy_from_slice(&buffer[..n])),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -95,7 +94,15 @@ fn stdin_chunks() -> mpsc::Receiver<io::Result<Bytes>> {
 
 /// Stdin as a request body.
 pub(crate) fn stdin_body() -> client::Body {
-    let chunks = stdin_chunks();
+    reader_body(io::stdin())
+}
+
+/// What a reader gives, read in a thread of its own, as a request body.
+pub(crate) fn reader_body(reader: impl Read + Send + 'static) -> client::Body {
+    receiver_body(chunks_of(reader))
+}
+
+pub(crate) fn receiver_body(chunks: mpsc::Receiver<io::Result<Bytes>>) -> client::Body {
     client::Body::Stream(Box::pin(futures_util::stream::unfold(chunks, |mut chunks| async move {
         chunks.recv().await.map(|item| (item, chunks))
     })))
@@ -130,7 +137,7 @@ pub(crate) async fn pump(conn: Hijacked, session: Session) -> Result<End> {
     let mut escape = Escape::new(if tty { session.detach_keys.clone() } else { Vec::new() });
     let input = async move {
         if stdin {
-            let mut chunks = stdin_chunks();
+            let mut chunks = chunks_of(io::stdin());
             while let Some(chunk) = chunks.recv().await {
                 let chunk = chunk.map_err(|source| Error::Stream { what: "read stdin", source })?;
                 let mut out = Vec::with_capacity(chunk.len());

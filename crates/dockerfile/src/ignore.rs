@@ -128,9 +128,9 @@ impl Matcher {
         Ok(())
     }
 
-    /// Is `path` (relative to the context's root) left out? The root itself never is. That `path` is a
-    /// directory makes no difference in this language; the argument is kept for callers' clarity.
-    pub fn is_ignored(&self, path: &Path, _is_dir: bool) -> bool {
+    /// Is `path` (relative to the context's root) left out? The root itself never is. Whether it is a
+    /// directory makes no difference in this language.
+    pub fn is_ignored(&self, path: &Path) -> bool {
         let text = relative(path);
         if text.is_empty() || self.rules.is_empty() {
             return false;
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn ignored(patterns: &str, path: &str) -> bool {
-        Matcher::parse(patterns).unwrap().is_ignored(Path::new(path), false)
+        Matcher::parse(patterns).unwrap().is_ignored(Path::new(path))
     }
 
     #[test]
@@ -290,8 +290,8 @@ mod tests {
     fn kept_paths() {
         let mut matcher = Matcher::parse("*").unwrap();
         matcher.keep(Path::new("Docker[file]"));
-        assert!(!matcher.is_ignored(Path::new("Docker[file]"), false));
-        assert!(matcher.is_ignored(Path::new("Dockerf"), false));
+        assert!(!matcher.is_ignored(Path::new("Docker[file]")));
+        assert!(matcher.is_ignored(Path::new("Dockerf")));
     }
 
     #[test]
@@ -306,11 +306,11 @@ mod tests {
         fn never_panics(patterns in "[a-c*?!/\\[\\]\\\\.# \n^-]{0,60}", path in "[a-c/.]{0,20}") {
             if let Ok(matcher) = Matcher::parse(&patterns) {
                 let path = Path::new(&path);
-                let ignored = matcher.is_ignored(path, false);
+                let ignored = matcher.is_ignored(path);
                 // What is kept below an ignored directory must be found by a walk.
                 if !ignored
                     && let Some(parent) = path.parent()
-                    && matcher.is_ignored(parent, true)
+                    && matcher.is_ignored(parent)
                 {
                     prop_assert!(matcher.may_contain_exception_below(parent));
                 }

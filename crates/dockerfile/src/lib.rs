@@ -6,7 +6,6 @@
 //! No state, locks, tasks or files.
 
 pub mod checks;
-pub mod duration;
 mod error;
 pub mod expand;
 pub mod glob;

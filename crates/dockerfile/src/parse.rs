@@ -2,7 +2,7 @@
 
 use crate::{
     AddOptions, Arg, Command, Dockerfile, HealthTimes, Healthcheck, Instruction, Lines, Located,
-    Run, RunNetwork, Stage, Transfer, duration,
+    Run, RunNetwork, Stage, Transfer,
     error::{ParseError, ParseErrorKind, Suggestion},
     expand::Expander,
     lines::{self, Logical},
@@ -422,10 +422,10 @@ fn healthcheck(flags: Vec<String>, args: &str) -> Result<Healthcheck> {
 
 fn health_time(flags: &Flags, name: &'static str) -> Result<Option<i64>> {
     let Some(text) = flags.text(name) else { return Ok(None) };
-    match duration::parse(&text) {
-        None => Err(ParseErrorKind::Duration(name, text)),
-        Some(nanos) if nanos != 0 && nanos < 1_000_000 => Err(ParseErrorKind::ShortDuration(name)),
-        Some(nanos) => Ok(Some(nanos)),
+    match types::parse_duration(&text) {
+        Err(_) => Err(ParseErrorKind::Duration(name, text)),
+        Ok(nanos) if nanos != 0 && nanos < 1_000_000 => Err(ParseErrorKind::ShortDuration(name)),
+        Ok(nanos) => Ok(Some(nanos)),
     }
 }
 

@@ -284,22 +284,6 @@ fn mounts() {
 }
 
 #[test]
-fn go_durations() {
-    let cases = [
-        ("1h2m3.5s", 3_723_500_000_000),
-        ("300ms", 300_000_000),
-        ("0", 0),
-        ("-1s", -1_000_000_000),
-    ];
-    for (text, want) in cases {
-        assert_eq!(duration::parse(text), Some(want), "{text}");
-    }
-    for bad in ["", "1", "s", "1x", "1.s.", "99999999999h"] {
-        assert_eq!(duration::parse(bad), None, "{bad}");
-    }
-}
-
-#[test]
 fn build_checks() {
     let text = "FROM x as Build\nMAINTAINER me\nENV a b\nENV API_KEY=1\nCMD a\nCMD [\"b\"]\nWORKDIR rel\nrun a\nFROM $NOPE\nEXPOSE 80/TCP\n";
     let rules: Vec<&str> =

@@ -21,6 +21,7 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
         Route::ImageList => list(context).await,
         Route::ImageCreate => create(context).await,
         Route::ImageInspect => {
+            refuse_manifests(context)?;
             let platform = context.query.platform()?;
             let mut image = engine.image_inspect(&context.name, platform.as_ref()).await?;
             if !context.version.at_least(44) {
@@ -52,8 +53,8 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
             if context.query.has("platforms") {
                 return Err(ApiError::not_implemented("removing single platforms of an image"));
             }
-            let (force, keep) = (context.query.flag("force"), context.query.flag("noprune"));
-            ok(&engine.image_remove(&context.name, force, keep).await?)
+            // `noprune` keeps parents without a name: no image here has such parents.
+            ok(&engine.image_remove(&context.name, context.query.flag("force")).await?)
         }
         Route::ImageSearch => Err(ApiError::not_implemented("searching a registry for images")),
         Route::Attestations => Err(ApiError::not_implemented("attestations of an image")),
@@ -96,7 +97,16 @@ async fn reply(mut messages: Messages) -> Reply {
     Ok(response)
 }
 
+/// Since 1.47; without them the reply would say that an image has none.
+fn refuse_manifests(context: &Context) -> Result<(), ApiError> {
+    if context.version.at_least(47) && context.query.flag("manifests") {
+        return Err(ApiError::not_implemented("telling an image's manifests (manifests=1)"));
+    }
+    Ok(())
+}
+
 async fn list(context: &Context) -> Reply {
+    refuse_manifests(context)?;
     let mut filters = context.query.filters()?;
     // Gone since 1.41; older clients' `filter` was a reference.
     if !context.version.at_least(41)

@@ -235,7 +235,7 @@ fn split_version(path: &str) -> Result<(ApiVersion, &str), ApiError> {
 }
 
 fn with_headers(engine: &Engine, mut response: Response<Body>) -> Response<Body> {
-    let facts = engine.version();
+    let (version, experimental) = engine.product();
     let headers = response.headers_mut();
     let mut put = |name: &'static str, value: String| {
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -243,9 +243,9 @@ fn with_headers(engine: &Engine, mut response: Response<Body>) -> Response<Body>
         }
     };
     put("api-version", ApiVersion::MAX.to_string());
-    put("docker-experimental", facts.experimental.to_string());
+    put("docker-experimental", experimental.to_string());
     put("ostype", "linux".into());
-    put("server", format!("Docker/{} (linux)", facts.version));
+    put("server", format!("Docker/{} (linux)", version));
     response
 }
 

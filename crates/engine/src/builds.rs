@@ -395,9 +395,12 @@ impl Engine {
         filters.validate(&["until", "unused-for"])?;
         let until = filters.get("until").chain(filters.get("unused-for")).next();
         let unused_for = match until {
-            Some(text) => Some(crate::util::parse_go_duration(text).ok_or_else(|| {
-                Error::invalid(format!("invalid value for the filter until: {text:?}"))
-            })?),
+            Some(text) => {
+                let nanos = types::parse_duration(text).ok().and_then(|n| u64::try_from(n).ok());
+                Some(nanos.map(Duration::from_nanos).ok_or_else(|| {
+                    Error::invalid(format!("invalid value for the filter until: {text:?}"))
+                })?)
+            }
             None => None,
         };
         let pruned = self

@@ -59,7 +59,7 @@ pub use image::{CommitOptions, Failure, Messages};
 pub use store_api::{ByteStream, Error as StreamError};
 use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};
 use types::ContainerId;
-pub use util::{parse_go_duration, parse_time};
+pub use util::parse_time;
 
 use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
 

@@ -65,6 +65,11 @@ fn go_arch() -> String {
 }
 
 impl Engine {
+    /// What every reply tells in its headers: the version, and whether experiments are on.
+    pub fn product(&self) -> (&str, bool) {
+        (&self.config.version, self.config.experimental)
+    }
+
     pub fn version(&self) -> Version {
         let details = [
             ("ApiVersion", API_VERSION.to_string()),

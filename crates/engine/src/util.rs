@@ -51,37 +51,9 @@ pub fn parse_time(text: &str) -> Result<Timestamp> {
         let stamp = civil.to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| bad())?.timestamp();
         return Ok(Timestamp { seconds: stamp.as_second(), nanos: 0 });
     }
-    let duration = parse_go_duration(text).ok_or_else(bad)?;
+    let back = types::parse_duration(text).map_err(|_| bad())? / 1_000_000_000;
     let now = Timestamp::now();
-    let back = i64::try_from(duration.as_secs()).map_err(|_| bad())?;
     Ok(Timestamp { seconds: now.seconds - back, nanos: now.nanos })
-}
-
-/// A non-negative duration in Go's notation: `1h30m`, `10s`, `500ms`.
-pub fn parse_go_duration(text: &str) -> Option<std::time::Duration> {
-    let mut rest = text;
-    let mut total = 0f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let value: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit_len = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let seconds = match &rest[..unit_len] {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total += value * seconds;
-        rest = &rest[unit_len..];
-    }
-    std::time::Duration::try_from_secs_f64(total).ok()
 }
 
 /// 64 random hexadecimal digits, docker's form of an id. Never all decimal in its first twelve, which
@@ -214,13 +186,5 @@ mod tests {
         assert_eq!(rfc3339(None), "0001-01-01T00:00:00Z");
         let time = Timestamp { seconds: 1_700_000_000, nanos: 120_000_000 };
         assert_eq!(rfc3339(Some(time)), "2023-11-14T22:13:20.12Z");
-    }
-
-    #[test]
-    fn go_durations() {
-        assert_eq!(parse_go_duration("1h30m").unwrap().as_secs(), 5400);
-        assert_eq!(parse_go_duration("1.5s").unwrap().as_millis(), 1500);
-        assert!(parse_go_duration("10").is_none());
-        assert!(parse_go_duration("").is_none());
     }
 }

@@ -1,19 +1,40 @@
 //! The nouns that every part of Gantry shares.
 //!
-//! Owns: digests, image references, platforms, container ids and names, the closed set of error
+//! Owns: digests, image references, platforms, container ids and names, Go's durations, the closed set of error
 //! kinds. Does not own: any I/O, any wire format, any state.
 
 mod digest;
+mod duration;
 mod error_kind;
 mod id;
 mod platform;
 mod reference;
 
 pub use digest::{Algorithm, Digest, DigestError, Digester};
+pub use duration::{DurationError, parse_duration};
 pub use error_kind::ErrorKind;
 pub use id::{ContainerId, IdError, validate_name};
 pub use platform::{Platform, PlatformError};
 pub use reference::{DEFAULT_DOMAIN, ImageRef, ReferenceError};
+
+/// Resource limits of setrlimit(2) that docker names (docker/go-units `ulimit.go`).
+pub const ULIMITS: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 /// Limits that more than one part of Gantry keeps.
 pub mod limits {

@@ -386,24 +386,6 @@ fn address_pools(value: Option<&Value>) -> Result<Vec<(String, u8)>, String> {
 }
 
 fn ulimits(value: Option<&Value>) -> Result<Vec<(String, i64, i64)>, String> {
-    /// What setrlimit(2) knows and docker names.
-    const NAMES: [&str; 15] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let Some(Value::Json(Json::Object(map))) = value else {
         return match value {
             None | Some(Value::Json(Json::Null)) => Ok(Vec::new()),
@@ -414,7 +396,7 @@ fn ulimits(value: Option<&Value>) -> Result<Vec<(String, i64, i64)>, String> {
         .map(|(key, limit)| {
             let wrong = || format!("invalid default-ulimits: {key}: {limit}");
             let name = limit.get("Name").and_then(Json::as_str).unwrap_or(key);
-            if !NAMES.contains(&name) {
+            if !types::ULIMITS.contains(&name) {
                 return Err(format!("invalid ulimit type: {name}"));
             }
             let number = |key: &str| limit.get(key).map(|n| n.as_i64().ok_or_else(wrong));

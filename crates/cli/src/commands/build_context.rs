@@ -10,8 +10,9 @@ use archive::{Encoding, Entry, Kind, Owner, PackOptions, TarWriter, Verdict, com
 use client::Body;
 use dockerfile::ignore::Matcher;
 
-use crate::commands::transfer::{reader_body, writer_body};
+use crate::commands::transfer::writer_body;
 use crate::error::{Error, Result};
+use crate::stream::reader_body;
 
 /// A Dockerfile may not be larger.
 const MAX_DOCKERFILE_BYTES: u64 = 16 << 20;
@@ -252,7 +253,7 @@ fn send(
 fn verdict(matcher: &Matcher, path: &Path, entry: &Entry) -> Verdict {
     let clean: PathBuf = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
     let is_dir = entry.kind == Kind::Directory;
-    if clean.as_os_str().is_empty() || !matcher.is_ignored(&clean, is_dir) {
+    if clean.as_os_str().is_empty() || !matcher.is_ignored(&clean) {
         return Verdict::Keep;
     }
     match is_dir && matcher.may_contain_exception_below(&clean) {

@@ -1,7 +1,7 @@
 //! Images and containers as tars: `save`, `load`, `import`, `export`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,39 +13,12 @@ use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::flags::Matches;
 use crate::progress::{Sink, show};
-use crate::stream::{copy_out, stdin_body};
+use crate::stream::{copy_out, reader_body, receiver_body, stdin_body};
 
 /// Size of one piece of a body.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Pieces that wait for the connection.
 const QUEUE_CHUNKS: usize = 4;
-
-fn receiver_body(chunks: mpsc::Receiver<io::Result<Bytes>>) -> Body {
-    Body::Stream(Box::pin(futures_util::stream::unfold(chunks, |mut chunks| async move {
-        chunks.recv().await.map(|item| (item, chunks))
-    })))
-}
-
-/// What a reader gives, read in a thread of its own.
-pub(crate) fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
-    let (queue, chunks) = mpsc::channel(QUEUE_CHUNKS);
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        loop {
-            let item = match reader.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(n) => Ok(Bytes::copy_from_slice(&buffer[..n])),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => Err(e),
-            };
-            let failed = item.is_err();
-            if queue.blocking_send(item).is_err() || failed {
-                return;
-            }
-        }
-    });
-    receiver_body(chunks)
-}
 
 /// The writing end of a body.
 pub(crate) struct BodyWriter {

@@ -192,6 +192,11 @@ pub struct Matches {
 }
 
 impl Matches {
+    /// The command has the flag.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        find(self.sets, name).is_some()
+    }
+
     /// The flag was given.
     pub(crate) fn changed(&self, name: &str) -> bool {
         self.given.contains_key(name)

@@ -16,8 +16,6 @@ use crate::{
 
 /// Attempts at a random name that is free.
 const NAME_ATTEMPTS: u32 = 10;
-/// Smallest memory limit, bytes (moby `linuxMinMemory`).
-const MIN_MEMORY_BYTES: i64 = 6 << 20;
 /// Label that tells the snapshotter that a power cut may take this layer.
 const VOLATILE: &str = "gantry.io/volatile";
 /// Label of a container's snapshot: the container's id. The store does not collect what has it.
@@ -51,6 +49,7 @@ impl Engine {
         }
         merge::validate(&config)?;
         validate::conflicts(&config, &host_config)?;
+        validate::health(&config)?;
         let warnings = self.check_host_config(&mut host_config)?;
         let found = self.image_for_container(&config.image, platform.as_ref()).await?;
         merge::merge(&mut config, &found.config);
@@ -142,9 +141,6 @@ impl Engine {
     fn check_host_config(&self, host: &mut HostConfig) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         refuse_unsupported(host)?;
-        if host.resources.memory != 0 && host.resources.memory < MIN_MEMORY_BYTES {
-            return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
-        }
         let resources = &host.resources;
         if resources.memory_swap > 0
             && (resources.memory == 0 || resources.memory_swap < resources.memory)
@@ -169,6 +165,9 @@ impl Engine {
         if host.network_mode == "host" && (!host.port_bindings.is_empty() || host.publish_all_ports)
         {
             warnings.push("Published ports are discarded when using host network mode".into());
+        }
+        if self.facts.cgroup_v2 && host.resources.kernel_memory_tcp != 0 {
+            return Err(Error::invalid("KernelMemoryTCP: cgroup v2 has no such limit"));
         }
         if host.resources.oom_kill_disable == Some(true) {
             if self.facts.cgroup_v2 {

@@ -50,11 +50,12 @@ fn host_devices(path: &str) -> Vec<String> {
 
 /// (host path, path inside, permissions)
 fn wanted_devices(host: &HostConfig) -> Vec<(String, String, String)> {
-    if host.privileged {
-        let all = host_devices("/dev");
-        return all.into_iter().map(|path| (path.clone(), path, "rwm".into())).collect();
-    }
     let mut list = Vec::new();
+    if host.privileged {
+        let all = host_devices("/dev").into_iter();
+        list.extend(all.map(|path| (path.clone(), path, "rwm".to_string())));
+    }
+    let given = list.len();
     for mapping in &host.resources.devices {
         let inside = if mapping.path_in_container.is_empty() {
             &mapping.path_on_host
@@ -68,7 +69,10 @@ fn wanted_devices(host: &HostConfig) -> Vec<(String, String, String)> {
         };
         for path in host_devices(&mapping.path_on_host) {
             let rest = path.strip_prefix(&mapping.path_on_host).unwrap_or_default();
-            list.push((path.clone(), format!("{inside}{rest}"), access.to_string()));
+            let inside = format!("{inside}{rest}");
+            if !list[..given].iter().any(|(_, have, _)| *have == inside) {
+                list.push((path.clone(), inside, access.to_string()));
+            }
         }
     }
     list

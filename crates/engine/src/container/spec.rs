@@ -603,6 +603,9 @@ fn rlimits(host: &HostConfig, defaults: &[(String, i64, i64)]) -> Result<Value> 
     let value = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
     let mut list = Vec::new();
     for (name, soft, hard) in limits {
+        if !types::ULIMITS.contains(&name.as_str()) {
+            return Err(Error::invalid(format!("invalid ulimit type: {name}")));
+        }
         if value(soft) > value(hard) {
             return Err(Error::invalid(format!(
                 "ulimit {name}: the soft limit {soft} is above the hard limit {hard}"
@@ -638,6 +641,9 @@ pub(crate) fn resources(limits: &Resources, cgroup_v2: bool) -> Result<Map<Strin
         && !cgroup_v2
     {
         memory.insert("swappiness".into(), json!(swappiness));
+    }
+    if limits.kernel_memory_tcp != 0 && !cgroup_v2 {
+        memory.insert("kernelTCP".into(), json!(limits.kernel_memory_tcp));
     }
     if limits.oom_kill_disable == Some(true) && !cgroup_v2 {
         memory.insert("disableOOMKiller".into(), json!(true));

@@ -294,7 +294,9 @@ impl Engine {
             }
             host.restart_policy = body.restart_policy.clone();
         }
+        refuse_fixed(new)?;
         merge_limits(&mut host.resources, new);
+        super::validate::ranges(&host, super::online_cpus())?;
         if host.resources.memory_swap > 0 && host.resources.memory > host.resources.memory_swap {
             return Err(Error::conflict(
                 "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
@@ -317,6 +319,31 @@ impl Engine {
 }
 
 /// What is given replaces; what is zero or empty stays.
+/// Limits that a container has from its creation on.
+fn refuse_fixed(new: &api_types::Resources) -> Result<()> {
+    for (given, name) in [
+        (!new.blkio_weight_device.is_empty(), "BlkioWeightDevice"),
+        (!new.blkio_device_read_bps.is_empty(), "BlkioDeviceReadBps"),
+        (!new.blkio_device_write_bps.is_empty(), "BlkioDeviceWriteBps"),
+        (!new.blkio_device_read_iops.is_empty(), "BlkioDeviceReadIOps"),
+        (!new.blkio_device_write_iops.is_empty(), "BlkioDeviceWriteIOps"),
+        (!new.devices.is_empty(), "Devices"),
+        (!new.device_cgroup_rules.is_empty(), "DeviceCgroupRules"),
+        (!new.device_requests.is_empty(), "DeviceRequests"),
+        (new.kernel_memory != 0, "KernelMemory"),
+        (new.kernel_memory_tcp != 0, "KernelMemoryTCP"),
+        (new.memory_swappiness.is_some_and(|s| s >= 0), "MemorySwappiness"),
+        (new.oom_kill_disable == Some(true), "OomKillDisable"),
+        (!new.ulimits.is_empty(), "Ulimits"),
+        (!new.cgroup_parent.is_empty(), "CgroupParent"),
+    ] {
+        if given {
+            return Err(Error::not_implemented(format!("changing {name} of a container")));
+        }
+    }
+    Ok(())
+}
+
 fn merge_limits(have: &mut api_types::Resources, new: &api_types::Resources) {
     macro_rules! take {
         ($($field:ident),*) => { $(if new.$field != 0 { have.$field = new.$field; })* };

@@ -7,6 +7,10 @@ use crate::{Error, Result};
 
 /// CPUs that a list may name: the kernel's largest NR_CPUS.
 const CPUS_MOST: u32 = 8192;
+/// Smallest memory limit, bytes (moby `linuxMinMemory`).
+const MIN_MEMORY_BYTES: i64 = 6 << 20;
+/// Shortest time in a health check, nanoseconds (moby `MinimumDuration`).
+const MIN_HEALTH_NANOS: i64 = 1_000_000;
 
 /// Settings that contradict each other.
 pub(super) fn conflicts(config: &Config, host: &HostConfig) -> Result<()> {
@@ -37,6 +41,25 @@ pub(super) fn conflicts(config: &Config, host: &HostConfig) -> Result<()> {
     )
 }
 
+/// Times and numbers of a health check (moby `daemon/container.go` `validateHealthCheck`).
+pub(super) fn health(config: &Config) -> Result<()> {
+    let Some(health) = &config.healthcheck else { return Ok(()) };
+    for (name, nanos) in [
+        ("Interval", health.interval),
+        ("Timeout", health.timeout),
+        ("StartPeriod", health.start_period),
+        ("StartInterval", health.start_interval),
+    ] {
+        if nanos != 0 && nanos < MIN_HEALTH_NANOS {
+            return Err(Error::invalid(format!("{name} in Healthcheck cannot be less than 1ms")));
+        }
+    }
+    if health.retries < 0 {
+        return Err(Error::invalid("Retries in Healthcheck cannot be negative"));
+    }
+    Ok(())
+}
+
 /// Values that no host has, or not this one, which has `cpus` CPUs.
 pub(super) fn ranges(host: &HostConfig, cpus: u32) -> Result<()> {
     let adjustment = host.oom_score_adj;
@@ -44,6 +67,9 @@ pub(super) fn ranges(host: &HostConfig, cpus: u32) -> Result<()> {
         return Err(Error::invalid(format!(
             "Invalid value {adjustment}, range for oom score adj is [-1000, 1000]"
         )));
+    }
+    if host.shm_size < 0 {
+        return Err(Error::invalid("SHM size can not be less than 0"));
     }
     let resources = &host.resources;
     let most = i64::from(cpus) * 1_000_000_000;
@@ -62,6 +88,7 @@ fn memory_and_time(resources: &Resources) -> Result<()> {
     let swappiness = resources.memory_swappiness.unwrap_or(-1);
     let (period, quota) = (resources.cpu_period, resources.cpu_quota);
     for (refused, why) in [
+        (memory != 0 && memory < MIN_MEMORY_BYTES, "Minimum memory limit allowed is 6MB".into()),
         (
             memory > 0 && reservation > memory,
             "Minimum memory limit can not be less than memory reservation limit, see usage".into(),
@@ -155,5 +182,19 @@ mod tests {
         );
         host.network_mode = "bridge".into();
         conflicts(&config, &host).unwrap();
+    }
+
+    #[test]
+    fn health_checks_have_bounds() {
+        let with = |change: fn(&mut api_types::HealthConfig)| {
+            let mut check = api_types::HealthConfig::default();
+            change(&mut check);
+            health(&Config { healthcheck: Some(check), ..Config::default() }).is_ok()
+        };
+        assert!(with(|_| {}));
+        assert!(with(|check| check.interval = 1_000_000));
+        assert!(!with(|check| check.interval = 1));
+        assert!(!with(|check| check.timeout = -1));
+        assert!(!with(|check| check.retries = -1));
     }
 }

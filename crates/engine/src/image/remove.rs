@@ -109,7 +109,6 @@ impl Engine {
         self: &Arc<Self>,
         name: &str,
         force: bool,
-        _no_prune: bool,
     ) -> Result<Vec<ImageDeleteItem>> {
         let known = self.find_image(name).await?;
         let id = known.target.digest.clone();

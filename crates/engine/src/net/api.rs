@@ -167,6 +167,17 @@ impl Engine {
                     .into(),
             );
         }
+        let is_none = |name: &String| {
+            self.networks.find(name).is_ok_and(|network| network.driver == Driver::Null)
+        };
+        if (network.driver == Driver::Null && !record.networks.is_empty())
+            || record.networks.keys().any(is_none)
+        {
+            return forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                    .into(),
+            );
+        }
         if record.networks.contains_key(&network.name) {
             return forbidden(format!(
                 "endpoint with name {} already exists in network {}",

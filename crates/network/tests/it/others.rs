@@ -57,8 +57,8 @@ fn flushed_rules_come_back() {
     isolated(|| {
         let mut setup = setup();
         setup.firewall.ensure(setup.desired.clone()).unwrap();
-        let placeholder = Firewall::open(TABLE).unwrap();
-        let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, placeholder)));
+        let spare = Firewall::open(TABLE).unwrap();
+        let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, spare)));
         let watch = Watch::start(Arc::clone(&firewall), |_| {}).unwrap();
         let table = || {
             let list = program(&["nft", "-s", "list", "table", "inet", "gantry"]);
@@ -124,8 +124,8 @@ fn two_daemons_leave_each_other_alone() {
             nft + &program(&["iptables-legacy", "-S", "FORWARD"])
         };
         let untouched = foreign();
-        let placeholder = Firewall::open(TABLE).unwrap();
-        let mut one = std::mem::replace(&mut first.firewall, placeholder);
+        let spare = Firewall::open(TABLE).unwrap();
+        let mut one = std::mem::replace(&mut first.firewall, spare);
         assert_eq!(one.ensure(first.desired.clone()).unwrap().blockers, []);
         let alone = foreign();
         let table = |name: &str| program(&["nft", "-s", "list", "table", "inet", name]);
@@ -237,8 +237,8 @@ fn a_chain_that_turns_up_later_is_opened() {
     isolated(|| {
         let mut setup = setup();
         setup.firewall.ensure(setup.desired.clone()).unwrap();
-        let placeholder = Firewall::open(TABLE).unwrap();
-        let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, placeholder)));
+        let spare = Firewall::open(TABLE).unwrap();
+        let firewall = Arc::new(Mutex::new(std::mem::replace(&mut setup.firewall, spare)));
         let watch = Watch::start(Arc::clone(&firewall), |_| {}).unwrap();
         program(&["nft", "add", "table", "ip", "late"]);
         program(&[

@@ -64,13 +64,4 @@ pub struct Process {
     pub exited_at: Option<prost_types::Timestamp>,
 }
 
-/// `google.rpc.Status`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    pub code: i32,
-    #[prost(string, tag = "2")]
-    pub message: String,
-    #[prost(message, repeated, tag = "3")]
-    pub details: Vec<prost_types::Any>,
-}
+pub use crate::ttrpc::Status as RpcStatus;
