@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::netlink::{Batch, Socket, flags};
@@ -51,6 +52,9 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 pub(crate) const IFF_UP: u32 = 1;
 const RT_TABLE_MAIN: u8 = 254;
+/// How long links on a bridge that has to go are waited for, and how often they are looked at.
+const PORTS_SETTLE: Duration = Duration::from_secs(2);
+const PORTS_STEP: Duration = Duration::from_millis(50);
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
@@ -409,7 +413,8 @@ impl Rtnl {
         }
     }
 
-    /// Names of the links on a bridge, if it is there and its alias names `owner`.
+    /// Names of the links on a bridge, if it is there and its alias names `owner`; those of namespaces
+    /// that end at this moment are waited out for up to two seconds.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -421,9 +426,18 @@ impl Rtnl {
         }
     }
 
+    /// The kernel removes the links of a namespace a while after its last process.
     fn ports(&mut self, bridge: u32) -> Result<Vec<String>, Error> {
-        let links = self.links()?.into_iter();
-        Ok(links.filter(|l| l.master == Some(bridge)).map(|l| l.name).collect())
+        let deadline = Instant::now() + PORTS_SETTLE;
+        loop {
+            let links = self.links()?.into_iter();
+            let ports: Vec<String> =
+                links.filter(|l| l.master == Some(bridge)).map(|l| l.name).collect();
+            if ports.is_empty() || Instant::now() >= deadline {
+                return Ok(ports);
+            }
+            std::thread::sleep(PORTS_STEP);
+        }
     }
 
     /// The first link with an address whose subnet overlaps with one of these,
