@@ -133,6 +133,29 @@ pub fn detach(host: &mut Rtnl, ns: &Namespace, endpoint: &Endpoint) -> Result<bo
     host.link_delete(&endpoint.host_ifname)
 }
 
+/// Gives a namespace its default routes through an interface that it has. A default route that is
+/// there stays.
+///
+/// # Errors
+/// [`Error::NoSuchLink`] without the interface; when the kernel refuses.
+pub fn add_default_routes(
+    ns: &Namespace,
+    ifname: &str,
+    gateways: impl IntoIterator<Item = IpAddr>,
+) -> Result<(), Error> {
+    ns.with_route(|route| {
+        let link =
+            route.link(ifname)?.ok_or_else(|| Error::NoSuchLink { name: ifname.to_owned() })?;
+        for gateway in gateways {
+            match route.route_add(any_of(gateway), Some(gateway), link.index) {
+                Err(error) if error.is_exists() => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    })
+}
+
 /// The first of `prefix0`, `prefix1`, … that is not in use inside.
 ///
 /// # Errors
@@ -241,11 +264,18 @@ fn configure(ns: &Namespace, ifname: &str, ip: &IpConfig) -> Result<(), Error> {
     })
 }
 
+/// The subnet that is everything of an address's family.
+fn any_of(address: IpAddr) -> Subnet {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Subnet::new(any, 0).expect("0 is a valid prefix length")
+}
+
 fn default_routes(ip: &IpConfig) -> Vec<(Subnet, Option<IpAddr>)> {
-    let any4 =
-        Subnet::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).expect("0 is a valid prefix length");
-    let any6 =
-        Subnet::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0).expect("0 is a valid prefix length");
+    let any4 = any_of(Ipv4Addr::UNSPECIFIED.into());
+    let any6 = any_of(Ipv6Addr::UNSPECIFIED.into());
     let mut routes = Vec::new();
     if let Some(gateway) = ip.gateway4 {
         routes.push((any4, Some(IpAddr::V4(gateway))));

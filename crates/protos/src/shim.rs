@@ -16,6 +16,9 @@ pub const EVENTS_SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 pub const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// Type URL of [`GantryOptions`].
 pub const GANTRY_OPTIONS: &str = "gantry.shim.v1.Options";
+/// Annotation of an `UpdateTaskRequest` to our own shim: the JSON list of published ports that
+/// replaces the one of Create.
+pub const PORTS_ANNOTATION: &str = "gantry.shim.v1/ports";
 /// Type URL of [`ProcessDetails`].
 pub const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 /// Type URL of [`cgroups_v1::Metrics`].
@@ -224,6 +227,8 @@ pub struct UpdateTaskRequest {
     pub id: String,
     #[prost(message, optional, tag = "2")]
     pub resources: Option<Any>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub annotations: std::collections::BTreeMap<String, String>,
 }
 
 /// Messages of `containerd.task.v2`, the API between containerd and a shim.

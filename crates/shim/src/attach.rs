@@ -13,7 +13,6 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::poll::{Kind, OutBuf};
@@ -95,9 +94,8 @@ pub fn parse_header(header: [u8; HEADER_BYTES]) -> (u8, usize) {
 impl Shim {
     /// Takes new clients in.
     pub(crate) fn on_attach_listener(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         while self.clients.len() < CLIENTS_MAX {
-            let Ok(fd) = rustix::net::accept_with(&self.attach_listener, flags) else { return };
+            let Some(fd) = self.spare.accept(&self.attach_listener) else { return };
             if crate::server::is_ours(&fd) {
                 self.add_client(fd);
             }

@@ -6,6 +6,7 @@ use prost::Message;
 use protos::shim::TASK_SERVICE;
 use protos::ttrpc;
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use types::ErrorKind;
@@ -30,11 +31,43 @@ pub(crate) fn is_ours(fd: &OwnedFd) -> bool {
     })
 }
 
+/// A descriptor that is given up when there are no others, so that a client who cannot be served is
+/// turned away: in the queue it would wake the loop without end.
+#[derive(Debug)]
+pub(crate) struct Spare(Option<OwnedFd>);
+
+impl Spare {
+    pub(crate) fn new() -> Self {
+        Self(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok())
+    }
+
+    /// The next client of a listener that does not block.
+    pub(crate) fn accept(&mut self, listener: &OwnedFd) -> Option<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        loop {
+            match rustix::net::accept_with(listener, flags) {
+                Ok(fd) => return Some(fd),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    self.0 = None;
+                    let turned_away = rustix::net::accept_with(listener, flags);
+                    let is_empty = turned_away.is_err();
+                    drop(turned_away);
+                    *self = Self::new();
+                    if is_empty {
+                        return None;
+                    }
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
 impl Shim {
     /// Takes new clients in.
     pub(crate) fn on_listener(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(fd) = rustix::net::accept_with(&self.listener, flags) {
+        while let Some(fd) = self.spare.accept(&self.listener) {
             if self.conns.len() >= CONNS_MAX || !is_ours(&fd) {
                 continue;
             }

@@ -545,8 +545,20 @@ impl Shim {
 
     fn update(&mut self, request: &api::UpdateTaskRequest) -> Answer {
         let resources = request.resources.as_ref().map(|any| any.value.as_slice());
-        let resources = resources.ok_or_else(|| Error::invalid("Update without resources"))?;
-        self.container(&request.id)?.oci.update(&request.id, resources)?;
+        let ports = request.annotations.get(api::PORTS_ANNOTATION);
+        if resources.is_none() && ports.is_none() {
+            return Err(Error::invalid("Update without resources"));
+        }
+        let container = self.container(&request.id)?;
+        if let Some(resources) = resources {
+            container.oci.update(&request.id, resources)?;
+        }
+        if let Some(ports) = ports {
+            let owner = container.init;
+            let ports = parse_ports(ports.as_bytes())?;
+            self.forwarder.close(&self.poller, owner);
+            self.forwarder.open(&self.poller, owner, &ports)?;
+        }
         empty()
     }
 
@@ -606,14 +618,18 @@ fn create_options(any: Option<&protos::Any>) -> Result<CreateOptions> {
         if let Some(runtime) = &ours.runtime {
             options.runtime = runc_options(runtime)?;
         }
-        if !ours.ports.is_empty() {
-            options.ports = serde_json::from_slice(&ours.ports)
-                .map_err(|source| Error::Json { object: "ports".into(), source })?;
-        }
+        options.ports = parse_ports(&ours.ports)?;
         return Ok(options);
     }
     options.runtime = runc_options(any)?;
     Ok(options)
+}
+
+fn parse_ports(text: &[u8]) -> Result<Vec<Port>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(text).map_err(|source| Error::Json { object: "ports".into(), source })
 }
 
 pub(crate) fn runc_options(any: &protos::Any) -> Result<api::RuncOptions> {

@@ -152,6 +152,9 @@ pub trait Tasks: Send + Sync {
     async fn resume(&self, container_id: &str) -> Result<()>;
     /// `resources`: the OCI runtime-spec `linux.resources` object as JSON.
     async fn update(&self, container_id: &str, resources: Any) -> Result<()>;
+    /// Puts other published ports in place of those that the task was created with; in the form of
+    /// [`CreateTask::ports`], empty for none. Connections through the old ones end.
+    async fn set_ports(&self, container_id: &str, ports: Vec<u8>) -> Result<()>;
     async fn metrics(&self, container_id: &str) -> Result<Metrics>;
     /// Waits without bound; ends with the process or with the shim.
     async fn wait(&self, process: &ProcessId) -> Result<Exit>;

@@ -317,7 +317,7 @@ pub(crate) fn attachment(
         ));
     }
     let settings = EndpointSettings { network_id: network.id.clone(), ..settings };
-    Ok(Attachment { settings, ifname: String::new(), host_ifname: String::new() })
+    Ok(Attachment { settings, ifname: String::new(), host_ifname: String::new(), gateway: false })
 }
 
 /// Addresses that a user asked for have to be in a subnet that a user configured (moby

@@ -159,6 +159,9 @@ pub(crate) struct Attachment {
     /// Name of the interface inside; empty while not attached.
     pub(crate) ifname: String,
     pub(crate) host_ifname: String,
+    /// The running container's default route and its published ports are on this network.
+    #[serde(default)]
+    pub(crate) gateway: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -405,6 +408,7 @@ pub(super) mod tests {
             settings: EndpointSettings::default(),
             ifname: String::new(),
             host_ifname: String::new(),
+            gateway: false,
         };
         Record::new(NewRecord {
             id: crate::util::random_id().parse().unwrap(),

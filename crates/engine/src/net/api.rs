@@ -1,6 +1,6 @@
 //! Networks as the API shows and changes them.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use api_types::{
     EndpointResource, Filters, Ipam, IpamConfig, Map, NetworkConnect, NetworkCreate,
@@ -12,7 +12,7 @@ use super::{Driver, Network};
 use crate::{
     Engine, Error, Result,
     container::{
-        attachment,
+        Container, attachment,
         record::{Attachment, Record},
     },
     util::{blocking, parse_time, rfc3339, unix_nanos},
@@ -115,14 +115,20 @@ impl Engine {
         Ok(NetworkCreateResponse { id: network.id, warning: String::new() })
     }
 
-    /// Containers that run on a network.
+    /// Containers that run on a network or are being started on it.
     fn network_users(&self, network: &Network) -> Vec<Record> {
-        let records = self.containers.all().into_iter().map(|container| container.snapshot());
-        records
-            .filter(|record| {
-                record.status.pid().is_some()
+        let has_namespace = |container: &Container| {
+            let running = container.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.namespace.is_some()
+        };
+        let containers = self.containers.all().into_iter();
+        containers
+            .map(|container| (has_namespace(&container), container.snapshot()))
+            .filter(|(has_namespace, record)| {
+                (*has_namespace || record.status.pid().is_some())
                     && record.networks.values().any(|a| a.settings.network_id == network.id)
             })
+            .map(|(_, record)| record)
             .collect()
     }
 
@@ -134,25 +140,27 @@ impl Engine {
                 format!("{} is a pre-defined network and cannot be removed", network.name),
             ));
         }
-        let users = self.network_users(&network);
-        if !users.is_empty() {
-            let names: Vec<String> = users
-                .iter()
-                .map(|r| format!("name:\"{}\" id:\"{}\"", r.name, r.id.short()))
-                .collect();
-            return Err(Error::new(
-                ErrorKind::PermissionDenied,
-                format!(
-                    "error while removing network: network {} has active endpoints ({})",
-                    network.name,
-                    names.join(", ")
-                ),
-            ));
-        }
         let (engine, gone) = (self.clone(), network.clone());
-        blocking(move || engine.networks.remove(&gone)).await?;
+        blocking(move || engine.networks.remove(&gone, || engine.refuse_used(&gone))).await?;
         self.network_event(&network, "destroy", None);
         Ok(())
+    }
+
+    fn refuse_used(&self, network: &Network) -> Result<()> {
+        let users = self.network_users(network);
+        if users.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> =
+            users.iter().map(|r| format!("name:\"{}\" id:\"{}\"", r.name, r.id.short())).collect();
+        Err(Error::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "error while removing network: network {} has active endpoints ({})",
+                network.name,
+                names.join(", ")
+            ),
+        ))
     }
 
     pub async fn network_connect(self: &Arc<Self>, name: &str, body: NetworkConnect) -> Result<()> {
@@ -184,17 +192,14 @@ impl Engine {
                 record.name, network.name
             ));
         }
-        let mut attachment = attachment(&network, body.endpoint_config.unwrap_or_default())?;
+        let attachment = attachment(&network, body.endpoint_config.unwrap_or_default())?;
         if record.status.pid().is_some() {
             let (engine, owner, target) = (self.clone(), container.clone(), network.clone());
-            attachment = blocking(move || {
-                engine.networks.connect_live(&owner, &target, &mut attachment)?;
-                Ok(attachment)
-            })
-            .await?;
+            blocking(move || engine.networks.connect_live(&owner, &target, attachment)).await?;
+        } else {
+            container.update(|record| record.networks.insert(network.name.clone(), attachment))?;
         }
-        container.update(|record| record.networks.insert(network.name.clone(), attachment))?;
-        self.refresh_dns(&container).await?;
+        self.follow_networks(&container).await?;
         if record.status.pid().is_some() {
             self.network_event(&network, "connect", Some(&record));
         }
@@ -224,19 +229,22 @@ impl Engine {
             blocking(move || engine.networks.disconnect_live(&owner, &mut attachment)).await?;
         }
         container.update(|record| record.networks.remove(&network.name))?;
-        self.refresh_dns(&container).await?;
+        self.follow_networks(&container).await?;
         self.network_event(&network, "disconnect", Some(&record));
         Ok(())
     }
 
-    /// The name server of a running container follows its networks.
-    async fn refresh_dns(
-        self: &Arc<Self>,
-        container: &Arc<crate::container::Container>,
-    ) -> Result<()> {
+    /// The name server, the default route and the published ports of a running container follow its
+    /// networks.
+    async fn follow_networks(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let record = container.snapshot();
         if record.status.pid().is_none() {
             return Ok(());
+        }
+        let (engine, owner) = (self.clone(), container.clone());
+        if blocking(move || engine.networks.lead_out(&owner)).await? {
+            let ports = self.networks.shim_ports(container)?;
+            self.services.tasks.set_ports(container.id.as_str(), ports).await?;
         }
         let upstreams = self.upstreams(&record)?;
         self.networks.start_dns(container, &record, upstreams).await

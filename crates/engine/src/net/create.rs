@@ -276,6 +276,7 @@ impl Networks {
     /// Makes a user network: blocking.
     pub(super) fn create(&self, body: &NetworkCreate) -> Result<Network> {
         let mut network = check(body)?;
+        let _turn = self.shape.write().unwrap_or_else(PoisonError::into_inner);
         if self.lock().networks.values().any(|have| have.name == network.name) {
             return Err(Error::conflict(format!(
                 "network with name {} already exists",
@@ -348,7 +349,14 @@ impl Networks {
         Ok(())
     }
 
-    pub(super) fn remove(&self, network: &Network) -> Result<()> {
+    /// `check` runs while no container can be attached.
+    pub(super) fn remove(
+        &self,
+        network: &Network,
+        check: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _turn = self.shape.write().unwrap_or_else(PoisonError::into_inner);
+        check()?;
         self.take_down(network)?;
         self.delete_record(network)?;
         let mut state = self.lock();

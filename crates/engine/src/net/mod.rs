@@ -14,7 +14,7 @@ use std::{
     ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 pub(crate) use names::dns_names;
@@ -148,6 +148,9 @@ pub(crate) struct Networks {
     namespace_dir: PathBuf,
     /// Names there that running containers have, until all of those are adopted.
     adopted: Mutex<BTreeSet<OsString>>,
+    /// Read: a container is being attached. Write: a network is made or removed. Taken before all
+    /// other locks here.
+    shape: RwLock<()>,
     default_host_ip: Option<IpAddr>,
 }
 
@@ -185,6 +188,7 @@ impl Networks {
             namespaces: ns::Pool::new(READY_NAMESPACES)?,
             namespace_dir: config.exec_root.join("netns"),
             adopted: Mutex::default(),
+            shape: RwLock::default(),
             default_host_ip: config.default_host_ip,
         };
         let user_networks = networks.load_records()?;

@@ -99,6 +99,15 @@ impl Networks {
         Ok((published, map))
     }
 
+    /// Puts ports that the container holds onto another address of it.
+    pub(super) fn publish_again(&self, published: &[PublishedPort]) -> Result<()> {
+        if let Some(firewall) = &self.firewall {
+            let mut firewall = firewall.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            firewall.publish(published)?;
+        }
+        Ok(())
+    }
+
     fn take(
         &self,
         network: &Network,

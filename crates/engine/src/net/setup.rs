@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use api_types::EndpointSettings;
+use api_types::{EndpointSettings, PortMap};
 use network::{
     Mac, Subnet,
     endpoint::{self, EndpointConfig, IpConfig},
@@ -50,22 +50,19 @@ impl Networks {
     }
 
     fn set_up_now(&self, engine: &Engine, container: &Container, mut record: Record) -> Result<()> {
+        let _turn = self.shape.read().unwrap_or_else(PoisonError::into_inner);
         let path = self.namespace_file(engine, &record);
         ns::remove(&path)?;
         let namespace = Arc::new(self.namespaces.take(&path)?);
         container.running.lock().unwrap_or_else(PoisonError::into_inner).namespace =
             Some(namespace.clone());
-        let main = record.host_config.network_mode.clone();
-        let mut names: Vec<String> = record.networks.keys().cloned().collect();
-        // The network of the mode is eth0 and has the default route.
-        names.sort_by_key(|name| {
-            let attachment = &record.networks[name];
-            (*name != main && !attachment.settings.network_id.starts_with(&main), name.clone())
-        });
+        let names = in_order(&record);
+        let gateway = self.first_way_out(&names);
         for (index, name) in names.iter().enumerate() {
             let network = self.find(name)?;
             let attachment = record.networks.get_mut(name).expect("the name is one of its keys");
-            let made = self.attach(&namespace, &network, attachment, (index, index == 0));
+            attachment.gateway = Some(name) == gateway.as_ref();
+            let made = self.attach(&namespace, &network, attachment, index);
             // Also after a failure: the address was taken and has to be given back.
             container.update(|saved| saved.networks = record.networks.clone())?;
             made?;
@@ -74,11 +71,8 @@ impl Networks {
             }
             engine.network_event(&network, "connect", Some(&record));
         }
-        if let Some(name) = names
-            .iter()
-            .find(|name| self.find(name).is_ok_and(|n| n.driver == Driver::Bridge && !n.internal))
-        {
-            let network = self.find(name)?;
+        if let Some(name) = gateway {
+            let network = self.find(&name)?;
             let (published, map) = self.publish(&network, &record)?;
             container.running.lock().unwrap_or_else(PoisonError::into_inner).published = published;
             container.update(|record| record.ports = map)?;
@@ -86,12 +80,20 @@ impl Networks {
         Ok(())
     }
 
+    /// The network that leads out of the host: the first bridge that is not internal.
+    fn first_way_out(&self, names: &[String]) -> Option<String> {
+        let leads_out = |name: &&String| {
+            self.find(name).is_ok_and(|n| n.driver == Driver::Bridge && !n.internal)
+        };
+        names.iter().find(leads_out).cloned()
+    }
+
     fn attach(
         &self,
         namespace: &ns::Namespace,
         network: &Network,
         attachment: &mut Attachment,
-        (index, first): (usize, bool),
+        index: usize,
     ) -> Result<()> {
         match network.driver {
             Driver::Null | Driver::Host => {
@@ -107,7 +109,7 @@ impl Networks {
                 )));
             }
         }
-        let ip = self.take_addresses(network, &mut attachment.settings, first)?;
+        let ip = self.take_addresses(network, &mut attachment.settings, attachment.gateway)?;
         let settings = &mut attachment.settings;
         let mac: Option<Mac> = if settings.mac_address.is_empty() {
             None
@@ -138,7 +140,7 @@ impl Networks {
         &self,
         network: &Network,
         settings: &mut EndpointSettings,
-        first: bool,
+        leads_out: bool,
     ) -> Result<IpConfig> {
         let wanted = settings.ipam_config.clone().unwrap_or_default();
         let mut ip = IpConfig::default();
@@ -166,7 +168,7 @@ impl Networks {
                     settings.ip_prefix_len = i64::from(prefix);
                     settings.gateway = shown;
                     ip.v4 = Some((address, prefix));
-                    if let (Some(IpAddr::V4(gateway)), true) = (gateway, first) {
+                    if let (Some(IpAddr::V4(gateway)), true) = (gateway, leads_out) {
                         ip.gateway4 = Some(gateway);
                     }
                 }
@@ -175,7 +177,7 @@ impl Networks {
                     settings.global_ipv6_prefix_len = i64::from(prefix);
                     settings.ipv6_gateway = shown;
                     ip.v6 = Some((address, prefix));
-                    if let (Some(IpAddr::V6(gateway)), true) = (gateway, first) {
+                    if let (Some(IpAddr::V6(gateway)), true) = (gateway, leads_out) {
                         ip.gateway6 = Some(gateway);
                     }
                 }
@@ -208,6 +210,7 @@ impl Networks {
         *settings = kept;
         attachment.ifname.clear();
         attachment.host_ifname.clear();
+        attachment.gateway = false;
     }
 
     /// Takes a stopped container's network down.
@@ -338,13 +341,15 @@ impl Networks {
         serde_json::to_vec(&list).map_err(|e| Error::internal(format!("encode ports: {e}")))
     }
 
-    /// Attaches a running container to one more network.
+    /// Attaches a running container to one more network and records it.
     pub(super) fn connect_live(
         &self,
         container: &Container,
         network: &Network,
-        attachment: &mut Attachment,
+        mut attachment: Attachment,
     ) -> Result<()> {
+        let _turn = self.shape.read().unwrap_or_else(PoisonError::into_inner);
+        self.find(&network.id)?;
         let namespace =
             container.running.lock().unwrap_or_else(PoisonError::into_inner).namespace.clone();
         let namespace = namespace.ok_or_else(|| {
@@ -355,15 +360,20 @@ impl Networks {
         })?;
         let name = endpoint::free_ifname(&namespace, "eth")?;
         let index = name.trim_start_matches("eth").parse().unwrap_or(0);
-        let has_default =
-            container.record().networks.values().any(|a| !a.settings.gateway.is_empty());
-        let made = self.attach(&namespace, network, attachment, (index, !has_default));
-        if made.is_err() {
-            self.release(attachment);
-            return made;
+        let record = container.snapshot();
+        attachment.gateway = network.driver == Driver::Bridge
+            && !network.internal
+            && self.way_out(&record).is_none();
+        let made = self.attach(&namespace, network, &mut attachment, index);
+        let made = made.and_then(|()| {
+            let attachment = attachment.clone();
+            container.update(|record| record.networks.insert(network.name.clone(), attachment))
+        });
+        if let Err(error) = made {
+            self.release(&mut attachment);
+            return Err(error);
         }
         if self.has_dns(&network.name) {
-            let record = container.snapshot();
             self.names.put(&network.id, &network.name, &record, &attachment.settings);
         }
         Ok(())
@@ -394,6 +404,59 @@ impl Networks {
         Ok(())
     }
 
+    /// The network that a running container's way out is on; of a record without the mark it is
+    /// found as at the start.
+    fn way_out(&self, record: &Record) -> Option<String> {
+        let marked = record.networks.iter().find(|(_, attachment)| attachment.gateway);
+        let marked = marked.map(|(name, _)| name.clone());
+        marked.or_else(|| self.first_way_out(&in_order(record)))
+    }
+
+    /// Leads a running container's default route and published ports over the networks that it has
+    /// left. Host ports that it holds stay the same; ports that it asked for and could not have
+    /// without a network are taken now. Whether the list of ports is another one.
+    pub(super) fn lead_out(&self, container: &Container) -> Result<bool> {
+        let mut record = container.snapshot();
+        let way_out = self.way_out(&record);
+        for (name, attachment) in &mut record.networks {
+            attachment.gateway = Some(name) == way_out.as_ref();
+        }
+        let running = || container.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let (namespace, old) = {
+            let running = running();
+            (running.namespace.clone(), running.published.clone())
+        };
+        let (mut published, mut map) = (Vec::new(), PortMap::new());
+        if let (Some(name), Some(namespace)) = (way_out, namespace) {
+            let attachment = &record.networks[&name];
+            let settings = &attachment.settings;
+            let gateways = [&settings.gateway, &settings.ipv6_gateway];
+            let gateways = gateways.into_iter().filter_map(|text| text.parse().ok());
+            endpoint::add_default_routes(&namespace, &attachment.ifname, gateways)?;
+            published = published_of(&record);
+            if published == old && !old.is_empty() {
+                container.update(|saved| saved.networks = record.networks)?;
+                return Ok(false);
+            }
+            self.unpublish(&old);
+            if published.is_empty() {
+                (published, map) = self.publish(&self.find(&name)?, &record)?;
+            } else {
+                map.clone_from(&record.ports);
+                self.publish_again(&published)?;
+            }
+        } else {
+            self.unpublish(&old);
+        }
+        let changed = published != old;
+        running().published = published;
+        container.update(|saved| {
+            saved.networks = record.networks;
+            saved.ports = map;
+        })?;
+        Ok(changed)
+    }
+
     /// A removed container's leftovers: nothing, unless it never ran down properly.
     pub(crate) fn forget(&self, record: &Record) {
         for attachment in record.networks.values() {
@@ -413,11 +476,24 @@ impl Networks {
     }
 }
 
+/// The names of a container's networks: the one of its mode first.
+fn in_order(record: &Record) -> Vec<String> {
+    let main = &record.host_config.network_mode;
+    let mut names: Vec<String> = record.networks.keys().cloned().collect();
+    names.sort_by_key(|name| {
+        let attachment = &record.networks[name];
+        (name != main && !attachment.settings.network_id.starts_with(main), name.clone())
+    });
+    names
+}
+
 /// What a running container's record says is published.
 fn published_of(record: &Record) -> Vec<PublishedPort> {
+    let unmarked = !record.networks.values().any(|a| a.gateway);
     let addresses: Vec<IpAddr> = record
         .networks
         .values()
+        .filter(|a| a.gateway || unmarked)
         .flat_map(|a| [&a.settings.ip_address, &a.settings.global_ipv6_address])
         .filter_map(|text| text.parse().ok())
         .collect();

@@ -226,7 +226,17 @@ impl Tasks for Handle {
     async fn update(&self, container_id: &str, resources: Any) -> Result<()> {
         let task = self.task(container_id)?;
         let resources = Some(any(&resources));
-        let request = api::UpdateTaskRequest { id: task.id.clone(), resources };
+        let id = task.id.clone();
+        let request = api::UpdateTaskRequest { id, resources, ..Default::default() };
+        task.client()?.call::<()>("Update", &request, Some(LIMIT)).await
+    }
+
+    async fn set_ports(&self, container_id: &str, ports: Vec<u8>) -> Result<()> {
+        let task = self.task(container_id)?;
+        let ports = String::from_utf8(ports)
+            .map_err(|_| Error::invalid("published ports that are not JSON"))?;
+        let annotations = [(api::PORTS_ANNOTATION.to_owned(), ports)].into();
+        let request = api::UpdateTaskRequest { id: task.id.clone(), resources: None, annotations };
         task.client()?.call::<()>("Update", &request, Some(LIMIT)).await
     }
 
