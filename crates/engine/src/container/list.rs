@@ -81,8 +81,14 @@ impl Engine {
             containers.truncate(options.limit);
         }
         let mut list = Vec::with_capacity(containers.len());
+        let known = self.known_images().await?;
         for (record, container) in containers {
             let mut summary = self.summary(&record, &container);
+            // moby `daemon/list.go`: a name that now means another image, or none, says nothing.
+            let named = crate::image::find_in(&known, &summary.image);
+            if !named.is_ok_and(|image| image.target.digest == record.image.id) {
+                summary.image.clone_from(&summary.image_id);
+            }
             if options.size {
                 let (own, all) = self.container_size(&record).await;
                 summary.size_rw = i64::try_from(own).unwrap_or(i64::MAX);

@@ -131,35 +131,7 @@ impl Engine {
 
     /// An image by reference, id, or prefix of an id.
     pub(crate) async fn find_image(&self, text: &str) -> Result<Known> {
-        let known = self.known_images().await?;
-        if let Ok(digest) = text.parse::<Digest>() {
-            return known.get(&digest).cloned().ok_or_else(|| Error::no_such_image(text));
-        }
-        if let Ok(reference) = text.parse::<ImageRef>() {
-            if let Some(digest) = reference.digest() {
-                let same = |name: &ImageRef| name.name() == reference.name();
-                return known
-                    .get(digest)
-                    .filter(|image| image.names.iter().any(same))
-                    .cloned()
-                    .ok_or_else(|| Error::no_such_image(text));
-            }
-            let wanted = reference.with_default_tag();
-            if let Some(image) = known.values().find(|image| image.names.contains(&wanted)) {
-                return Ok(image.clone());
-            }
-        }
-        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        let hex = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_hexdigit());
-        let mut matches =
-            known.values().filter(|i| hex && i.target.digest.hex().starts_with(prefix));
-        match (matches.next(), matches.next()) {
-            (Some(image), None) => Ok(image.clone()),
-            (Some(_), Some(_)) => Err(Error::invalid(format!(
-                "ambiguous reference: {text} is the beginning of several image IDs"
-            ))),
-            (None, _) => Err(Error::no_such_image(&with_latest(text))),
-        }
+        find_in(&self.known_images().await?, text).cloned()
     }
 
     pub(crate) async fn read_config(&self, descriptor: &Descriptor) -> Result<OciConfig> {
@@ -272,6 +244,43 @@ fn with_latest(text: &str) -> String {
     match text.parse::<ImageRef>() {
         Ok(reference) => reference.with_default_tag().familiar(),
         Err(_) => text.into(),
+    }
+}
+
+/// An image by reference, id, or prefix of an id, among those known.
+pub(crate) fn find_in<'a>(known: &'a BTreeMap<Digest, Known>, text: &str) -> Result<&'a Known> {
+    if let Ok(digest) = text.parse::<Digest>() {
+        return known.get(&digest).ok_or_else(|| Error::no_such_image(text));
+    }
+    let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_hex = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_hexdigit());
+    match text.parse::<ImageRef>() {
+        Ok(reference) => {
+            if let Some(digest) = reference.digest() {
+                let same = |name: &ImageRef| name.name() == reference.name();
+                return known
+                    .get(digest)
+                    .filter(|image| image.names.iter().any(same))
+                    .ok_or_else(|| Error::no_such_image(text));
+            }
+            let wanted = reference.with_default_tag();
+            if let Some(image) = known.values().find(|image| image.names.contains(&wanted)) {
+                return Ok(image);
+            }
+        }
+        Err(error) if !is_hex => {
+            return Err(Error::invalid(format!("no such image: {text}: {error}")));
+        }
+        Err(_) => {}
+    }
+    let mut matches =
+        known.values().filter(|i| is_hex && i.target.digest.hex().starts_with(prefix));
+    match (matches.next(), matches.next()) {
+        (Some(image), None) => Ok(image),
+        (Some(_), Some(_)) => Err(Error::invalid(format!(
+            "ambiguous reference: {text} is the beginning of several image IDs"
+        ))),
+        (None, _) => Err(Error::no_such_image(&with_latest(text))),
     }
 }
 

@@ -43,6 +43,60 @@ fn reach_out(ground: &Ground<'_>, options: &[&str], port: u16) -> Cmd {
     ground.daemon.docker(line)
 }
 
+/// The container's port is published, and its way out is through this network.
+fn is_led_through(ground: &Ground<'_>, name: &str, network: &str, (port, word): (u16, &str)) {
+    let path = format!(":{port}/page");
+    for host in ["127.0.0.1", INSIDE_ADDRESS] {
+        let url = format!("http://{host}{path}");
+        let curl = || ground.sandbox.command("curl", ["-sSf", "--max-time", "5", url.as_str()]);
+        assert_eq!(fetch(curl).unwrap(), word, "{url} over {network}");
+    }
+    assert_eq!(ground.fetch(&format!("http://{INSIDE_ADDRESS}{path}")), word);
+    let form = format!("{{{{(index .NetworkSettings.Networks \"{network}\").Gateway}}}}");
+    let gateway = ground.docker(&["inspect", "-f", &form, name]);
+    let routes = ground.docker(&["exec", name, "ip", "route"]);
+    assert!(routes.contains(&format!("default via {gateway} ")), "{network}: {routes}");
+    let shown = ground.docker(&["port", name, "80/tcp"]);
+    assert!(shown.contains(&format!("0.0.0.0:{port}")), "{shown}");
+}
+
+fn is_refused(ground: &Ground<'_>, port: u16) -> bool {
+    let url = format!("http://127.0.0.1:{port}/page");
+    let curl = ground.sandbox.command("curl", ["-s", "--max-time", "5", url.as_str()]);
+    curl.output().unwrap().code() == 7
+}
+
+/// A container keeps its published ports and its way out as long as one of its networks has one.
+#[test]
+fn published_ports_follow_the_networks() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word, name) = (random::port(), random::token(12), random::name("web"));
+        let (first, second) = (&random::name("n"), &random::name("n"));
+        let served = (port, word.as_str());
+        ground.docker(&["network", "create", first]);
+        ground.docker(&["network", "create", second]);
+        ground.docker(&["network", "create", "--internal", "inside"]);
+        let published = format!("{port}:80");
+        serve(ground, &["--name", &name, "--network", "inside", "-p", &published], &word);
+        assert!(is_refused(ground, port), "an internal network publishes");
+        ground.docker(&["network", "connect", first, &name]);
+        is_led_through(ground, &name, first, served);
+        ground.docker(&["network", "connect", second, &name]);
+        is_led_through(ground, &name, first, served);
+        ground.docker(&["network", "disconnect", first, &name]);
+        is_led_through(ground, &name, second, served);
+        ground.daemon.kill().unwrap();
+        ground.daemon.start_again().unwrap();
+        is_led_through(ground, &name, second, served);
+        ground.docker(&["network", "disconnect", second, &name]);
+        assert!(is_refused(ground, port), "the port is still published");
+        ground.docker(&["network", "connect", first, &name]);
+        is_led_through(ground, &name, first, served);
+        ground.docker(&["restart", "-t", "0", &name]);
+        is_led_through(ground, &name, first, served);
+    });
+}
+
 #[test]
 fn published_tcp_ports_are_reached_from_everywhere() {
     on_engine(Net::Isolated, |ground| {
