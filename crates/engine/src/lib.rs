@@ -239,6 +239,7 @@ impl Engine {
                 continue;
             }
             ports.extend(self.networks.adopt(self, container));
+            self.volumes.adopt_mounts(record.volume_names(), record.id.as_str());
             match self.task_state(&record.id).await {
                 None => {}
                 Some(exit) => ended.push((container.clone(), exit)),

@@ -83,6 +83,16 @@ impl Engine {
             let Some(lease) = container.rootfs.take() else { continue };
             let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
             let scratch = self.config.exec_root.join("mounts");
+            // The tree that is opened keeps what is mounted.
+            let user = format!("files of {}", record.id);
+            let mounted = match bound {
+                true => self.mount_volumes(&record, &user).await,
+                false => Ok(()),
+            };
+            if let Err(error) = mounted {
+                self.unmount_volumes(&user).await;
+                return Err(error);
+            }
             let root = blocking(move || {
                 let root = if bound {
                     rootfs::open_bound(&mounts, &record, &scratch)?
@@ -91,7 +101,9 @@ impl Engine {
                 };
                 Ok((record, Tree::new(root, lease)))
             });
-            return root.await;
+            let root = root.await;
+            self.unmount_volumes(&user).await;
+            return root;
         }
         Err(Error::conflict(format!(
             "the files of container {} are in use, or it starts and ends without pause; try again",

@@ -52,6 +52,7 @@ impl Engine {
         self.forget_execs(container);
         self.networks.tear_down(self, container).await;
         self.unmount_shm(&container.id);
+        self.unmount_volumes(container.id.as_str()).await;
         self.volume_use_events(&container.snapshot(), false);
         let ended = Ended {
             code: i64::from(exit.status),

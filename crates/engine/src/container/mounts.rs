@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use api_types::{Config, HostConfig, Mount, MountType};
+use api_types::{Config, HostConfig, Mount, MountType, VolumeOptions};
 
 use super::record::{MountKind, MountUse};
 use crate::{
@@ -85,7 +85,17 @@ impl Engine {
         let mut mounts: Vec<MountUse> = by_target.into_values().collect();
         let mut holds = Vec::new();
         for mount in &mut mounts {
-            holds.extend(self.settle(mount, &host_config.volume_driver)?);
+            // Both have been parsed once.
+            let same = |given: &&Mount| {
+                mount.from_mounts && clean_target(&given.target).is_ok_and(|t| t == mount.target)
+            };
+            let options =
+                host_config.mounts.iter().find(same).and_then(|m| m.volume_options.clone());
+            holds.extend(self.settle(
+                mount,
+                &host_config.volume_driver,
+                options.unwrap_or_default(),
+            )?);
         }
         Ok((mounts, holds))
     }
@@ -106,7 +116,12 @@ impl Engine {
     }
 
     /// Makes the volume or checks the host path.
-    fn settle(&self, mount: &mut MountUse, driver: &str) -> Result<Option<VolumeHold>> {
+    fn settle(
+        &self,
+        mount: &mut MountUse,
+        driver: &str,
+        given: VolumeOptions,
+    ) -> Result<Option<VolumeHold>> {
         match mount.kind {
             MountKind::Tmpfs => Ok(None),
             MountKind::Bind => settle_bind(mount).map(|()| None),
@@ -117,7 +132,8 @@ impl Engine {
                     name: mount.name.clone(),
                     driver: driver.into(),
                     anonymous: mount.anonymous || mount.name.is_empty(),
-                    ..NewVolume::default()
+                    labels: given.labels,
+                    options: given.driver_config.map(|driver| driver.options).unwrap_or_default(),
                 })?;
                 mount.anonymous |= mount.name.is_empty();
                 mount.name.clone_from(&volume.name);
@@ -313,9 +329,6 @@ fn volume_options(parsed: &mut MountUse, mount: &Mount) -> Result<()> {
             "error looking up volume plugin {}: plugin \"{}\" not found",
             driver.name, driver.name
         )));
-    }
-    if options.driver_config.is_some_and(|driver| !driver.options.is_empty()) {
-        return Err(Error::not_implemented("VolumeOptions.DriverConfig.Options in a mount"));
     }
     if !mount.source.is_empty() {
         crate::volume::validate_name(&mount.source)?;

@@ -215,6 +215,12 @@ pub(crate) struct NewRecord {
 }
 
 impl Record {
+    /// Names of the volumes that it uses.
+    pub(crate) fn volume_names(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+        volumes.map(|mount| mount.name.as_str())
+    }
+
     pub(crate) fn new(new: NewRecord) -> Self {
         let mut words = Vec::new();
         words.extend(new.config.entrypoint.iter().flat_map(|list| list.0.iter().cloned()));

@@ -573,9 +573,8 @@ fn user_mount(mount: &MountUse) -> Value {
         let whole = recursive && !mount.read_only_non_recursive;
         options.push(if whole { "rro".into() } else { "ro".into() });
         options.push("ro".into());
-    } else {
-        options.push("rw".into());
     }
+    // Without "rw": a source that is mounted read-only stays so.
     let propagation = if mount.propagation.is_empty() { "rprivate" } else { &mount.propagation };
     options.push(propagation.into());
     json!({

@@ -82,6 +82,7 @@ impl Engine {
         let record = container.snapshot();
         let upstreams = self.write_files(container, &record)?;
         self.networks.start_dns(container, &record, upstreams).await?;
+        self.mount_volumes(&record, id).await?;
         let user = self.prepare_root(&record).await?;
         self.mount_shm(&record)?;
         let spec = self.container_spec(container, &record, user)?;
@@ -118,6 +119,7 @@ impl Engine {
         self.undo_task(&ProcessId::init(container.id.as_str())).await;
         self.networks.tear_down(self, container).await;
         self.unmount_shm(&container.id);
+        self.unmount_volumes(container.id.as_str()).await;
         let code = start_exit_code(&error.message);
         let ended = Ended { code, at: Timestamp::now(), oom: false, error: error.message.clone() };
         let restarting = matches!(container.record().status, Status::Restarting { .. });

@@ -248,3 +248,38 @@ fn containers_keep_their_layers_over_a_killed_build() {
         assert_eq!(std::fs::read_dir(steps).unwrap().count(), 0, "steps are left");
     });
 }
+
+/// Volumes with a file system of their own behind them: shared while one container runs, kept over a
+/// kill, away when nobody uses them, and what was mounted outlives the volume.
+#[test]
+fn volumes_with_options_are_mounted_while_they_are_used() {
+    on_engine(Net::Isolated, |ground| {
+        let (word, name) = (random::token(12), random::name("user"));
+        ground.sandbox.write("/run/precious/file", &word).unwrap();
+        ground.sh("docker volume create -o type=tmpfs -o device=tmpfs -o o=size=1m shared-memory");
+        ground.sh("docker volume create -o type=none -o device=/run/precious -o o=bind,ro outside");
+        let volumes = ["-v", "shared-memory:/m", "-v", "outside:/o"];
+        let line: Vec<&str> = ["--name", &name].into_iter().chain(volumes).collect();
+        ground.start(&line, &["sleep", "1000"]);
+        let seen =
+            "cat /o/file && ! touch /o/new && df -k /m | grep -qw 1024 && cp /o/file /m/kept";
+        assert_eq!(ground.docker(&["exec", &name, "sh", "-c", seen]), word);
+        ground.daemon.kill().unwrap();
+        ground.daemon.start_again().unwrap();
+        let read = ["run", "--rm", "-v", "shared-memory:/m", ground.reference(), "cat", "/m/kept"];
+        assert_eq!(ground.docker(&read), word, "the two do not share it");
+        let mounted = || ground.sandbox.shell("grep -c /_data /proc/self/mountinfo");
+        assert_eq!(mounted().ok().unwrap().text(), "2");
+        ground.docker(&["rm", "-f", &name]);
+        assert_eq!(mounted().output().unwrap().text(), "0", "volumes stay mounted");
+        let lost = ["run", "--rm", "-v", "shared-memory:/m", ground.reference(), "ls", "/m"];
+        assert_eq!(ground.docker(&lost), "", "memory outlives its users");
+        let created = random::name("created");
+        ground.docker(&["create", "--name", &created, "-v", "outside:/o", ground.reference()]);
+        let copied = ground.sh(&format!("docker cp {created}:/o/file - | tar -xO"));
+        assert_eq!(copied, word);
+        ground.docker(&["rm", &created]);
+        ground.docker(&["volume", "rm", "outside", "shared-memory"]);
+        assert_eq!(ground.sh("cat /run/precious/file"), word);
+    });
+}

@@ -1,9 +1,12 @@
 //! Named and anonymous volumes of the `local` driver: a directory each, with a record beside its data.
 //!
-//! On disk: `DATA_ROOT/volumes/NAME/{_data,volume.json}`. A volume without a record is still one.
+//! On disk: `DATA_ROOT/volumes/NAME/{_data,volume.json}`. A volume without a record is still one. What the
+//! options of a volume name is mounted on its `_data` while a container uses it (`local`).
+
+mod local;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -57,6 +60,8 @@ pub(crate) struct Volumes {
 #[derive(Default)]
 struct State {
     known: BTreeMap<String, VolumeRecord>,
+    /// Who uses what is mounted, by the volume's name; only of volumes with options.
+    mounted: BTreeMap<String, BTreeSet<String>>,
     /// Containers being made that will use a volume and are not to be found yet, by its name.
     held: BTreeMap<String, u32>,
 }
@@ -102,7 +107,7 @@ impl Volumes {
             }
             known.insert(name.clone(), load(&entry.path(), name));
         }
-        let state = State { known, held: BTreeMap::new() };
+        let state = State { known, ..State::default() };
         Ok(Self { root, state: Arc::new(Mutex::new(state)) })
     }
 
@@ -127,10 +132,7 @@ impl Volumes {
                 new.driver
             )));
         }
-        if let Some(option) = new.options.keys().next() {
-            // A mount of its own behind a volume (type, o, device) is not built yet.
-            return Err(Error::not_implemented(format!("volume option \"{option}\"")));
-        }
+        local::parse(&new.options)?;
         let name = if new.name.is_empty() { random_id() } else { new.name };
         validate_name(&name)?;
         let mut state = self.lock();
@@ -177,6 +179,72 @@ impl Volumes {
         self.lock().known.values().cloned().collect()
     }
 
+    /// Mounts what stands behind these volumes, for a user of them; once for all users.
+    ///
+    /// # Errors
+    /// When one cannot be mounted: those before it are the user's, who gives them back.
+    pub(crate) fn mount<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+        user: &str,
+    ) -> Result<()> {
+        for name in names {
+            let mut state = self.lock();
+            let Some(record) = state.known.get(name) else { continue };
+            let Some(mount) = local::parse(&record.options)? else { continue };
+            let dir = self.data_dir(name);
+            if state.mounted.get(name).is_none_or(BTreeSet::is_empty) {
+                // Left by a daemon that ended in between.
+                local::unmount(&dir)?;
+                mount.mount(&dir).map_err(|error| {
+                    let place = dir.display();
+                    Error {
+                        message: format!("error while mounting volume '{place}': {error}"),
+                        ..error
+                    }
+                })?;
+            }
+            state.mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
+        }
+        Ok(())
+    }
+
+    /// A container that ran on while no daemon did uses what is mounted.
+    pub(crate) fn adopt_mounts<'a>(&self, names: impl IntoIterator<Item = &'a str>, user: &str) {
+        let mut state = self.lock();
+        for name in names {
+            if state.known.get(name).is_some_and(|record| !record.options.is_empty()) {
+                state.mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
+            }
+        }
+    }
+
+    fn has_mounted(&self, user: &str) -> bool {
+        self.lock().mounted.values().any(|users| users.contains(user))
+    }
+
+    /// Unmounts what nobody else uses.
+    pub(crate) fn unmount(&self, user: &str) {
+        let mut state = self.lock();
+        let mut unused = Vec::new();
+        state.mounted.retain(|name, users| {
+            let was_last = users.remove(user) && users.is_empty();
+            if was_last {
+                unused.push(name.clone());
+            }
+            !was_last
+        });
+        for name in unused {
+            self.unmount_or_log(&name);
+        }
+    }
+
+    fn unmount_or_log(&self, name: &str) {
+        if let Err(error) = local::unmount(&self.data_dir(name)) {
+            tracing::warn!(volume = %name, %error, "a volume stays mounted");
+        }
+    }
+
     /// Removes a volume that nobody uses: neither a container that `users` finds nor one being made.
     fn remove(&self, name: &str, users: impl FnOnce() -> Vec<String>) -> Result<()> {
         let mut state = self.lock();
@@ -192,6 +260,9 @@ impl Volumes {
             )));
         }
         let dir = self.root.join(name);
+        // What is mounted belongs to others.
+        local::unmount(&dir.join("_data"))?;
+        state.mounted.remove(name);
         // Out of sight in one step; emptied afterwards, so that a crash leaves no half volume.
         let trash = self.root.join(format!("{TRASH_PREFIX}{}", random_id()));
         match fs::rename(&dir, &trash) {
@@ -218,9 +289,15 @@ impl Volumes {
         for entry in entries.flatten() {
             let (dir, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
             let known = self.get(&name).ok();
+            let is_mounted = self.lock().mounted.contains_key(&name);
+            if !is_mounted && known.as_ref().is_some_and(|record| !record.options.is_empty()) {
+                self.unmount_or_log(&name);
+            }
             let settled = match known {
                 _ if name.starts_with(TRASH_PREFIX) => {
-                    fs::remove_dir_all(&dir).map_err(|e| Error::io("empty", &dir, &e))
+                    let remove =
+                        || fs::remove_dir_all(&dir).map_err(|e| Error::io("empty", &dir, &e));
+                    local::unmount(&dir.join("_data")).and_then(|()| remove())
                 }
                 Some(record) => self.settle_one(&dir, &record, used(&name)),
                 None => Ok(()),
@@ -307,7 +384,7 @@ impl Engine {
 
     /// Brings the volumes in order that a daemon's death left half made or half removed. Call it once
     /// every container is known.
-    pub(crate) async fn settle_volumes(self: &std::sync::Arc<Self>) {
+    pub(crate) async fn settle_volumes(self: &Arc<Self>) {
         let engine = self.clone();
         let settled = crate::util::blocking(move || {
             engine.volumes.settle(|name| !engine.volume_users(name).is_empty())
@@ -317,9 +394,39 @@ impl Engine {
         }
     }
 
+    /// Mounts what stands behind the volumes of a container, for `user`; [`Engine::unmount_volumes`]
+    /// gives it back, after a failure as well.
+    pub(crate) async fn mount_volumes(
+        self: &Arc<Self>,
+        record: &crate::container::record::Record,
+        user: &str,
+    ) -> Result<()> {
+        let names: Vec<String> = record.volume_names().map(str::to_owned).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let (engine, user) = (self.clone(), user.to_owned());
+        let mount = move || engine.volumes.mount(names.iter().map(String::as_str), &user);
+        crate::util::blocking(mount).await
+    }
+
+    pub(crate) async fn unmount_volumes(self: &Arc<Self>, user: &str) {
+        if !self.volumes.has_mounted(user) {
+            return;
+        }
+        let (engine, user) = (self.clone(), user.to_owned());
+        let unmounted = crate::util::blocking(move || {
+            engine.volumes.unmount(&user);
+            Ok(())
+        });
+        if let Err(error) = unmounted.await {
+            tracing::warn!(%error, "volumes stay mounted");
+        }
+    }
+
     /// Ids of the containers that use a volume.
     pub(crate) fn volume_users(&self, name: &str) -> Vec<String> {
-        let uses = |container: &std::sync::Arc<crate::container::Container>| {
+        let uses = |container: &Arc<crate::container::Container>| {
             container.record().mounts.iter().any(|mount| mount.name == name)
         };
         self.containers.all().iter().filter(|c| uses(c)).map(|c| c.id.to_string()).collect()
@@ -364,7 +471,7 @@ impl Engine {
         Ok(volumes.iter().map(|volume| self.volume_shape(volume)).collect())
     }
 
-    pub async fn volume_remove(self: &std::sync::Arc<Self>, name: &str, force: bool) -> Result<()> {
+    pub async fn volume_remove(self: &Arc<Self>, name: &str, force: bool) -> Result<()> {
         if let Err(error) = self.volumes.get(name) {
             return if force { Ok(()) } else { Err(error) };
         }
@@ -379,7 +486,7 @@ impl Engine {
 
     /// Since API 1.42 only anonymous volumes, unless the filter `all` says otherwise.
     pub async fn volume_prune(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         filters: &Filters,
         all_by_default: bool,
     ) -> Result<VolumesPruneReport> {
