@@ -4,6 +4,7 @@
 //! (`O_EXCL`) and without following links.
 
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     io::{Read, Write},
     os::{
@@ -63,6 +64,8 @@ struct Writer<'a> {
     made: Vec<Made>,
     /// The directory that was written to last.
     last: Option<(PathBuf, OwnedFd)>,
+    /// Where files that have several names were written first, by device and inode of the source.
+    linked: HashMap<(u64, u64), PathBuf>,
 }
 
 /// Copies everything.
@@ -74,7 +77,7 @@ pub(crate) fn copy(selection: &Selection, root: &Root, how: &Writing<'_>) -> Res
     let dest = tree::inside(how.dest);
     let count = selection.groups.len() + how.others;
     let is_dir = dest_is_dir(how, &dest, count)?;
-    let mut writer = Writer { how, made: Vec::new(), last: None };
+    let mut writer = Writer::new(how);
     for group in &selection.groups {
         let base = match &group.place {
             Place::Contents => dest.clone(),
@@ -112,7 +115,7 @@ pub(crate) fn write_new(
     contents: &mut dyn Read,
     mtime: Option<i64>,
 ) -> Result<()> {
-    let mut writer = Writer { how, made: Vec::new(), last: None };
+    let mut writer = Writer::new(how);
     let (parent, name) = writer.parent(path)?;
     let mode = how.chmod.map_or(mode, |chmod| chmod.apply(mode, false));
     let file = writer.create(&parent, &name, path)?;
@@ -135,14 +138,18 @@ pub(crate) fn make_dir(root: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         cancelled: &|| false,
         others: 0,
     };
-    let mut writer = Writer { how: &how, made: Vec::new(), last: None };
+    let mut writer = Writer::new(&how);
     writer.ensure_dir(path, None)?;
     let made = !writer.made.is_empty();
     writer.finish()?;
     Ok(made)
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(how: &'a Writing<'a>) -> Self {
+        Self { how, made: Vec::new(), last: None, linked: HashMap::new() }
+    }
+
     fn group(&mut self, group: &Group, root: &Root, base: &Path, dest: &Path) -> Result<()> {
         if group.place == Place::Contents || group.is_dir {
             self.ensure_dir(dest, None)?;
@@ -161,7 +168,15 @@ impl Writer<'_> {
                 let look = (group.place != Place::Contents
                     || !entry.relative.as_os_str().is_empty())
                 .then_some(&entry.node);
+                let was_there = open_in_root(self.how.root, &target).is_ok();
                 self.ensure_dir(&target, look)?;
+                // Below the top it is as the source has it (BuildKit's fsutil `copyDirectory`).
+                if was_there
+                    && !entry.relative.as_os_str().is_empty()
+                    && let Some(node) = look
+                {
+                    self.made.push(self.made_as(&target, node));
+                }
                 continue;
             }
             if let Some(unpack) = self.how.unpack
@@ -245,6 +260,15 @@ impl Writer<'_> {
     ) -> Result<()> {
         let source = tree::open_file(root.fd.as_fd(), &entry.source)
             .map_err(Error::errno("open", &entry.source))?;
+        let stat = rustix::fs::fstat(&source).map_err(Error::errno("stat", &entry.source))?;
+        let inode = (stat.st_dev, stat.st_ino);
+        if stat.st_nlink > 1
+            && entry.node.same_as(&stat)
+            && let Some(first) = self.linked.get(&inode)
+            && self.link(first, (parent, name), target)?
+        {
+            return Ok(());
+        }
         let file = self.create(parent, name, target)?;
         copy_data(&source, &file, target)?;
         let stat = rustix::fs::fstat(&source).map_err(Error::errno("stat", &entry.source))?;
@@ -263,6 +287,9 @@ impl Writer<'_> {
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 Err(errno) => return Err(Error::errno("set attributes of", target)(errno)),
             }
+        }
+        if stat.st_nlink > 1 {
+            self.linked.insert(inode, target.to_path_buf());
         }
         Ok(())
     }
@@ -339,13 +366,46 @@ impl Writer<'_> {
             Err(Errno::EXIST) => return Err(Error::BadPath(self.how.command, display(path))),
             Err(errno) => return Err(Error::errno("make directory", path)(errno)),
         }
-        let mode = look.map_or(0o755, |node| {
-            self.how.chmod.map_or(node.mode, |chmod| chmod.apply(node.mode, true))
-        });
-        let mtime = look.map(|node| node.mtime);
-        let owner = look.map_or(self.how.owner.unwrap_or_default(), |node| self.owner(node));
-        self.made.push(Made { path: path.to_path_buf(), mode, owner, mtime });
+        let made = match look {
+            Some(node) => self.made_as(path, node),
+            None => Made {
+                path: path.to_path_buf(),
+                mode: 0o755,
+                owner: self.how.owner.unwrap_or_default(),
+                mtime: None,
+            },
+        };
+        self.made.push(made);
         open_in_root(self.how.root, path).map_err(Error::errno("open directory", path))
+    }
+
+    fn made_as(&self, path: &Path, node: &Node) -> Made {
+        Made {
+            path: path.to_path_buf(),
+            mode: self.how.chmod.map_or(node.mode, |chmod| chmod.apply(node.mode, true)),
+            owner: self.owner(node),
+            mtime: Some(node.mtime),
+        }
+    }
+
+    /// Gives a file that was written under one name another one. `false` where that cannot be.
+    fn link(
+        &self,
+        first: &Path,
+        (parent, name): (&OwnedFd, &OsStr),
+        target: &Path,
+    ) -> Result<bool> {
+        let above = first.parent().unwrap_or(Path::new(""));
+        let Some(first) = first.file_name() else { return Ok(false) };
+        let above =
+            open_in_root(self.how.root, above).map_err(Error::errno("open directory", above))?;
+        self.clear(parent, name, target)?;
+        match rustix::fs::linkat(&above, first, parent, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            // It was replaced since, or has as many names as the file system allows.
+            Err(Errno::NOENT | Errno::MLINK | Errno::XDEV | Errno::PERM) => Ok(false),
+            Err(errno) => Err(Error::errno("make link", target)(errno)),
+        }
     }
 
     fn finish(self) -> Result<()> {

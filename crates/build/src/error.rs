@@ -87,6 +87,8 @@ pub enum Error {
     Invalid(String),
     #[error("build is limited to {what}: {limit}")]
     Limit { what: &'static str, limit: u64 },
+    #[error("{0} is damaged in the store: pull or load its image again")]
+    Damaged(types::Digest),
     #[error("{0}: its JSON is malformed")]
     Json(String, #[source] serde_json::Error),
     #[error("build was cancelled")]
@@ -111,7 +113,7 @@ impl Error {
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Limit { .. } => ErrorKind::ResourceExhausted,
             Self::Io { .. } | Self::Exit { .. } | Self::Task(_) => ErrorKind::Internal,
-            Self::Json(..) => ErrorKind::DataLoss,
+            Self::Json(..) | Self::Damaged(_) => ErrorKind::DataLoss,
             Self::NoSuchUser { .. } | Self::UserFile { .. } | Self::Archive { .. } => {
                 ErrorKind::FailedPrecondition
             }

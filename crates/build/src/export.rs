@@ -48,6 +48,9 @@ pub(crate) async fn read_blob(
             return Err(Error::Limit { what: "bytes of an image's configuration", limit });
         }
     }
+    if !digest.matches(&bytes) {
+        return Err(Error::Damaged(digest.clone()));
+    }
     Ok(bytes)
 }
 

@@ -126,6 +126,32 @@ fn write_into(dest_root: &Path, source: &Path, sources: &[&str], dest: &str) -> 
     copy::copy(&selection, &from, &how)
 }
 
+/// Directories below the top look as the source's, and names of one file stay names of one file.
+#[test]
+fn copies_are_like_their_source() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = TempDir::new().unwrap();
+    let (source, target) = (dir.path().join("s"), dir.path().join("t"));
+    std::fs::create_dir_all(source.join("d/kept/deep")).unwrap();
+    std::fs::create_dir_all(target.join("kept/deep")).unwrap();
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(&source.join("d"), 0o711);
+    set(&source.join("d/kept/deep"), 0o1777);
+    set(&target, 0o750);
+    std::fs::write(source.join("d/one"), "same").unwrap();
+    std::fs::hard_link(source.join("d/one"), source.join("d/kept/two")).unwrap();
+    std::fs::write(target.join("one"), "old").unwrap();
+    write_into(&target, &source, &["d"], "/").unwrap();
+    let look = |path: &str| std::fs::metadata(target.join(path)).unwrap();
+    assert_eq!(look("").mode() & 0o7777, 0o750, "the top keeps its own");
+    assert_eq!(look("kept/deep").mode() & 0o7777, 0o1777);
+    assert_eq!(look("one").ino(), look("kept/two").ino());
+    assert_eq!(look("one").nlink(), 2);
+    assert_eq!(std::fs::read_to_string(target.join("kept/two")).unwrap(), "same");
+}
+
 #[test]
 fn copies_stay_within_the_root() {
     let dir = TempDir::new().unwrap();

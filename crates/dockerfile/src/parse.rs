@@ -463,6 +463,8 @@ pub fn exposed_ports(words: &[String]) -> Result<Vec<String>> {
     for word in words {
         let bad = || ParseErrorKind::Port(word.clone());
         let (range, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+        // A host's part is no business of an image's: docker drops it (go-connections `ParsePortSpec`).
+        let range = range.rsplit(':').next().unwrap_or(range);
         let protocol = protocol.to_ascii_lowercase();
         if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
             return Err(bad());

@@ -258,8 +258,9 @@ fn pairs_and_arguments() {
 
 #[test]
 fn ports() {
-    let words = ["80", "90-91/UDP"].map(str::to_string);
-    assert_eq!(exposed_ports(&words).unwrap(), ["80/tcp", "90/udp", "91/udp"]);
+    let words = ["80", "90-91/UDP", "8080:81", "127.0.0.1:1:82/tcp"].map(str::to_string);
+    let ports = ["80/tcp", "90/udp", "91/udp", "81/tcp", "82/tcp"];
+    assert_eq!(exposed_ports(&words).unwrap(), ports);
     for bad in ["x", "70000", "2-1", "80/icmp", "-1", ""] {
         assert!(exposed_ports(&[bad.to_string()]).is_err(), "{bad}");
     }

@@ -59,6 +59,13 @@ impl Digest {
         self.algorithm
     }
 
+    /// Whether these bytes are what the digest says.
+    pub fn matches(&self, bytes: impl AsRef<[u8]>) -> bool {
+        let mut digester = Digester::new(self.algorithm);
+        digester.update(bytes.as_ref());
+        digester.finish() == *self
+    }
+
     /// The hexadecimal part.
     pub fn hex(&self) -> &str {
         &self.hex
