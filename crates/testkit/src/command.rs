@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Without another word a command may take this long.
@@ -20,6 +20,11 @@ const HELD_OPEN_AFTER: Duration = Duration::from_secs(2);
 
 /// Of each output at most this much is kept; a test that needs more reads a file.
 const OUTPUT_LIMIT_BYTES: usize = 64 << 20;
+
+/// Held for writing while a file is written that is a program, and for reading while a process is
+/// started: a child that is forked in between has the file open until it becomes its own program, and
+/// for so long the kernel refuses to run the file ("text file busy").
+pub(crate) static PROGRAM_FILES: RwLock<()> = RwLock::new(());
 
 /// A program to run, on the machine or in a sandbox.
 #[derive(Debug, Clone)]
@@ -151,12 +156,14 @@ impl Cmd {
     pub fn spawn(self) -> Result<Running> {
         let mut command = self.build(true);
         let piped = self.keep_stdin || self.stdin.is_some();
+        let lock = PROGRAM_FILES.read().unwrap_or_else(PoisonError::into_inner);
         let mut child = command
             .stdin(if piped { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .context("start", self.shown())?;
+        drop(lock);
         let stdout = Collected::from(child.stdout.take());
         let stderr = Collected::from(child.stderr.take());
         let mut stdin = child.stdin.take();

@@ -22,6 +22,7 @@ pub mod engine;
 mod error;
 pub mod fixtures;
 pub mod leak;
+pub mod oci;
 pub mod peer;
 pub mod random;
 pub mod registry;

@@ -1,6 +1,6 @@
 //! A program on a terminal of its own: a real pseudo-terminal, which the test types into and reads.
 
-use crate::command::{Cmd, Collected, raw_pid};
+use crate::command::{Cmd, Collected, PROGRAM_FILES, raw_pid};
 use crate::error::IoContext;
 use crate::{Error, Result, wait};
 use rustix::process::{Signal, kill_process_group};
@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// A running program whose standard input, output and error are one terminal, and which is the
@@ -37,6 +38,7 @@ impl Terminal {
         let slave = File::options().read(true).write(true).open(&path).context("open", &path)?;
         let another = || slave.try_clone().context("duplicate", &path);
         // The opened side must not become this process's terminal, but that of the new session.
+        let lock = PROGRAM_FILES.read().unwrap_or_else(PoisonError::into_inner);
         let child = command
             .build_behind(&["/usr/bin/setsid", "--ctty", "--wait"], false)
             .stdin(Stdio::from(another()?))
@@ -44,6 +46,7 @@ impl Terminal {
             .stderr(Stdio::from(another()?))
             .spawn()
             .context("start", &shown)?;
+        drop(lock);
         let reader = master.try_clone().context("duplicate", "a pseudo-terminal")?;
         let screen = Collected::from(Some(reader));
         Ok(Self { shown, limit: command.limit(), master, child, screen })

@@ -1,0 +1,49 @@
+//! The properties, by area.
+
+mod capabilities;
+mod cgroups;
+mod command_line;
+mod devices;
+mod errors;
+mod exec;
+mod hooks;
+mod lifecycle;
+mod manage;
+mod mounts;
+mod namespaces;
+mod options;
+mod paths;
+mod process;
+mod seccomp;
+mod terminal;
+mod userns;
+
+use super::{Checked, Ground, Property};
+
+const fn p(name: &'static str, check: fn(&Ground) -> Checked) -> Property {
+    Property { name, check }
+}
+
+/// Every property.
+pub fn all() -> Vec<Property> {
+    [
+        lifecycle::ALL,
+        errors::ALL,
+        command_line::ALL,
+        process::ALL,
+        capabilities::ALL,
+        namespaces::ALL,
+        userns::ALL,
+        mounts::ALL,
+        options::ALL,
+        paths::ALL,
+        devices::ALL,
+        cgroups::ALL,
+        seccomp::ALL,
+        hooks::ALL,
+        terminal::ALL,
+        exec::ALL,
+        manage::ALL,
+    ]
+    .concat()
+}

@@ -1,0 +1,8 @@
+//! Attacks.
+
+use super::Property;
+
+/// Every attack.
+pub fn all() -> Vec<Property> {
+    Vec::new()
+}

@@ -1,0 +1,9 @@
+//! Runtimes against the specification: the suite of [`testkit::oci`] on ours, on Debian's runc and on
+//! crun, each in a sandbox, and what fails held against the list of known differences.
+//!
+//! `CONFORMANCE_RUNTIME=/path/of/a/runtime` has the suite look at that one in place of ours.
+#![allow(clippy::unwrap_used)]
+
+mod attacks;
+mod conformance;
+mod list;
