@@ -59,6 +59,7 @@ pub(crate) struct Record {
 pub(crate) struct Cache {
     root: PathBuf,
     salt: String,
+    pub(crate) memory: key::Memory,
 }
 
 /// The places in a Dockerfile under which a step is remembered, best first.
@@ -94,7 +95,7 @@ impl Cache {
             }
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        Ok(Self { root: root.into(), salt })
+        Ok(Self { root: root.into(), salt, memory: key::Memory::default() })
     }
 
     pub(crate) fn salt(&self) -> &str {

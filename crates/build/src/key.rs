@@ -1,6 +1,9 @@
 //! Keys of steps from what goes into them, and why a key is not the one of last time.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use serde::{Deserialize, Serialize};
 use types::Digest;
@@ -11,6 +14,8 @@ use crate::{hashes, select};
 const VALUE_BYTES: usize = 200;
 /// Files named in one reason.
 const FILES_NAMED: usize = 3;
+/// Values of build arguments that are remembered at most.
+const VALUES_KNOWN: usize = 4096;
 
 /// Everything that a step's result depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,21 +46,57 @@ impl Inputs {
     }
 
     /// The same with values replaced by fingerprints where they may be secret or are long: what is
-    /// kept on disk.
+    /// kept on disk. Of build arguments all: nobody else writes them down.
     pub(crate) fn redacted(&self, salt: &str) -> Self {
-        let hide = |map: &BTreeMap<String, String>| {
-            map.iter().map(|(name, value)| (name.clone(), redact(name, value, salt))).collect()
-        };
-        Self { args: hide(&self.args), env: hide(&self.env), ..self.clone() }
+        let args = self.args.iter().map(|(name, value)| (name.clone(), hide(name, value, salt)));
+        let env = self.env.iter().map(|(name, value)| (name.clone(), redact(name, value, salt)));
+        Self { args: args.collect(), env: env.collect(), ..self.clone() }
     }
+}
+
+/// Values of build arguments by their fingerprints, so that reasons can name them for as long as the
+/// daemon lives; never on disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory(Arc<Mutex<HashMap<String, String>>>);
+
+impl Memory {
+    /// Learns the values of `inputs`, but for those that look secret or are long.
+    pub(crate) fn learn(&self, inputs: &Inputs, salt: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, value) in &inputs.args {
+            let plain = redact(name, value, salt);
+            if plain.starts_with('=') {
+                if known.len() >= VALUES_KNOWN {
+                    known.clear();
+                }
+                known.insert(hide(name, value, salt), plain);
+            }
+        }
+    }
+
+    /// Redacted inputs with the values that are known.
+    pub(crate) fn recall(&self, redacted: &Inputs) -> Inputs {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inputs = redacted.clone();
+        for value in inputs.args.values_mut() {
+            if let Some(plain) = known.get(value) {
+                value.clone_from(plain);
+            }
+        }
+        inputs
+    }
+}
+
+fn hide(name: &str, value: &str, salt: &str) -> String {
+    let digest = Digest::sha256(format!("{salt}\n{name}\n{value}"));
+    format!("#{}", &digest.hex()[..24])
 }
 
 fn redact(name: &str, value: &str, salt: &str) -> String {
     if !dockerfile::checks::looks_secret(name) && value.len() <= VALUE_BYTES {
         return format!("={value}");
     }
-    let digest = Digest::sha256(format!("{salt}\n{name}\n{value}"));
-    format!("#{}", &digest.hex()[..24])
+    hide(name, value, salt)
 }
 
 /// A redacted value in quotes, or no more than that it is another.

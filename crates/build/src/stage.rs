@@ -387,6 +387,7 @@ impl Build {
             }
             None => {
                 let redacted = inputs.redacted(self.cache.salt());
+                self.cache.memory.learn(&inputs, self.cache.salt());
                 let reason = self.reason(&redacted, manifest.as_deref(), stage, &slots, &key);
                 place.voice.text(format!(" ---> Cache miss: {reason}\n")).await;
                 let below = stage.chain.as_ref().filter(|_| !alone);
@@ -441,10 +442,11 @@ impl Build {
             Some(record) => Some((record, None)),
             None => self.cache.predecessor(slots),
         };
-        let earlier = found.as_ref().map(|(record, manifest)| Earlier {
-            inputs: &record.inputs,
-            manifest: manifest.clone(),
-        });
+        let memory = &self.cache.memory;
+        let found = found.map(|(record, manifest)| (memory.recall(&record.inputs), manifest));
+        let earlier =
+            found.as_ref().map(|(inputs, manifest)| Earlier { inputs, manifest: manifest.clone() });
+        let now = &memory.recall(now);
         key::reason(now, manifest, &stage.parent, earlier.as_ref())
     }
 

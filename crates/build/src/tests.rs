@@ -332,7 +332,12 @@ fn inputs(instruction: &str, parent: &str, args: &[(&str, &str)]) -> Inputs {
 fn reasons_name_their_cause() {
     let parent = Parent { name: "the parent step 2/3 (COPY . .)".into() };
     let why = |old: &Inputs, new: &Inputs, manifests: (&str, &str)| {
-        let (old, new) = (old.redacted("salt"), new.redacted("salt"));
+        let memory = key::Memory::default();
+        let kept = |inputs: &Inputs| {
+            memory.learn(inputs, "salt");
+            memory.recall(&inputs.redacted("salt"))
+        };
+        let (old, new) = (kept(old), kept(new));
         let earlier = Earlier { inputs: &old, manifest: Some(manifests.0.into()) };
         key::reason(&new, Some(manifests.1), &parent, Some(&earlier))
     };
@@ -351,6 +356,15 @@ fn reasons_name_their_cause() {
     );
     assert_eq!(key::reason(&base, None, &parent, None), "never built before");
     assert!(!serde_json::to_string(&other.redacted("s")).unwrap().contains("\"b\""));
+    let kept = base.redacted("salt");
+    assert!(!serde_json::to_string(&kept).unwrap().contains("\"=1\""), "an argument is kept");
+    let reason = key::reason(
+        &kept,
+        None,
+        &parent,
+        Some(&Earlier { inputs: &other.redacted("salt"), manifest: None }),
+    );
+    assert!(reason.contains("build argument V changed;"), "{reason}");
 }
 
 #[test]

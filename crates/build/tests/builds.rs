@@ -102,7 +102,7 @@ async fn reasons() {
         text.contains("[Warning] One or more build-args [UNKNOWN] were not consumed"),
         "{text}"
     );
-    // What looks secret is nowhere in the builder's files.
+    // Build arguments are nowhere in the builder's files.
     let found = testkit::command::Cmd::host(
         "grep",
         ["-r", "-l", &canary, ground.directory.path().join("build").to_str().unwrap()]
