@@ -33,6 +33,26 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Locks {
     map: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// How many commands use a cache mount, by the name of its directory.
+    users: Mutex<HashMap<String, usize>>,
+}
+
+/// Keeps a cache mount from being pruned.
+pub(crate) struct Use {
+    locks: Arc<Locks>,
+    name: String,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut users = self.locks.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = users.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.name);
+            }
+        }
+    }
 }
 
 impl Locks {
@@ -45,6 +65,18 @@ impl Locks {
         let lock = Arc::new(tokio::sync::Mutex::new(()));
         map.insert(name.into(), Arc::downgrade(&lock));
         lock
+    }
+
+    pub(crate) fn use_mount(self: &Arc<Self>, name: &str) -> Use {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        *users.entry(name.into()).or_default() += 1;
+        Use { locks: self.clone(), name: name.into() }
+    }
+
+    /// Runs `act` while nobody can begin to use a cache mount; `None` if somebody uses it.
+    pub(crate) fn unless_used<T>(&self, name: &str, act: impl FnOnce() -> T) -> Option<T> {
+        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        (!users.contains_key(name)).then(act)
     }
 
     pub(crate) fn is_held(&self, name: &str) -> bool {

@@ -166,18 +166,18 @@ impl Cache {
         }
     }
 
-    /// Forgets states but the newest ones.
-    pub(crate) fn forget_states(&self, keep: usize) -> Result<()> {
-        let dir = self.root.join("states");
-        let mut states = Vec::new();
+    /// Removes the files of one of its directories but for the newest.
+    pub(crate) fn forget(&self, name: &str, keep: usize) -> Result<()> {
+        let dir = self.root.join(name);
+        let mut files = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(Error::io("read directory", &dir))? {
             let entry = entry.map_err(Error::io("read directory", &dir))?;
             let made = entry.metadata().and_then(|metadata| metadata.modified());
-            states.push((made.unwrap_or(std::time::UNIX_EPOCH), entry.path()));
+            files.push((made.unwrap_or(std::time::UNIX_EPOCH), entry.path()));
         }
-        states.sort();
-        let surplus = states.len().saturating_sub(keep);
-        for (_, path) in states.into_iter().take(surplus) {
+        files.sort();
+        let surplus = files.len().saturating_sub(keep);
+        for (_, path) in files.into_iter().take(surplus) {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", path)(error));

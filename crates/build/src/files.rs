@@ -37,6 +37,12 @@ pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Removes a directory and all in it; absent is fine.
+/// Makes an empty file, or gives the one that is there the present time.
+pub(crate) fn touch(path: &Path) -> io::Result<()> {
+    let file = std::fs::File::options().create(true).append(true).open(path)?;
+    file.set_modified(std::time::SystemTime::now())
+}
+
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

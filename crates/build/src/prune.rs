@@ -18,6 +18,10 @@ use crate::{
 const TOMBSTONES: usize = 5_000;
 /// States of stages that are remembered beyond a prune: an empty file each.
 const STATES: usize = 5_000;
+/// Places in Dockerfiles under which steps are remembered.
+const SLOTS: usize = 20_000;
+/// Remembered hashes of what a step selected from a stage or a context; each may take megabytes.
+const HASHES: usize = 500;
 
 impl Builder {
     /// Removes what a build left that was killed. Call it before the first build.
@@ -64,6 +68,7 @@ impl Builder {
                 }
             }
         }
+        self.trim(false).await?;
         let tmp = self.cache.dir("tmp");
         blocking(move || {
             files::remove_tree(&tmp).map_err(Error::io("remove", &tmp))?;
@@ -98,7 +103,7 @@ impl Builder {
         let mounts = self.cache.dir("mounts");
         entries.extend(blocking(move || cache_mounts(&mounts)).await?);
         for entry in entries.iter_mut().filter(|entry| entry.kind != "regular") {
-            entry.in_use = self.mount_in_use(&entry.id);
+            entry.in_use = self.locks.unless_used(&entry.id, || ()).is_none();
         }
         Ok(entries)
     }
@@ -123,23 +128,48 @@ impl Builder {
             if fresh || entry.in_use || (entry.shared && !request.all) {
                 continue;
             }
-            self.remove_entry(&entry).await?;
+            if !self.remove_entry(&entry).await? {
+                continue;
+            }
             left = left.saturating_sub(entry.bytes);
             pruned.bytes += entry.bytes;
             pruned.ids.push(entry.id);
         }
         self.drop_tombstones().await?;
         let everything = request.all && request.keep_bytes == 0 && request.unused_for.is_none();
-        let (cache, keep) = (self.cache.clone(), if everything { 0 } else { STATES });
-        blocking(move || cache.forget_states(keep)).await?;
+        self.trim(everything).await?;
         Ok(pruned)
     }
 
-    async fn remove_entry(&self, entry: &CacheEntry) -> Result<()> {
+    /// Forgets what is remembered for speed and for reasons, but for the newest.
+    async fn trim(&self, everything: bool) -> Result<()> {
+        let cache = self.cache.clone();
+        let keep = move |limit: usize| if everything { 0 } else { limit };
+        blocking(move || {
+            cache.forget("states", keep(STATES))?;
+            cache.forget("slots", keep(SLOTS))?;
+            cache.forget("hashes", keep(HASHES))
+        })
+        .await
+    }
+
+    /// Whether it was there to be removed: a cache mount may be in use by now.
+    async fn remove_entry(&self, entry: &CacheEntry) -> Result<bool> {
         if entry.kind != "regular" {
             let dir = self.cache.dir("mounts").join(&entry.id);
-            return blocking(move || files::remove_tree(&dir).map_err(Error::io("remove", dir)))
-                .await;
+            let trash = self.cache.dir("tmp").join(format!("trash-{}", files::random_hex(16)));
+            // Out of the way in one step, while no command can begin to use it.
+            let moved = self.locks.unless_used(&entry.id, || std::fs::rename(&dir, &trash));
+            return match moved {
+                None => Ok(false),
+                Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                Some(Err(error)) => Err(Error::io("remove", dir)(error)),
+                Some(Ok(())) => {
+                    let remove =
+                        move || files::remove_tree(&trash).map_err(Error::io("remove", trash));
+                    blocking(remove).await.map(|()| true)
+                }
+            };
         }
         let lock = self.locks.get(&entry.id);
         let _once = lock.lock().await;
@@ -148,7 +178,7 @@ impl Builder {
         }
         match self.services.leases.delete(&lease_of(&entry.id), false).await {
             Err(error) if !error.is_not_found() => Err(Error::store("delete lease")(error)),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 
@@ -163,12 +193,6 @@ impl Builder {
     async fn records(&self) -> Result<Vec<Record>> {
         let cache = self.cache.clone();
         blocking(move || cache.all()).await
-    }
-
-    fn mount_in_use(&self, name: &str) -> bool {
-        let (base, number) = name.split_once('-').unwrap_or((name, "0"));
-        self.locks.is_held(&format!("cache mount {base}"))
-            || self.locks.is_held(&format!("private cache mount {base} {number}"))
     }
 
     /// Digests of the layers of all images that are here.
@@ -206,7 +230,7 @@ fn cache_mounts(dir: &std::path::Path) -> Result<Vec<CacheEntry>> {
             shared: false,
             bytes: size_of(&path, 0),
             created,
-            last_used: stamp(&path.join("data")).max(created),
+            last_used: stamp(&path.join("used")).max(created),
             uses: 1,
         });
     }

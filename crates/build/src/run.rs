@@ -17,7 +17,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::{
     api::{Output, RunStep, StepMount, StepMountSource},
-    build::Build,
+    build::{Build, Use},
     config::DEFAULT_PATH,
     copy::{self, Writing},
     error::{Error, Result},
@@ -62,6 +62,7 @@ enum WantedKind {
 #[derive(Default)]
 struct Held {
     locks: Vec<OwnedMutexGuard<()>>,
+    uses: Vec<Use>,
     scratch: Vec<PathBuf>,
 }
 
@@ -392,8 +393,8 @@ impl Build {
     async fn cache_mount(&self, cache: &CacheMount, held: &mut Held) -> Result<PathBuf> {
         let name = cache_name(cache);
         let base = self.cache.dir("mounts");
-        let dir = match cache.sharing {
-            Sharing::Shared | Sharing::Locked => base.join(&name),
+        let name = match cache.sharing {
+            Sharing::Shared | Sharing::Locked => name,
             Sharing::Private => {
                 let free = (0..PRIVATE_CACHES).find_map(|number| {
                     let lock = self.locks.get(&format!("private cache mount {name} {number}"));
@@ -404,9 +405,11 @@ impl Build {
                     limit: 64,
                 })?;
                 held.locks.push(guard);
-                base.join(format!("{name}-{number}"))
+                format!("{name}-{number}")
             }
         };
+        held.uses.push(self.locks.use_mount(&name));
+        let dir = base.join(name);
         let (mode, uid, gid) = (cache.mode, cache.uid, cache.gid);
         let id = cache.id.clone();
         blocking(move || make_cache_dir(&dir, mode, (uid, gid), &id)).await
@@ -432,6 +435,8 @@ fn make_cache_dir(dir: &std::path::Path, mode: u32, ids: (u32, u32), id: &str) -
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(Error::io("create", data)(error)),
     }
+    // When it was used last.
+    files::touch(&dir.join("used")).map_err(Error::io("write", dir))?;
     Ok(data)
 }
 

@@ -463,3 +463,15 @@ proptest! {
         prop_assert!(inside.is_relative() && !inside.components().any(|part| part.as_os_str() == ".."));
     }
 }
+
+#[test]
+fn a_cache_mount_in_use_is_not_pruned() {
+    let locks = std::sync::Arc::new(crate::build::Locks::default());
+    let (one, two) = (locks.use_mount("m"), locks.use_mount("m"));
+    assert!(locks.unless_used("m", || ()).is_none());
+    drop(one);
+    assert!(locks.unless_used("m", || ()).is_none());
+    assert!(locks.unless_used("other", || ()).is_some());
+    drop(two);
+    assert!(locks.unless_used("m", || ()).is_some());
+}
