@@ -152,6 +152,9 @@ pub struct Limits {
     pub extension: u64,
     /// Chunks in one sparse file's map.
     pub sparse_chunks: usize,
+    /// Memory for names that have to be known to the end of an extraction: those of directories,
+    /// and of what a layer makes and deletes.
+    pub remembered_bytes: usize,
 }
 
 impl Default for Limits {
@@ -163,6 +166,7 @@ impl Default for Limits {
             // An xattr value has at most 64 KiB, and ext4 has room for no more than that in all.
             extension: 1 << 20,
             sparse_chunks: 1 << 18,
+            remembered_bytes: 192 << 20,
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::{
 const COPY_BYTES: usize = 128 << 10;
 /// A name that another process makes again each time it is removed is given up on.
 const REPLACE_TRIES: usize = 8;
+/// What one remembered name takes beside its text.
+const REMEMBERED_OVERHEAD: usize = 128;
 
 /// What names beginning with `.wh.` mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,6 +155,8 @@ struct Extractor<'e, 'o> {
     deleted: HashSet<(u64, OsString)>,
     /// Directories whose lower contents are gone already.
     emptied: HashSet<u64>,
+    /// Bytes of these, about.
+    remembered: usize,
     buffer: Vec<u8>,
 }
 
@@ -171,6 +175,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
             made: HashSet::new(),
             deleted: HashSet::new(),
             emptied: HashSet::new(),
+            remembered: 0,
             buffer: vec![0; COPY_BYTES],
         }
     }
@@ -195,6 +200,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
         }
         let parent = self.parent(dir)?;
         if self.options.whiteouts == Whiteouts::Remove {
+            self.remember(name)?;
             self.made.insert(parent.key(name));
         }
         match &entry.kind {
@@ -203,6 +209,16 @@ impl<'e, 'o> Extractor<'e, 'o> {
             Kind::HardLink { target } => self.hard_link(entry, &parent, name, &path, target),
             _ => self.special(entry, &parent, name, &path),
         }
+    }
+
+    /// Counts a name that is kept to the end.
+    fn remember(&mut self, name: &OsStr) -> Result<(), Error> {
+        self.remembered += name.len() + REMEMBERED_OVERHEAD;
+        if self.remembered > self.options.limits.remembered_bytes {
+            let limit = u64::try_from(self.options.limits.remembered_bytes).unwrap_or(u64::MAX);
+            return Err(Error::Limit { what: "bytes of directory names", limit });
+        }
+        Ok(())
     }
 
     fn root_entry(&mut self, entry: &Entry) -> Result<(), Error> {
@@ -261,7 +277,8 @@ impl<'e, 'o> Extractor<'e, 'o> {
     /// The directory for a name, with implied directories made like the ones below them.
     fn parent(&mut self, dir: &Path) -> Result<Parent, Error> {
         let (options, directories, deleted) = (self.options, &mut self.directories, &self.deleted);
-        self.place.directory(dir, &mut |parent, name, path| {
+        let mut remembered = 0;
+        let parent = self.place.directory(dir, &mut |parent, name, path| {
             let Some(node) = Node::open(parent, name, path)? else { return Ok(()) };
             let inode = rustix::fs::fstat(parent).map_err(|e| Error::file("stat", path, e))?.st_ino;
             if deleted.contains(&(inode, name.to_owned())) {
@@ -270,10 +287,13 @@ impl<'e, 'o> Extractor<'e, 'o> {
             if let Some(lower) = place::find_in_lowers(options.lowers, path)? {
                 let mtime = copy_metadata(&lower, &node, path)?;
                 let deferred = Deferred { identity: node.identity(), mtime, mode: None };
+                remembered += path.as_os_str().len() + REMEMBERED_OVERHEAD;
                 directories.insert(path.to_owned(), deferred);
             }
             Ok(())
-        })
+        })?;
+        self.remembered += remembered;
+        Ok(parent)
     }
 
     fn directory(
@@ -300,6 +320,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
         let defer_mode = entry.mode & 0o300 != 0o300;
         let mode = if defer_mode { 0o700 } else { entry.mode };
         self.metadata(entry, node, path, mode)?;
+        self.remember(path.as_os_str())?;
         self.directories.insert(
             path.to_owned(),
             Deferred {
@@ -565,6 +586,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
         if self.options.whiteouts == Whiteouts::Remove {
             return self.remove(&parent, name, &path, true);
         }
+        self.remember(name)?;
         self.deleted.insert(parent.key(name));
         match Node::open(parent.fd.as_fd(), name, &path)? {
             None => {

@@ -5,6 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::Path,
+    sync::OnceLock,
 };
 
 use rustix::fs::FileType;
@@ -61,6 +62,18 @@ pub(crate) struct Marks {
     pub(crate) opaque: bool,
 }
 
+/// Of the attributes that overlay heeds where this process mounts it: containers can set `user.*`
+/// themselves, and only mounts in a user namespace (`userxattr`) take those.
+fn prefix() -> &'static [u8] {
+    static IN_USER_NAMESPACE: OnceLock<bool> = OnceLock::new();
+    let in_user_namespace = *IN_USER_NAMESPACE.get_or_init(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let words: Vec<&str> = map.split_whitespace().collect();
+        !words.is_empty() && words != ["0", "0", "4294967295"]
+    });
+    if in_user_namespace { b"user.overlay." } else { b"trusted.overlay." }
+}
+
 /// Reads the marks of an object in an upper or lower directory.
 ///
 /// # Errors
@@ -75,13 +88,7 @@ pub(crate) fn marks(node: &Node, path: &Path) -> Result<Marks, Error> {
         return Ok(marks);
     }
     for name in node.xattr_names(path)? {
-        let bytes = name.as_bytes();
-        let Some(mark) = bytes
-            .strip_prefix(b"trusted.overlay.")
-            .or_else(|| bytes.strip_prefix(b"user.overlay."))
-        else {
-            continue;
-        };
+        let Some(mark) = name.as_bytes().strip_prefix(prefix()) else { continue };
         match mark {
             b"opaque" if node.is_dir() => {
                 marks.opaque |= node.xattr(&name, path)?.as_deref() == Some(b"y");

@@ -250,6 +250,16 @@ fn limits_hold() {
     assert!(matches!(with(small), Err(Error::Limit { what: "bytes of data", .. })));
     assert!(with(Limits { entries: 20, total_bytes: 2000, ..Default::default() }).is_ok());
 
+    let names: Vec<String> = (0..20).map(|i| format!("{}{i}", "d".repeat(100))).collect();
+    let directories: Vec<_> =
+        names.iter().map(|name| (name.as_str(), Kind::Directory, &b""[..])).collect();
+    let bytes = tar(&directories);
+    let cage = Cage::new();
+    let limits = Limits { remembered_bytes: 20 * 228, ..Default::default() };
+    let mut options = ExtractOptions { limits, ..Default::default() };
+    let extracted = extract(&bytes[..], open(&cage.root()).as_fd(), &mut options);
+    assert!(matches!(extracted, Err(Error::Limit { what: "bytes of directory names", .. })));
+
     let long = tar(&[(&"n".repeat(5000), file(), b"")]);
     let error = TarReader::new(&long[..], Limits::default()).next_entry().unwrap_err();
     assert!(matches!(error, Error::Limit { what: "bytes in a name", .. }), "{error:?}");
