@@ -35,6 +35,8 @@ enum Difference {
     None,
     Layer(OwnedFd),
     Trees(OwnedFd, OwnedFd),
+    /// A layer that is kept as the tar that it came as.
+    Tar(PathBuf),
 }
 
 impl Core {
@@ -110,16 +112,7 @@ impl Core {
         let tar =
             archive::decompress(watched).map_err(Error::stream("inflate layer", &layer.digest))?;
         let mut tar = Hashing::new(tar);
-        let mut options = ExtractOptions {
-            whiteouts: if below.is_empty() {
-                Whiteouts::Remove
-            } else {
-                Whiteouts::Overlay { userxattr: self.disk.userxattr }
-            },
-            root_metadata: true,
-            lowers: below,
-            ..ExtractOptions::default()
-        };
+        let mut options = layer_options(below, self.disk.userxattr);
         archive::extract(&mut tar, root, &mut options)
             .map_err(Error::archive("extract layer", &layer.digest))?;
         let (diff_id, bytes, _) = tar.finish();
@@ -131,7 +124,7 @@ impl Core {
             "" => media_type::OCI_LAYER_GZIP,
             other => other,
         };
-        let difference = self.difference(&request.lower, &request.upper)?;
+        let difference = self.difference(ns, &request.lower, &request.upper)?;
         let mut labels = request.labels.clone();
         self.write_layer(ns, kind, &request.reference, &mut labels, |writer| {
             let mut options = PackOptions::default();
@@ -146,6 +139,10 @@ impl Core {
                     archive::diff_directories(lower, upper, &mut options, writer)
                         .map_err(failed())?;
                 }
+                Difference::Tar(path) => {
+                    let mut tar = std::fs::File::open(path).map_err(Error::io("open", path))?;
+                    std::io::copy(&mut tar, writer).map_err(Error::io("copy", path))?;
+                }
                 Difference::None => {
                     archive::TarWriter::new(writer).finish().map_err(failed())?;
                 }
@@ -156,7 +153,7 @@ impl Core {
 
     /// Of a snapshot and its parent the writable layer is the difference; other mounts are made and
     /// compared.
-    fn difference(&self, lower: &[Mount], upper: &[Mount]) -> Result<Difference> {
+    fn difference(&self, ns: &str, lower: &[Mount], upper: &[Mount]) -> Result<Difference> {
         if let (Some(below), Some(above)) = (Directories::of(lower)?, Directories::of(upper)?) {
             let (below, above) = (below.all(), above.all());
             if above == below {
@@ -166,6 +163,9 @@ impl Core {
                 && rest == below
             {
                 return Ok(Difference::Layer(open_directory(top)?));
+            }
+            if let Some(tar) = self.packed_difference(ns, &below, &above)? {
+                return Ok(Difference::Tar(tar));
             }
         }
         Ok(Difference::Trees(self.mounted(lower)?, self.mounted(upper)?))
@@ -211,6 +211,23 @@ impl Core {
         labels.insert(UNCOMPRESSED.into(), diff_id.to_string());
         let digest = writer.commit(None, labels.clone())?;
         Ok(Descriptor::new(kind, digest, size))
+    }
+}
+
+/// How a layer is extracted on the roots of those below it, topmost first.
+pub(crate) fn layer_options<'a>(
+    below: &'a [BorrowedFd<'a>],
+    userxattr: bool,
+) -> ExtractOptions<'a> {
+    ExtractOptions {
+        whiteouts: if below.is_empty() {
+            Whiteouts::Remove
+        } else {
+            Whiteouts::Overlay { userxattr }
+        },
+        root_metadata: true,
+        lowers: below,
+        ..ExtractOptions::default()
     }
 }
 

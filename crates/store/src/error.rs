@@ -26,6 +26,13 @@ pub(crate) enum Error {
         source: Box<archive::Error>,
     },
     #[error("{op} {object}")]
+    Index {
+        op: &'static str,
+        object: String,
+        #[source]
+        source: Box<erofs::Error>,
+    },
+    #[error("{op} {object}")]
     Json {
         op: &'static str,
         object: String,
@@ -70,6 +77,14 @@ impl Error {
     ) -> impl FnOnce(archive::Error) -> Self {
         let object = object.to_string();
         move |source| Self::Archive { op, object, source: Box::new(source) }
+    }
+
+    pub(crate) fn index(
+        op: &'static str,
+        object: impl ToString,
+    ) -> impl FnOnce(erofs::Error) -> Self {
+        let object = object.to_string();
+        move |source| Self::Index { op, object, source: Box::new(source) }
     }
 
     pub(crate) fn json(
@@ -126,6 +141,7 @@ impl Error {
         };
         match self {
             Self::Io { source, .. } | Self::Stream { source, .. } => of_io(source),
+            Self::Index { source, .. } => source.io().map_or(ErrorKind::Internal, of_io),
             Self::Archive { .. } | Self::Json { .. } => ErrorKind::InvalidArgument,
             Self::Database { .. } => ErrorKind::Internal,
             Self::Api(error) => error.kind,

@@ -11,9 +11,10 @@
 //!   which it is rebuilt
 //! - `content/blobs/ALGORITHM/HEX`, `content/ingest/HASH/{ref.json,data}`
 //! - `snapshots/N/{fs,work}`, `l/N` (short links for many layers), `trash/`, `tmp/`
+//! - `snapshots/N/{layer.tar,layer.toc,layer.extra,index}`: a layer that is never unpacked
 //!
 //! Below `Config::state` (tmpfs): `journal`, what the database does not have yet, and what shall not
-//! outlive the host's uptime.
+//! outlive the host's uptime; `layers/N`, the mounts of such layers, each with all those below it.
 //!
 //! Locks, in the order in which they are taken: `Core::blobs` (a blob file and its records), the
 //! database's writer, the database's flush; an ingest's own lock before all of them. None is held
@@ -87,6 +88,21 @@ pub struct Config {
     pub shim_command: Vec<OsString>,
     /// State of the OCI runtime; the namespace is appended.
     pub runtime_root: PathBuf,
+    /// What an image's layers become. Those that are here stay as they are.
+    pub layers: LayerForm,
+}
+
+/// The form of layers that are unpacked from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Extracted into directories.
+    #[default]
+    Directories,
+    /// Kept as the tar that they are, with an EROFS index beside it that the kernel mounts (6.12, root):
+    /// opening a store fails where it does not.
+    Index,
+    /// [`LayerForm::Index`] where that works, else [`LayerForm::Directories`].
+    Best,
 }
 
 impl Config {
@@ -100,6 +116,7 @@ impl Config {
             ttrpc_socket: state.join("containerd.sock.ttrpc"),
             shim_command: TasksConfig::default_shim_command(),
             runtime_root: state.join("runtime"),
+            layers: LayerForm::default(),
             state,
         }
     }
@@ -192,6 +209,9 @@ pub(crate) struct Core {
 impl Core {
     fn open(config: &Config) -> Result<Arc<Self>> {
         check_root(&config.root)?;
+        if config.layers != LayerForm::Directories {
+            check_root(&config.state)?;
+        }
         make_directories(&config.root, &config.state)?;
         let (db, opened) = Db::open(&config.root, &config.state)?;
         let trash = Arc::new(Trash::new(&config.root));
@@ -202,7 +222,7 @@ impl Core {
             ingests: Ingests::default(),
             blobs: Mutex::new(()),
             guard: Guard::default(),
-            disk: Disk::open(&config.root, Arc::clone(&trash))?,
+            disk: Disk::open(config, Arc::clone(&trash))?,
             trash,
             flights: Flights::default(),
             async_flights: AsyncFlights::default(),
@@ -304,7 +324,7 @@ fn check_root(root: &Path) -> Result<()> {
     let text = root.to_str().filter(|text| !text.contains([',', ':', '\\', '\n']));
     if text.is_none() || !root.is_absolute() {
         return Err(Error::invalid(format!(
-            "the data root {} must be an absolute path of UTF-8 without comma, colon and backslash",
+            "the directory {} must be an absolute path of UTF-8 without comma, colon and backslash",
             root.display()
         )));
     }

@@ -386,6 +386,7 @@ impl Core {
     /// The configuration leads to the image's topmost snapshot from now on.
     pub(crate) fn label_snapshot(&self, ns: &str, image: &UnpackedImage) -> Result<()> {
         let Some(top) = image.chain_ids.last() else { return Ok(()) };
+        self.prepare_index(ns, &top.to_string())?;
         let key = format!("{}.{SNAPSHOTTER}", gc::REF_SNAPSHOT);
         let labels = Labels::from([(key, top.to_string())]);
         self.content_add_labels(ns, &image.config.digest, &labels)

@@ -7,7 +7,7 @@ use crate::{
     Core,
     error::{Error, Result},
     progress::{Reporter, Subject},
-    snapshots::Kind,
+    snapshots::{Kind, Place},
 };
 
 impl Core {
@@ -96,6 +96,11 @@ impl Core {
         chain_id: &str,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
+        if self.takes_packed(ns, parent)?
+            && self.pack_layer(ns, layer, &Place { expected, parent, chain_id }, progress)?
+        {
+            return Ok(());
+        }
         let key = format!("extract-{} {chain_id}", crate::random_name());
         self.snapshot_prepare(ns, &key, parent, Kind::Active, Labels::new())?;
         let outcome = self.extract_into(ns, layer, expected, &key, progress);
@@ -120,13 +125,23 @@ impl Core {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         let upper = self.snapshot_fs(ns, key)?;
-        let lowers: Vec<_> =
-            self.parent_directories(ns, key)?.into_iter().map(|id| self.disk.fs(id)).collect();
+        let lowers: Vec<_> = self.lowers(ns, key)?.into_iter().map(|lower| lower.path).collect();
         let done = self.extract(ns, layer, &upper, &lowers, progress)?;
-        if done.diff_id != *expected {
+        self.check_layer(ns, layer, &done.diff_id, expected)
+    }
+
+    /// Is a layer's content what its image says? It is labelled with that.
+    pub(crate) fn check_layer(
+        &self,
+        ns: &str,
+        layer: &Descriptor,
+        found: &Digest,
+        expected: &Digest,
+    ) -> Result<()> {
+        if found != expected {
             return Err(Error::data_loss(format!(
-                "layer {}: its content is {}, its image's configuration says {expected}",
-                layer.digest, done.diff_id
+                "layer {}: its content is {found}, its image's configuration says {expected}",
+                layer.digest
             )));
         }
         self.content_add_labels(

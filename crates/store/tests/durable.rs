@@ -19,7 +19,7 @@ const ROOT: &str = "STORE_VICTIM_ROOT";
 const NAMESPACE: &str = "moby";
 
 fn config(root: &Path) -> Config {
-    Config::new(root.join("root"), root.join("state"))
+    suite::config(&root.join("root"), &root.join("state"))
 }
 
 async fn open(root: &Path) -> (Arc<Store>, Services) {
@@ -186,6 +186,11 @@ async fn power_cut() {
     for _ in 0..3 {
         let count = usize::try_from(random::number(4..14)).unwrap();
         let said = killed_after(root, count);
+        // Mounts go with the power too.
+        for entry in std::fs::read_dir(root.join("state/layers")).unwrap() {
+            let point = entry.unwrap().path();
+            assert!(Command::new("umount").arg("-l").arg(point).status().unwrap().success());
+        }
         std::fs::remove_dir_all(root.join("state")).unwrap();
         let (_store, services) = open(root).await;
         for (kind, name) in &said {

@@ -5,7 +5,7 @@ mod suite;
 
 use std::sync::Arc;
 
-use store::{Config, Store};
+use store::Store;
 use store_api::{Namespaces as _, Services};
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ struct Ground {
 impl Ground {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config::new(directory.path().join("root"), directory.path().join("state"));
+        let config = suite::config(&directory.path().join("root"), &directory.path().join("state"));
         Self { store: Store::open(config).await.unwrap(), _directory: directory }
     }
 

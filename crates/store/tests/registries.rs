@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::json;
-use store::{Config, Store};
+use store::Store;
 use store_api::{
     Namespaces as _, Progress, ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess,
     Services,
@@ -121,7 +121,7 @@ fn count(states: &[ProgressState], state: ProgressState) -> usize {
 async fn there_and_back() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = Config::new(ground.path().join("root"), ground.path().join("state"));
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
     let store = Store::open(config).await.unwrap();
     let here = store.open("here").unwrap();
     let image = transfer::image();
@@ -151,7 +151,8 @@ async fn there_and_back() {
 
     // Another store: everything is downloaded, once.
     let other_ground = tempfile::tempdir().unwrap();
-    let config = Config::new(other_ground.path().join("root"), other_ground.path().join("state"));
+    let config =
+        suite::config(&other_ground.path().join("root"), &other_ground.path().join("state"));
     let other_store = Store::open(config).await.unwrap();
     let there = other_store.open("there").unwrap();
     let (one, two) = tokio::join!(pull(&there, &reference), pull(&there, &reference));
@@ -185,7 +186,7 @@ async fn there_and_back() {
 async fn resumed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = Config::new(ground.path().join("root"), ground.path().join("state"));
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
     let store = Store::open(config).await.unwrap();
     let here = store.open("here").unwrap();
     let name = format!("docker.io/library/{}:v1", random::name("img"));

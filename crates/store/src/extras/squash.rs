@@ -1,3 +1,5 @@
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 use store_api::{Descriptor, Labels, SquashRequest, UnpackedImage, media_type};
 use types::Digest;
@@ -57,17 +59,16 @@ impl Core {
         image: &UnpackedImage,
         keep: usize,
     ) -> Result<(Descriptor, Digest)> {
-        let mut directories = Vec::new();
-        for chain_id in image.chain_ids.iter().rev() {
-            directories.push(self.snapshot_fs(ns, &chain_id.to_string())?);
-        }
-        let (upper, base) = directories.split_at(image.chain_ids.len() - keep);
         // Below the root, since files are linked there and not copied.
         let temporary = tempfile::Builder::new()
             .prefix("squash-")
             .tempdir_in(self.root.join("tmp"))
             .map_err(Error::io("create a directory in", self.root.join("tmp")))?;
-        let out = open_directory(temporary.path())?;
+        let path = temporary.path().join("merged");
+        std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        let out = open_directory(&path)?;
+        let directories = self.layer_directories(ns, image, keep, temporary.path())?;
+        let (upper, base) = directories.split_at(image.chain_ids.len() - keep);
         let (upper, base) = (open_all(upper)?, open_all(base)?);
         let out = std::os::fd::AsFd::as_fd(&out);
         merge(&borrow(&upper), &borrow(&base), out, self.disk.userxattr)?;
@@ -84,6 +85,36 @@ impl Core {
             Error::Api(store_api::Error::internal("squash: the merged layer has no diffID"))
         })?;
         Ok((layer, diff_id))
+    }
+}
+
+impl Core {
+    /// The directories of an image's layers, the topmost first; what lies below the `keep` lowest may
+    /// be one. A layer that is never unpacked is extracted below `temporary`.
+    fn layer_directories(
+        &self,
+        ns: &str,
+        image: &UnpackedImage,
+        keep: usize,
+        temporary: &Path,
+    ) -> Result<Vec<PathBuf>> {
+        let mut directories: Vec<PathBuf> = Vec::new();
+        if let Some(base) = keep.checked_sub(1) {
+            let chain: Vec<String> =
+                image.chain_ids[..=base].iter().rev().map(ToString::to_string).collect();
+            let lowers = self.lowers_of(ns, &chain)?;
+            directories.extend(lowers.into_iter().map(|lower| lower.path));
+        }
+        for (i, chain_id) in image.chain_ids.iter().enumerate().skip(keep) {
+            let record = self.snapshot_record(ns, &chain_id.to_string())?;
+            let mut path = self.disk.fs(record.id);
+            if record.packed.is_some() {
+                path = temporary.join(i.to_string());
+                self.disk.extract_packed(&record, &path, &directories)?;
+            }
+            directories.insert(0, path);
+        }
+        Ok(directories)
     }
 }
 

@@ -11,8 +11,9 @@ use std::{
 
 use store_api::{Mount, Usage};
 
-use super::Kind;
+use super::{Kind, packed::Packed};
 use crate::{
+    Config,
     db::lock,
     error::{Error, Result},
 };
@@ -29,17 +30,32 @@ pub(crate) struct Disk {
     options: Vec<String>,
     /// Overlay's own marks are `user.overlay.*`: this is not the initial user namespace.
     pub(crate) userxattr: bool,
+    pub(crate) packed: Packed,
+}
+
+/// What lies below a snapshot: a layer's directory, or the root of several that are never unpacked.
+pub(crate) struct Lower {
+    pub(crate) path: PathBuf,
+    /// The snapshot whose directory it is.
+    id: Option<u64>,
+}
+
+impl Lower {
+    pub(crate) fn mounted(path: PathBuf) -> Self {
+        Self { path, id: None }
+    }
 }
 
 impl Disk {
-    pub(crate) fn open(root: &Path, trash: Arc<Trash>) -> Result<Self> {
+    pub(crate) fn open(config: &Config, trash: Arc<Trash>) -> Result<Self> {
         let userxattr = in_user_namespace();
         let disk = Self {
-            root: root.to_path_buf(),
+            root: config.root.clone(),
             next: AtomicU64::new(1),
             trash,
             options: host_options(userxattr),
             userxattr,
+            packed: Packed::open(config)?,
         };
         let highest = disk.present()?.into_iter().max().unwrap_or(0);
         disk.next.store(highest + 1, Ordering::Relaxed);
@@ -54,28 +70,39 @@ impl Disk {
         self.directory(id).join("fs")
     }
 
+    pub(crate) fn lower(&self, id: u64) -> Lower {
+        Lower { path: self.fs(id), id: Some(id) }
+    }
+
     pub(crate) fn present(&self) -> Result<BTreeSet<u64>> {
         let path = self.root.join("snapshots");
         let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
         Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
     }
 
-    /// Makes the directory of a new snapshot on `below`, whose root's owner and mode it takes.
-    pub(crate) fn create(&self, kind: Kind, below: Option<u64>) -> Result<u64> {
+    /// Makes an empty directory for a new snapshot.
+    pub(crate) fn create_empty(&self) -> Result<u64> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let directory = self.directory(id);
+        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
+        made.map_err(Error::io("create", directory))?;
+        Ok(id)
+    }
+
+    /// Makes the directory of a new snapshot on `below`, whose owner and mode its root takes.
+    pub(crate) fn create(&self, kind: Kind, below: Option<&Path>) -> Result<u64> {
+        let id = self.create_empty()?;
         let directory = self.directory(id);
         let make = |path: &Path, mode: u32| {
             fs::DirBuilder::new().mode(mode).create(path).map_err(Error::io("create", path))
         };
-        make(&directory, 0o700)?;
         let fs_path = directory.join("fs");
         make(&fs_path, 0o755)?;
         if kind == Kind::Active {
             make(&directory.join("work"), 0o711)?;
         }
         if let Some(below) = below {
-            let path = self.fs(below);
-            let root = fs::symlink_metadata(&path).map_err(Error::io("stat", &path))?;
+            let root = fs::symlink_metadata(below).map_err(Error::io("stat", below))?;
             std::os::unix::fs::lchown(&fs_path, Some(root.uid()), Some(root.gid()))
                 .map_err(Error::io("chown", &fs_path))?;
             fs::set_permissions(&fs_path, fs::Permissions::from_mode(root.mode() & 0o7777))
@@ -101,6 +128,7 @@ impl Disk {
 
     /// Puts a snapshot's directory into the trash.
     pub(crate) fn discard(&self, id: u64) -> Result<()> {
+        self.packed.release(id)?;
         self.trash.put(&self.directory(id))
     }
 
@@ -137,20 +165,20 @@ impl Disk {
         &self,
         id: u64,
         kind: Kind,
-        parents: &[u64],
+        lowers: &[Lower],
         volatile: bool,
     ) -> Result<Vec<Mount>> {
-        let bind = |id: u64, mode: &str| {
+        let bind = |path: &Path, mode: &str| {
             vec![Mount {
                 kind: "bind".into(),
-                source: text(&self.fs(id)),
+                source: text(path),
                 options: vec![mode.into(), "rbind".into()],
             }]
         };
-        match (kind, parents) {
-            (Kind::Active, []) => return Ok(bind(id, "rw")),
-            (_, []) => return Ok(bind(id, "ro")),
-            (Kind::View, [only]) => return Ok(bind(*only, "ro")),
+        match (kind, lowers) {
+            (Kind::Active, []) => return Ok(bind(&self.fs(id), "rw")),
+            (_, []) => return Ok(bind(&self.fs(id), "ro")),
+            (Kind::View, [only]) => return Ok(bind(&only.path, "ro")),
             _ => {}
         }
         let mut options = self.options.clone();
@@ -163,16 +191,19 @@ impl Disk {
             options.push(format!("upperdir={}", text(&self.fs(id))));
         }
         let used: usize = options.iter().map(|option| option.len() + 1).sum();
-        let mut lower = join(parents.iter().map(|parent| self.fs(*parent)));
+        let mut lower = join(lowers.iter().map(|lower| lower.path.clone()));
         if used + lower.len() > OPTIONS_BYTES {
-            let links: Vec<PathBuf> =
-                parents.iter().map(|parent| self.link(*parent)).collect::<Result<_>>()?;
+            let short = |lower: &Lower| match lower.id {
+                Some(id) => self.link(id),
+                None => Ok(lower.path.clone()),
+            };
+            let links: Vec<PathBuf> = lowers.iter().map(short).collect::<Result<_>>()?;
             lower = join(links.into_iter());
         }
         if used + lower.len() > OPTIONS_BYTES + 200 {
             return Err(Error::precondition(format!(
                 "mount of snapshot {id}: {} layers need more than a page of mount options below {}",
-                parents.len(),
+                lowers.len(),
                 self.root.display()
             )));
         }

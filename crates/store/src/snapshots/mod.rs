@@ -1,17 +1,20 @@
-//! Snapshots: overlay on extracted directories, `ROOT/snapshots/N/{fs,work,record.json}`.
+//! Snapshots: overlay on extracted directories, `ROOT/snapshots/N/{fs,work,record.json}`, and on layers
+//! that are never unpacked (`packed`).
 
 mod disk;
 mod mounts;
+mod packed;
 
 use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use store_api::{Event, Labels, Mount, ResourceKind, SnapshotInfo, SnapshotKind, Timestamp, Usage};
-use types::limits;
+use types::{Digest, limits};
 
 pub(crate) use self::{
-    disk::{Disk, Trash},
+    disk::{Disk, Lower, Trash},
     mounts::{Directories, borrow, open_all, open_directory},
+    packed::Place,
 };
 use crate::{
     Core,
@@ -48,6 +51,18 @@ pub(crate) struct SnapshotRecord {
     updated: Timestamp,
     /// Bytes and inodes, once committed.
     pub(crate) usage: Option<(u64, u64)>,
+    /// A layer that is kept as its tar. What it lies on is so too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) packed: Option<PackedLayer>,
+}
+
+/// The files of a layer that is never unpacked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PackedLayer {
+    /// What the tar's bytes are.
+    pub(crate) diff_id: Digest,
+    pub(crate) tar_bytes: u64,
+    pub(crate) extra_bytes: u64,
 }
 
 impl SnapshotRecord {
@@ -148,10 +163,24 @@ impl Core {
         Ok(parents)
     }
 
-    /// The directories of the snapshot's parents, the nearest first.
-    pub(crate) fn parent_directories(&self, ns: &str, key: &str) -> Result<Vec<u64>> {
+    /// What the snapshot lies on, the topmost first.
+    pub(crate) fn lowers(&self, ns: &str, key: &str) -> Result<Vec<Lower>> {
         let parents = self.snapshot_parents(ns, key)?;
-        parents.iter().map(|parent| Ok(self.snapshot_record(ns, parent)?.id)).collect()
+        self.lowers_of(ns, &parents)
+    }
+
+    /// The same for a snapshot with these ancestors, the nearest first.
+    pub(crate) fn lowers_of(&self, ns: &str, parents: &[String]) -> Result<Vec<Lower>> {
+        let mut lowers = Vec::new();
+        for (i, parent) in parents.iter().enumerate() {
+            let record = self.snapshot_record(ns, parent)?;
+            if record.packed.is_some() {
+                lowers.push(Lower::mounted(self.packed_root(ns, &parents[i..])?));
+                break;
+            }
+            lowers.push(self.disk.lower(record.id));
+        }
+        Ok(lowers)
     }
 
     pub(crate) fn snapshot_fs(&self, ns: &str, key: &str) -> Result<PathBuf> {
@@ -169,9 +198,9 @@ impl Core {
     }
 
     fn mounts_of(&self, ns: &str, key: &str, record: &SnapshotRecord) -> Result<Vec<Mount>> {
-        let parents = self.parent_directories(ns, key)?;
+        let lowers = self.lowers(ns, key)?;
         let volatile = labels::is_volatile(&record.labels);
-        self.disk.mounts(record.id, record.kind, &parents, volatile)
+        self.disk.mounts(record.id, record.kind, &lowers, volatile)
     }
 
     pub(crate) fn snapshot_prepare(
@@ -189,8 +218,8 @@ impl Core {
         if self.has_snapshot(ns, key)? {
             return Err(Error::already_exists("snapshot", key));
         }
-        let below = parent.map(|parent| self.committed(ns, parent)).transpose()?;
-        let id = self.disk.create(kind, below.map(|below| below.id))?;
+        let below = parent.map(|parent| self.root_of(ns, parent)).transpose()?;
+        let id = self.disk.create(kind, below.as_deref())?;
         let now = Timestamp::now();
         let record = SnapshotRecord {
             id,
@@ -200,6 +229,7 @@ impl Core {
             created: now,
             updated: now,
             usage: None,
+            packed: None,
         };
         self.guard.refresh(ns, ResourceKind::Snapshot, key);
         let written = self.db.write(record.durable(), |tx| {
@@ -226,7 +256,18 @@ impl Core {
         self.mounts_of(ns, key, &record)
     }
 
-    fn committed(&self, ns: &str, parent: &str) -> Result<SnapshotRecord> {
+    /// The topmost directory that a child of `parent` has below it.
+    fn root_of(&self, ns: &str, parent: &str) -> Result<PathBuf> {
+        let record = self.committed(ns, parent)?;
+        if record.packed.is_none() {
+            return Ok(self.disk.fs(record.id));
+        }
+        let mut chain = vec![parent.to_string()];
+        chain.extend(self.snapshot_parents(ns, parent)?);
+        self.packed_root(ns, &chain)
+    }
+
+    pub(super) fn committed(&self, ns: &str, parent: &str) -> Result<SnapshotRecord> {
         let record = match self.snapshot_record(ns, parent) {
             Err(error) if error.is_not_found() => {
                 return Err(Error::not_found("parent snapshot", parent));
@@ -347,7 +388,9 @@ impl Core {
                     let parent_lost = record.parent.as_ref().is_some_and(|parent| {
                         lost.contains(parent) || !records.iter().any(|(name, _)| name == parent)
                     });
-                    if parent_lost || !present.contains(&record.id) {
+                    let here = present.contains(&record.id)
+                        && record.is_whole(&self.disk.directory(record.id));
+                    if parent_lost || !here {
                         lost.insert(key.clone());
                     }
                 }

@@ -16,6 +16,16 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect()
 }
 
+/// A store's configuration; `STORE_LAYERS=index` in the environment makes all of a test binary's stores
+/// keep layers packed (their mounts are seen by whoever shares the mount namespace).
+pub fn config(root: &std::path::Path, state: &std::path::Path) -> store::Config {
+    let mut config = store::Config::new(root, state);
+    if std::env::var_os("STORE_LAYERS").is_some_and(|form| form == "index") {
+        config.layers = store::LayerForm::Index;
+    }
+    config
+}
+
 #[track_caller]
 pub fn assert_kind<T: std::fmt::Debug>(outcome: store_api::Result<T>, kind: ErrorKind) {
     match outcome {

@@ -1,0 +1,585 @@
+//! Layers that are never unpacked: each is its tar, kept as one file, and a table of contents beside
+//! it; the topmost of an image has an EROFS index too, which shows all layers from itself down and
+//! points into their tars. That is mounted once, below the state, and shared by all that stand on it.
+//!
+//! `snapshots/N/layer.tar`, `layer.extra` (what an index cannot point at in the tar, if anything),
+//! `layer.toc` and `index` (both end with their hash, and are made anew when that does not match).
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io::{BufReader, BufWriter, Read, Write},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use erofs::{Base, Layer, Tree};
+use rustix::{
+    io::Errno,
+    mount::{self as m, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags},
+};
+use sha2::{Digest as _, Sha256};
+use store_api::{Descriptor, Event, Labels, ResourceKind, Timestamp};
+use types::Digest;
+
+use super::{Disk, Kind, PackedLayer, SnapshotRecord, child_key};
+use crate::{
+    Config, Core, LayerForm,
+    content::BUFFER_BYTES,
+    db::{Durable, Table, lock},
+    diffs::is_layer,
+    error::{Error, Result},
+    streams::{Hashing, Watched},
+};
+
+const TAR: &str = "layer.tar";
+const EXTRA: &str = "layer.extra";
+const CONTENTS: &str = "layer.toc";
+const INDEX: &str = "index";
+const HASH_BYTES: usize = 32;
+/// What the probe's file holds.
+const PROBE: &[u8] = b"never unpacked\n";
+
+/// Where a layer goes.
+pub(crate) struct Place<'a> {
+    pub(crate) expected: &'a Digest,
+    pub(crate) parent: Option<&'a str>,
+    pub(crate) chain_id: &'a str,
+}
+
+/// The mounts of layers that are never unpacked.
+pub(crate) struct Packed {
+    /// `STATE/layers`.
+    directory: PathBuf,
+    /// Do new layers take this form?
+    enabled: bool,
+    mounted: Mutex<BTreeSet<u64>>,
+}
+
+impl Packed {
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let directory = config.state.join("layers");
+        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        // Mounts are told by their paths, which others may know in another form.
+        let directory = directory.canonicalize().map_err(Error::io("resolve", &directory))?;
+        let mut packed = Self {
+            directory,
+            enabled: config.layers != LayerForm::Directories,
+            mounted: Mutex::default(),
+        };
+        packed.clear()?;
+        if !packed.enabled {
+            return Ok(packed);
+        }
+        let tried = probe(&config.root);
+        match tried {
+            Ok(()) => Ok(packed),
+            Err(error) if config.layers == LayerForm::Best => {
+                let error = store_api::Error::from(error);
+                tracing::info!(reason = %error, "layers are extracted: their index cannot be mounted");
+                packed.enabled = false;
+                Ok(packed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes away what an earlier store mounted. Nobody needs it: what is mounted on it holds it.
+    fn clear(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.directory).map_err(Error::io("list", &self.directory))?;
+        for entry in entries.filter_map(|entry| entry.ok()) {
+            unmount(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    fn point(&self, id: u64) -> PathBuf {
+        self.directory.join(id.to_string())
+    }
+
+    /// Whose mount a path is.
+    fn id_of(&self, path: &Path) -> Option<u64> {
+        path.strip_prefix(&self.directory).ok()?.to_str()?.parse().ok()
+    }
+
+    /// Detaches a layer's mount, if it has one.
+    pub(crate) fn release(&self, id: u64) -> Result<()> {
+        if lock(&self.mounted).remove(&id) {
+            unmount(&self.point(id))?;
+        }
+        Ok(())
+    }
+
+    /// Are the files of a layer there in full? Other snapshots have none.
+    pub(crate) fn is_whole_at(directory: &Path, layer: &PackedLayer) -> bool {
+        let has = |name: &str, bytes: u64| {
+            fs::metadata(directory.join(name)).is_ok_and(|metadata| metadata.len() == bytes)
+        };
+        has(TAR, layer.tar_bytes) && (layer.extra_bytes == 0 || has(EXTRA, layer.extra_bytes))
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        for id in std::mem::take(&mut *lock(&self.mounted)) {
+            if let Err(error) = unmount(&self.point(id)) {
+                let error = store_api::Error::from(error);
+                tracing::warn!(error = %error, "a mount of layers stays behind");
+            }
+        }
+    }
+}
+
+/// Detaches everything at a mount point and removes it.
+fn unmount(point: &Path) -> Result<()> {
+    loop {
+        match m::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(errno) => return Err(Error::sys("unmount", point)(errno)),
+        }
+    }
+    match fs::remove_dir(point) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", point)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a mount of an index and its devices that is not attached anywhere yet.
+fn mount(index: &Path, devices: &[PathBuf]) -> Result<OwnedFd> {
+    let failed = |op| Error::sys(op, index);
+    let context =
+        m::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open erofs for"))?;
+    let set = |key: &str, path: &Path| {
+        m::fsconfig_set_string(context.as_fd(), key, path)
+            .map_err(Error::sys("name to erofs", path))
+    };
+    set("source", index)?;
+    for device in devices {
+        set("device", device)?;
+    }
+    m::fsconfig_set_flag(context.as_fd(), "ro").map_err(failed("mount read-only"))?;
+    m::fsconfig_create(context.as_fd()).map_err(failed("mount erofs of"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    m::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(failed("mount erofs of"))
+}
+
+/// Tries whether this kernel mounts an index that is a file and points into a file, both where the
+/// store's are.
+fn probe(root: &Path) -> Result<()> {
+    let scratch = tempfile::Builder::new()
+        .prefix("probe-")
+        .tempdir_in(root.join("tmp"))
+        .map_err(Error::io("create a directory in", root.join("tmp")))?;
+    let mut entry = archive::Entry::new("probe", archive::Kind::File { sparse: None });
+    entry.size = u64::try_from(PROBE.len()).unwrap_or(0);
+    let mut tar = archive::TarWriter::new(Vec::new());
+    let tar = tar.append(&entry, PROBE).and_then(|()| tar.finish());
+    let tar = tar.map_err(Error::archive("make", "a layer to try erofs with"))?;
+    let path = scratch.path().join(TAR);
+    fs::write(&path, &tar).map_err(Error::io("write", &path))?;
+    let failed = || Error::index("make", "an index to try erofs with");
+    let mut tree = Tree::new(Base::Nothing);
+    let scanned = erofs::scan(&tar[..], &mut std::io::sink()).map_err(failed())?;
+    tree.add(scanned.layer).map_err(failed())?;
+    let index = scratch.path().join(INDEX);
+    write_index(&tree, &index)?;
+    let mounted = mount(&index, std::slice::from_ref(&path))?;
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&mounted, "probe", flags, rustix::fs::Mode::empty())
+        .map_err(Error::sys("open a file through", &index))?;
+    let mut found = Vec::new();
+    File::from(file).read_to_end(&mut found).map_err(Error::io("read through", &index))?;
+    if found != PROBE {
+        return Err(Error::precondition("erofs shows other bytes than its device has"));
+    }
+    Ok(())
+}
+
+/// Writes an index and its hash under a temporary name, and puts it into place.
+fn write_index(tree: &Tree, path: &Path) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let file = create(&temporary)?;
+    let mut out =
+        Summing { inner: BufWriter::with_capacity(BUFFER_BYTES, file), sum: Sha256::new() };
+    erofs::write(tree, &mut out).map_err(Error::index("write", temporary.display()))?;
+    let Summing { mut inner, sum } = out;
+    inner
+        .write_all(&sum.finalize())
+        .and_then(|()| inner.flush())
+        .map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(Error::io("rename", path))
+}
+
+/// Does a file end with the hash of what comes before?
+fn is_intact(path: &Path) -> bool {
+    let Ok(bytes) = fs::read(path) else { return false };
+    let Some(split) = bytes.len().checked_sub(HASH_BYTES) else { return false };
+    let (body, hash) = bytes.split_at(split);
+    Sha256::digest(body)[..] == *hash
+}
+
+fn create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path).map_err(Error::io("create", path))
+}
+
+struct Summing<W> {
+    inner: W,
+    sum: Sha256,
+}
+
+impl<W: Write> Write for Summing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Writes what is read through it to a file.
+struct Tee<'f, R> {
+    inner: R,
+    file: Option<&'f mut File>,
+}
+
+impl<R: Read> Read for Tee<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        if let Some(file) = &mut self.file {
+            file.write_all(&buffer[..n])?;
+        }
+        Ok(n)
+    }
+}
+
+/// A layer's extra file, which most do without: made with its first byte.
+struct Extra {
+    path: PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl Write for Extra {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(true).mode(0o600);
+                self.file.insert(BufWriter::new(options.open(&self.path)?))
+            }
+        };
+        file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), BufWriter::flush)
+    }
+}
+
+/// Reads a tar into the table of contents and the extra file of a layer's directory.
+fn scan<R: Read>(tar: R, directory: &Path) -> Result<(Layer, R), erofs::Error> {
+    let failed = |what| move |source| erofs::Error::Write { what, source };
+    let mut extra = Extra { path: directory.join(EXTRA), file: None };
+    let scanned = erofs::scan(tar, &mut extra)?;
+    extra.flush().map_err(failed("a layer's extra data"))?;
+    let contents = File::create(directory.join(CONTENTS)).map_err(failed("a table of contents"))?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, contents);
+    scanned.layer.encode(&mut out)?;
+    out.flush().map_err(failed("a table of contents"))?;
+    Ok((scanned.layer, scanned.reader))
+}
+
+impl Disk {
+    /// A layer's contents, from the tar itself if its table is damaged.
+    fn contents(&self, record: &SnapshotRecord) -> Result<Layer> {
+        let directory = self.directory(record.id);
+        let path = directory.join(CONTENTS);
+        let damage = match fs::read(&path) {
+            Ok(bytes) => match Layer::decode(&bytes) {
+                Ok(layer) => return Ok(layer),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(path = %path.display(), error = damage, "a table of contents is made again");
+        let tar = directory.join(TAR);
+        let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+        let scanned = scan(file, &directory);
+        Ok(scanned.map_err(Error::index("read", tar.display()))?.0)
+    }
+
+    /// Makes sure of the index of a layer and those below it; `records`: the topmost first.
+    fn index(&self, records: &[SnapshotRecord]) -> Result<PathBuf> {
+        let Some(top) = records.first() else {
+            return Err(Error::invalid("an index of no layers"));
+        };
+        let path = self.directory(top.id).join(INDEX);
+        if !is_intact(&path) {
+            let mut tree = Tree::new(Base::Nothing);
+            for record in records.iter().rev() {
+                let layer = self.contents(record)?;
+                tree.add(layer).map_err(Error::index("index", record.id))?;
+            }
+            write_index(&tree, &path)?;
+        }
+        Ok(path)
+    }
+
+    /// Mounts a layer with those below it, if that is not done yet.
+    fn mount_packed(&self, records: &[SnapshotRecord]) -> Result<PathBuf> {
+        let Some(top) = records.first() else {
+            return Err(Error::invalid("a mount of no layers"));
+        };
+        let point = self.packed.point(top.id);
+        if lock(&self.packed.mounted).contains(&top.id) {
+            return Ok(point);
+        }
+        let index = self.index(records)?;
+        let mut devices = Vec::new();
+        for record in records.iter().rev() {
+            let directory = self.directory(record.id);
+            devices.push(directory.join(TAR));
+            if record.packed.as_ref().is_some_and(|layer| layer.extra_bytes > 0) {
+                devices.push(directory.join(EXTRA));
+            }
+        }
+        let mounted = mount(&index, &devices)?;
+        let mut all = lock(&self.packed.mounted);
+        if !all.contains(&top.id) {
+            fs::create_dir_all(&point).map_err(Error::io("create", &point))?;
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            m::move_mount(&mounted, "", rustix::fs::CWD, &point, flags)
+                .map_err(Error::sys("mount on", &point))?;
+            all.insert(top.id);
+        }
+        Ok(point)
+    }
+
+    /// Extracts a layer that is kept as its tar into a new directory on `lowers`, topmost first.
+    pub(crate) fn extract_packed(
+        &self,
+        record: &SnapshotRecord,
+        path: &Path,
+        lowers: &[PathBuf],
+    ) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::create_dir(path).map_err(Error::io("create", path))?;
+        let mut mode = 0o755;
+        if let Some(below) = lowers.first() {
+            let below = fs::metadata(below).map_err(Error::io("stat", below))?;
+            std::os::unix::fs::chown(path, Some(below.uid()), Some(below.gid()))
+                .map_err(Error::io("chown", path))?;
+            mode = below.mode() & 0o7777;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(Error::io("chmod", path))?;
+        let tar = self.directory(record.id).join(TAR);
+        let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+        let root = super::open_directory(path)?;
+        let below = super::open_all(lowers)?;
+        let below = super::borrow(&below);
+        let mut options = crate::diffs::layer_options(&below, self.userxattr);
+        archive::extract(file, root.as_fd(), &mut options)
+            .map_err(Error::archive("extract", tar.display()))?;
+        Ok(())
+    }
+}
+
+impl SnapshotRecord {
+    /// Is what the record needs on the disk there?
+    pub(crate) fn is_whole(&self, directory: &Path) -> bool {
+        self.packed.as_ref().is_none_or(|layer| Packed::is_whole_at(directory, layer))
+    }
+}
+
+impl Core {
+    /// Does a layer on this parent stay packed? Only on ones that are so too.
+    pub(crate) fn takes_packed(&self, ns: &str, parent: Option<&str>) -> Result<bool> {
+        if !self.disk.packed.enabled {
+            return Ok(false);
+        }
+        parent.map_or(Ok(true), |parent| Ok(self.committed(ns, parent)?.packed.is_some()))
+    }
+
+    /// Stores a layer as its tar with a table of contents. `false`: it must be extracted, because an
+    /// index cannot express it, or something is wrong with it that extraction tells better.
+    pub(crate) fn pack_layer(
+        &self,
+        ns: &str,
+        layer: &Descriptor,
+        place: &Place<'_>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<bool> {
+        if !is_layer(&layer.media_type) {
+            return Ok(false);
+        }
+        let id = self.disk.create_empty()?;
+        let done = self.pack_into(ns, layer, place, id, progress).and_then(|packed| {
+            let Some(packed) = packed else { return Ok(false) };
+            self.commit_packed(ns, place, id, packed)?;
+            Ok(true)
+        });
+        if !matches!(done, Ok(true)) {
+            self.disk.discard(id)?;
+        }
+        done
+    }
+
+    fn pack_into(
+        &self,
+        ns: &str,
+        layer: &Descriptor,
+        place: &Place<'_>,
+        id: u64,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Option<PackedLayer>> {
+        let directory = self.disk.directory(id);
+        let path = directory.join(TAR);
+        let (blob, _) = self.open_blob(ns, &layer.digest)?;
+        // What is not compressed is here already; its digest was verified when it came.
+        let linked = layer.digest == *place.expected
+            && fs::hard_link(self.blob_path(&layer.digest), &path).is_ok();
+        let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
+        let (contents, diff_id) = if linked {
+            match scan(watched, &directory) {
+                Ok((contents, _)) => (contents, layer.digest.clone()),
+                Err(error) => return unpackable(layer, error),
+            }
+        } else {
+            let mut file = create(&path)?;
+            let tar = archive::decompress(watched)
+                .map_err(Error::stream("inflate layer", &layer.digest))?;
+            let tee = Tee { inner: Hashing::new(tar), file: Some(&mut file) };
+            match scan(tee, &directory) {
+                Ok((contents, tee)) => (contents, tee.inner.finish().0),
+                Err(error) => return unpackable(layer, error),
+            }
+        };
+        self.check_layer(ns, layer, &diff_id, place.expected)?;
+        let (tar_bytes, extra_bytes) = (contents.tar_bytes(), contents.extra_bytes());
+        Ok(Some(PackedLayer { diff_id, tar_bytes, extra_bytes }))
+    }
+
+    fn commit_packed(
+        &self,
+        ns: &str,
+        place: &Place<'_>,
+        id: u64,
+        packed: PackedLayer,
+    ) -> Result<()> {
+        let Place { parent, chain_id, .. } = *place;
+        self.ensure_namespace(ns)?;
+        let now = Timestamp::now();
+        let directory = self.disk.directory(id);
+        let (mut bytes, mut inodes) = (0, 0);
+        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
+            let metadata = entry.and_then(|entry| entry.metadata());
+            bytes += metadata.map_err(Error::io("stat", &directory))?.blocks() * 512;
+            inodes += 1;
+        }
+        let record = SnapshotRecord {
+            id,
+            kind: Kind::Committed,
+            parent: parent.map(Into::into),
+            labels: Labels::new(),
+            created: now,
+            updated: now,
+            usage: Some((bytes, inodes)),
+            packed: Some(packed),
+        };
+        self.guard.refresh(ns, ResourceKind::Snapshot, chain_id);
+        self.db.write(Durable::Soon, |tx| {
+            if tx.get::<SnapshotRecord>(Table::Snapshots, ns, chain_id)?.is_some() {
+                return Err(Error::already_exists("snapshot", chain_id));
+            }
+            if let Some(parent) = parent {
+                if tx.get::<SnapshotRecord>(Table::Snapshots, ns, parent)?.is_none() {
+                    return Err(Error::not_found("parent snapshot", parent));
+                }
+                tx.put(Table::Children, ns, &child_key(parent, chain_id), &())?;
+            }
+            tx.put(Table::Snapshots, ns, chain_id, &record)
+        })?;
+        let (key, name) = (chain_id.to_string(), chain_id.to_string());
+        let parent = parent.unwrap_or_default().to_string();
+        self.bus.publish(ns, Event::SnapshotPrepare { key: key.clone(), parent });
+        self.bus.publish(ns, Event::SnapshotCommit { key, name });
+        Ok(())
+    }
+
+    fn packed_records(&self, ns: &str, chain: &[String]) -> Result<Vec<SnapshotRecord>> {
+        chain.iter().map(|key| self.snapshot_record(ns, key)).collect()
+    }
+
+    /// The mounted root of packed layers; `chain`: the topmost first.
+    pub(super) fn packed_root(&self, ns: &str, chain: &[String]) -> Result<PathBuf> {
+        let records = self.packed_records(ns, chain)?;
+        let id = records.first().map_or(0, |record| record.id);
+        self.flights.alone(&format!("layers {id}"), || self.disk.mount_packed(&records))
+    }
+
+    /// Makes an image's index when its layers come, not when it is first used.
+    pub(crate) fn prepare_index(&self, ns: &str, top: &str) -> Result<()> {
+        let record = match self.snapshot_record(ns, top) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        if record.packed.is_none() || self.disk.directory(record.id).join(INDEX).exists() {
+            return Ok(());
+        }
+        let mut chain = vec![top.to_string()];
+        chain.extend(self.snapshot_parents(ns, top)?);
+        let records = self.packed_records(ns, &chain)?;
+        self.flights.alone(&format!("layers {}", record.id), || self.disk.index(&records))?;
+        Ok(())
+    }
+
+    /// The tar whose layer is all the difference between two sets of directories, if there is one.
+    pub(crate) fn packed_difference(
+        &self,
+        ns: &str,
+        below: &[PathBuf],
+        above: &[PathBuf],
+    ) -> Result<Option<PathBuf>> {
+        let [above] = above else { return Ok(None) };
+        let Some(id) = self.disk.packed.id_of(above) else { return Ok(None) };
+        let below = match below {
+            [] => None,
+            [below] => match self.disk.packed.id_of(below) {
+                Some(below) => Some(below),
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let all = self.db.list::<SnapshotRecord>(Table::Snapshots, ns)?;
+        let Some((_, record)) = all.iter().find(|(_, record)| record.id == id) else {
+            return Ok(None);
+        };
+        let parent = record.parent.as_ref();
+        let parent = parent.map(|parent| self.snapshot_record(ns, parent)).transpose()?;
+        Ok((parent.map(|parent| parent.id) == below).then(|| self.disk.directory(id).join(TAR)))
+    }
+}
+
+/// A failure that more room or another try can heal is one; anything else is left to extraction.
+fn unpackable(layer: &Descriptor, error: erofs::Error) -> Result<Option<PackedLayer>> {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    if error.io().is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
+        return Err(Error::index("keep layer", &layer.digest)(error));
+    }
+    tracing::debug!(layer = %layer.digest, error = %error, "a layer is extracted");
+    Ok(None)
+}

@@ -1,0 +1,274 @@
+//! The store with layers that are never unpacked, run through the suite of its traits and more. Each
+//! test runs in a process and a mount namespace of its own, so that no mount is seen outside.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use store::{Config, LayerForm, Store};
+use store_api::{Descriptor, Labels, Mount, Namespaces as _, Services, media_type};
+use suite::{labels, snapshots::tree, transfer};
+use tempfile::TempDir;
+use testkit::random;
+use types::Digest;
+
+const INSIDE: &str = "STORE_PACKED_INSIDE";
+
+fn config(root: &Path, layers: LayerForm) -> Config {
+    Config { layers, ..Config::new(root.join("root"), root.join("state")) }
+}
+
+struct Ground {
+    store: Arc<Store>,
+    directory: TempDir,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(config(directory.path(), LayerForm::Index)).await.unwrap();
+        Self { store, directory }
+    }
+
+    fn services(&self) -> Services {
+        self.store.open(&random::name("ns")).unwrap()
+    }
+}
+
+/// Runs a test of this file in a mount namespace of its own.
+fn alone(name: &str, work: impl AsyncFnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        tokio::runtime::Runtime::new().unwrap().block_on(work());
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name}");
+}
+
+macro_rules! suite {
+    ($($name:ident: $($path:ident)::+),* $(,)?) => {$(
+        #[test]
+        fn $name() {
+            alone(stringify!($name), async || {
+                let ground = Ground::new().await;
+                $($path)::+(&ground.services()).await;
+            });
+        }
+    )*};
+}
+
+suite! {
+    content_round_trip: suite::content::round_trip,
+    content_collected: suite::content::collected,
+    leases: suite::content::leases,
+    containers: suite::images::containers,
+    snapshots_life: suite::snapshots::life,
+    snapshots_diffs: suite::snapshots::diffs,
+    snapshots_deep: suite::snapshots::deep,
+    archives: suite::transfer::archives,
+    renamed: suite::transfer::renamed,
+    hostile: suite::transfer::hostile,
+    squashed: suite::transfer::squashed,
+    made_here: suite::transfer::made_here,
+    collected_meanwhile: suite::transfer::collected_meanwhile,
+}
+
+const NAMESPACE: &str = "moby";
+
+/// The tars of packed layers, and how many snapshots have a directory.
+fn files(root: &Path) -> (Vec<std::path::PathBuf>, usize) {
+    let mut tars = Vec::new();
+    let mut directories = 0;
+    for entry in std::fs::read_dir(root.join("root/snapshots")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.join("layer.tar").exists() {
+            tars.push(path.join("layer.tar"));
+        }
+        directories += usize::from(path.join("fs").exists());
+    }
+    (tars, directories)
+}
+
+fn mounts_below(root: &Path) -> usize {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().filter(|line| line.contains(root.to_str().unwrap())).count()
+}
+
+async fn load(services: &Services) -> Descriptor {
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let found = transfer::import(services, transfer::image().oci_archive(&name)).await.unwrap();
+    found[0].target.clone()
+}
+
+async fn view(services: &Services, parent: Option<&Digest>) -> Vec<Mount> {
+    let parent = parent.map(ToString::to_string);
+    services.snapshots.view(&random::name("v"), parent.as_deref(), labels(&[])).await.unwrap()
+}
+
+#[test]
+fn layers_stay_what_they_are() {
+    alone("layers_stay_what_they_are", async || {
+        let ground = Ground::new().await;
+        let services = ground.services();
+        let target = load(&services).await;
+        let (tars, directories) = files(ground.directory.path());
+        assert_eq!((tars.len(), directories), (3, 0));
+        let unpacked = services.extras.unpack(&target, None).await.unwrap();
+        let mut digests: Vec<String> = tars
+            .iter()
+            .map(|tar| Digest::sha256(std::fs::read(tar).unwrap()).to_string())
+            .collect();
+        let mut expected: Vec<String> = unpacked.diff_ids.iter().map(Digest::to_string).collect();
+        digests.sort();
+        expected.sort();
+        assert_eq!(digests, expected);
+        // A layer's difference from what it lies on is its tar, byte for byte.
+        for (i, diff_id) in unpacked.diff_ids.iter().enumerate().skip(1) {
+            let request = store_api::DiffRequest {
+                lower: view(&services, Some(&unpacked.chain_ids[i - 1])).await,
+                upper: view(&services, Some(&unpacked.chain_ids[i])).await,
+                media_type: media_type::OCI_LAYER.into(),
+                ..store_api::DiffRequest::default()
+            };
+            assert_eq!(services.diffs.diff(request).await.unwrap().digest, *diff_id);
+        }
+        let top = unpacked.chain_ids.last().unwrap().to_string();
+        let (own, below) = services.extras.usage_with_parents(&top).await.unwrap();
+        assert!(own.bytes > 0 && below.bytes > 0);
+    });
+}
+
+#[test]
+fn mounts_come_and_go_with_the_store() {
+    alone("mounts_come_and_go_with_the_store", async || {
+        let Ground { store, directory } = Ground::new().await;
+        let root = directory.path().to_path_buf();
+        let services = store.open(NAMESPACE).unwrap();
+        let target = load(&services).await;
+        let image = services.extras.unpack(&target, None).await.unwrap();
+        assert_eq!(mounts_below(&root), 0, "nothing is used yet");
+        let shown = transfer::shown(&services, &image).await;
+        assert_eq!(mounts_below(&root), 1);
+        let top = image.chain_ids.last().unwrap().to_string();
+        services.snapshots.prepare("c", Some(&top), labels(&[])).await.unwrap();
+        services
+            .snapshots
+            .update("c", labels(&[("containerd.io/gc.root", "x")]), &[])
+            .await
+            .unwrap();
+        drop((services, store));
+        assert_eq!(mounts_below(&root), 0);
+
+        // What can be made again is, whatever happened to it.
+        for (file, damage) in
+            [("layer.toc", true), ("layer.toc", false), ("index", true), ("index", false)]
+        {
+            for (tar, _) in files(&root).0.iter().zip(0..) {
+                let path = tar.with_file_name(file);
+                if damage && path.exists() {
+                    let mut bytes = std::fs::read(&path).unwrap();
+                    let last = u32::try_from(bytes.len()).unwrap();
+                    let at = usize::try_from(random::number(0..last)).unwrap();
+                    bytes[at] ^= 0x55;
+                    std::fs::write(&path, bytes).unwrap();
+                } else if path.exists() {
+                    std::fs::remove_file(&path).unwrap();
+                }
+                if file == "layer.toc" && tar.with_file_name("index").exists() {
+                    std::fs::remove_file(tar.with_file_name("index")).unwrap();
+                }
+            }
+            let store = Store::open(config(&root, LayerForm::Best)).await.unwrap();
+            let services = store.open(NAMESPACE).unwrap();
+            assert_eq!(transfer::shown(&services, &image).await, shown, "{file}");
+        }
+
+        // What a killed store left mounted is taken away by the next, which mounts what is used.
+        let left = root.join("state/layers/77");
+        std::fs::create_dir(&left).unwrap();
+        let status = Command::new("mount").arg("--bind").args([&root, &left]).status().unwrap();
+        assert!(status.success());
+        assert_eq!(mounts_below(&root), 1);
+        let store = Store::open(config(&root, LayerForm::Index)).await.unwrap();
+        assert_eq!(mounts_below(&root), 0);
+        let services = store.open(NAMESPACE).unwrap();
+        let mounts = services.snapshots.mounts("c").await.unwrap();
+        assert_eq!(tree(&mounts), shown);
+    });
+}
+
+#[test]
+fn a_lost_tar_is_a_lost_layer() {
+    alone("a_lost_tar_is_a_lost_layer", async || {
+        let Ground { store, directory } = Ground::new().await;
+        let root = directory.path().to_path_buf();
+        let services = store.open(NAMESPACE).unwrap();
+        let target = load(&services).await;
+        let image = services.extras.unpack(&target, None).await.unwrap();
+        let shown = transfer::shown(&services, &image).await;
+        drop((services, store));
+        let tar = &files(&root).0[0];
+        let file = std::fs::OpenOptions::new().write(true).open(tar).unwrap();
+        // A blob that it is a link of is cut with it: the image goes as a whole.
+        let links = std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap());
+        if links == 1 {
+            file.set_len(600).unwrap();
+        } else {
+            std::fs::remove_file(tar).unwrap();
+        }
+        let store = Store::open(config(&root, LayerForm::Index)).await.unwrap();
+        let services = store.open(NAMESPACE).unwrap();
+        let again = services.extras.unpack(&target, None).await.unwrap();
+        assert_eq!(again, image);
+        assert_eq!(transfer::shown(&services, &image).await, shown);
+    });
+}
+
+#[test]
+fn both_forms_in_one_root() {
+    alone("both_forms_in_one_root", async || {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_path_buf();
+        let mut seen = Vec::new();
+        for (i, form) in
+            [LayerForm::Directories, LayerForm::Index, LayerForm::Directories, LayerForm::Index]
+                .into_iter()
+                .enumerate()
+        {
+            let store = Store::open(config(&root, form)).await.unwrap();
+            let services = store.open(NAMESPACE).unwrap();
+            let target = load(&services).await;
+            let image = services.extras.unpack(&target, None).await.unwrap();
+            seen.push((transfer::shown(&services, &image).await, image));
+            for (shown, image) in &seen {
+                assert_eq!(transfer::shown(&services, image).await, *shown);
+                // A layer that somebody writes, on whatever is below.
+                let key = random::name("w");
+                let top = image.chain_ids.last().unwrap().to_string();
+                let mounts =
+                    services.snapshots.prepare(&key, Some(&top), Labels::new()).await.unwrap();
+                suite::snapshots::mounted(&mounts, |root| {
+                    std::fs::write(root.join("etc/more"), "more")?;
+                    std::fs::remove_file(root.join("new"))
+                });
+                let upper = tree(&mounts);
+                assert!(upper.contains_key(Path::new("etc/more")));
+                assert!(!upper.contains_key(Path::new("new")));
+                let name = random::name("made");
+                services.snapshots.commit(&name, &key, Labels::new()).await.unwrap();
+                let key = random::name("x");
+                let mounts =
+                    services.snapshots.prepare(&key, Some(&name), Labels::new()).await.unwrap();
+                assert_eq!(tree(&mounts), upper);
+            }
+            assert_eq!(files(&root).0.len(), i.div_ceil(2) * 3);
+        }
+    });
+}
