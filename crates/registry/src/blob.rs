@@ -1,6 +1,6 @@
 //! Downloads that go on after whatever interrupted them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -25,6 +25,10 @@ const PROGRESS_BYTES: u64 = 64 << 10;
 pub struct Blob {
     repository: Repository,
     endpoint: Arc<Endpoint>,
+    /// Who is asked for the rest when a mirror fails in the middle.
+    later: VecDeque<Arc<Endpoint>>,
+    /// A registry that has sent something and is not there now comes back.
+    has_answered: bool,
     digest: Digest,
     size: Option<u64>,
     offset: u64,
@@ -52,6 +56,8 @@ impl Blob {
         let mut blob = Self {
             repository: repository.clone(),
             backoff: repository.shared.backoff(&endpoint),
+            later: repository.after(&endpoint).into(),
+            has_answered: false,
             endpoint,
             digest: digest.clone(),
             size,
@@ -102,7 +108,10 @@ impl Blob {
                 return self.end();
             }
             if self.body.is_none() {
-                self.connect().await?;
+                if let Err(error) = self.connect().await {
+                    self.go_on_elsewhere(error)?;
+                }
+                continue;
             }
             match self.receive().await {
                 Ok(Some(chunk)) => {
@@ -211,7 +220,23 @@ impl Blob {
         self.body = None;
         self.progress = 0;
         let uri = self.endpoint.uri(&self.path())?;
-        self.backoff.pause(transport_error(&Method::GET, &uri, source), None).await
+        let error = transport_error(&Method::GET, &uri, source);
+        match self.backoff.pause(error, None).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.go_on_elsewhere(error),
+        }
+    }
+
+    /// The next endpoint sends the rest of what a mirror has begun.
+    fn go_on_elsewhere(&mut self, error: Error) -> Result<(), Error> {
+        let next = if self.endpoint.mirror { self.later.pop_front() } else { None };
+        let Some(next) = next else { return Err(error) };
+        tracing::debug!(%error, offset = self.offset, "a blob goes on at the next endpoint");
+        self.body = None;
+        self.has_answered = false;
+        self.backoff = self.repository.shared.backoff(&next);
+        self.endpoint = next;
+        Ok(())
     }
 
     fn path(&self) -> String {
@@ -223,7 +248,11 @@ impl Blob {
         loop {
             match self.try_connect().await {
                 Ok(()) => return Ok(()),
-                Err((error, after)) => self.backoff.pause(error, after).await?,
+                Err((error, after)) => {
+                    let transient =
+                        error.is_transient() || (self.has_answered && error.is_unreachable());
+                    self.backoff.pause_if(transient, error, after).await?;
+                }
             }
         }
     }
@@ -257,6 +286,7 @@ impl Blob {
             _ => return Err(shared.refused(&self.endpoint, &call, response).await),
         };
         self.body = Some(body);
+        self.has_answered = true;
         self.span_end = Instant::now() + shared.transport.timeouts.stall;
         self.span_bytes = 0;
         Ok(())

@@ -60,7 +60,7 @@ pub(crate) struct Endpoint {
     pub(crate) origin: Origin,
     /// As references name it.
     pub(crate) registry: String,
-    mirror: bool,
+    pub(crate) mirror: bool,
     /// HTTPS or HTTP is still to be found out.
     probing: bool,
     offline: bool,
@@ -496,8 +496,19 @@ impl Backoff {
         error: Error,
         after: Option<Duration>,
     ) -> Result<(), Error> {
+        let transient = error.is_transient();
+        self.pause_if(transient, error, after).await
+    }
+
+    /// The same where it is known whether another attempt makes sense.
+    pub(crate) async fn pause_if(
+        &mut self,
+        transient: bool,
+        error: Error,
+        after: Option<Duration>,
+    ) -> Result<(), Error> {
         self.failed += 1;
-        if self.failed >= self.attempts || !error.is_transient() {
+        if self.failed >= self.attempts || !transient {
             return Err(error);
         }
         let pause = match after {

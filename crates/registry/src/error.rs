@@ -168,6 +168,14 @@ impl Error {
         }
     }
 
+    /// Whether nobody listens there at this moment.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        let Self::Transport { source: TransportError::Connect(source), .. } = self else {
+            return false;
+        };
+        matches!(source, ConnectError::Tcp { .. })
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {

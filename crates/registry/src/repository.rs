@@ -99,6 +99,20 @@ impl Repository {
         Route { shared: self.shared.clone(), left: left.into_iter() }
     }
 
+    /// The endpoints that are asked after this one.
+    pub(crate) fn after(&self, endpoint: &Arc<Endpoint>) -> Vec<Arc<Endpoint>> {
+        let after = self.endpoints.iter().skip_while(|other| !Arc::ptr_eq(other, endpoint));
+        after.skip(1).filter(|other| self.shared.may_answer(other)).cloned().collect()
+    }
+
+    /// The same repository without mirrors: for what a mirror has sent damaged.
+    #[must_use]
+    pub fn without_mirrors(&self) -> Self {
+        let mut upstream = self.clone();
+        upstream.endpoints.retain(|endpoint| !endpoint.mirror);
+        upstream
+    }
+
     pub(crate) fn no_endpoint(&self) -> Error {
         Error::Config { what: "registry", text: self.image.domain().to_owned() }
     }

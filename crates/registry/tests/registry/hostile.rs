@@ -480,6 +480,43 @@ async fn mirrors_are_asked_first_without_credentials_and_fall_through() {
 }
 
 #[tokio::test]
+async fn the_rest_of_what_a_mirror_began_comes_from_the_next() {
+    let data = random(1_000_000);
+    let digest = Digest::sha256(&data);
+    let part = |served: &[u8], seen: &Seen| {
+        let start = range_start(seen).unwrap_or(0);
+        let range = format!("bytes {start}-{}/{}", served.len() - 1, served.len());
+        let status = if start > 0 { 206 } else { 200 };
+        (status, vec![("Content-Range".to_owned(), range)], served[start..].to_vec())
+    };
+    let served = data.clone();
+    let broken = Server::start(move |seen, _| {
+        let (status, headers, body) = part(&served, seen);
+        Reply::Cut { status, headers, body, after: 150_000 }
+    })
+    .await;
+    let served = data.clone();
+    let whole = Server::start(move |seen, _| {
+        let (status, headers, body) = part(&served, seen);
+        Reply::Full { status, headers, body }
+    })
+    .await;
+    let mirrors = [&broken, &whole].map(|server| format!("http://{}/", server.address));
+    let config = Config {
+        mirrors: mirrors.to_vec(),
+        resolver: registry::dns::Resolver::with_files("/nonexistent".into(), "/nonexistent".into()),
+        ..quick()
+    };
+    let client = Client::new(config).unwrap();
+    let repository = client.pull(&"alpine".parse().unwrap(), password());
+    assert!(read(&repository, &digest).await.unwrap() == data);
+    assert_eq!(broken.seen().len(), 1, "a mirror that failed is not insisted on");
+    let start = range_start(&whole.seen()[0]).unwrap();
+    assert!(start > 0 && start <= 150_000, "{start}");
+    assert!(whole.seen().iter().all(|seen| seen.header("authorization").is_none()));
+}
+
+#[tokio::test]
 async fn proxies_get_the_whole_address() {
     let proxy =
         Server::start(|_, _| reply(200, &[("Content-Type", MANIFEST)], r#"{"layers":[]}"#)).await;
