@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run bench conformance install vm-test clean
+.PHONY: help build release deps test run bench bench-runtime conformance install vm-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,9 @@ run: ## walks through build, run, layers and squash with the example; leaves not
 
 bench: ## ratios against the peers, in one run (root)
 	scripts/bench
+
+bench-runtime: ## ratios of the runtime against runc, crun and, where it builds, youki (root)
+	scripts/bench-runtime
 
 conformance: ## the runtimes against the OCI specification; CONFORMANCE_RUNTIME="/path [words]" for another
 	cargo build -p gantry
