@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustls::{
@@ -21,7 +21,7 @@ const FILES_MAX: usize = 256;
 pub(crate) struct Trust {
     certs_dirs: Vec<PathBuf>,
     extra: Vec<PathBuf>,
-    system: OnceLock<Arc<RootCertStore>>,
+    system: Mutex<Option<Arc<RootCertStore>>>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -30,7 +30,7 @@ impl Trust {
         Self {
             certs_dirs: config.certs_dirs.clone(),
             extra: config.extra_ca_files.clone(),
-            system: OnceLock::new(),
+            system: Mutex::default(),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
         }
     }
@@ -79,7 +79,8 @@ impl Trust {
     }
 
     fn system(&self) -> Result<Arc<RootCertStore>, Error> {
-        if let Some(roots) = self.system.get() {
+        let kept = || self.system.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(roots) = &*kept() {
             return Ok(roots.clone());
         }
         let mut roots = RootCertStore::empty();
@@ -91,7 +92,12 @@ impl Trust {
         for file in &self.extra {
             add(&mut roots, file)?;
         }
-        Ok(self.system.get_or_init(|| Arc::new(roots)).clone())
+        Ok(kept().insert(Arc::new(roots)).clone())
+    }
+
+    /// Has the files read anew: someone may have added what was missing.
+    pub(crate) fn forget(&self) {
+        *self.system.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -36,6 +36,8 @@ const IDLE_MAX: usize = 16;
 const IDLE_FOR: Duration = Duration::from_secs(45);
 /// Servers with idle connections or known TLS settings.
 const SERVERS_MAX: usize = 256;
+/// TLS settings are read anew after this time.
+const TLS_FOR: Duration = Duration::from_secs(60);
 /// A server that may not know TLS, and waits for more of what it takes for a request, gets this
 /// long to greet.
 const PROBE: Duration = Duration::from_secs(3);
@@ -94,7 +96,8 @@ pub(crate) struct Transport {
     pub(crate) timeouts: Timeouts,
     user_agent: HeaderValue,
     idle: Mutex<HashMap<Origin, Vec<Idle>>>,
-    tls: Mutex<HashMap<String, Arc<rustls::ClientConfig>>>,
+    /// TLS settings by registry, and when their files were read.
+    tls: Mutex<HashMap<String, (Arc<rustls::ClientConfig>, Instant)>>,
 }
 
 impl Transport {
@@ -284,7 +287,10 @@ impl Transport {
         let stream = timeout(limit, greeting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(tls_error)?;
+            .map_err(|error| {
+                self.forget_tls(origin);
+                tls_error(error)
+            })?;
         handshake(stream).await
     }
 
@@ -296,15 +302,19 @@ impl Transport {
             || (origin.port == 443 && self.insecure.contains(&bare))
     }
 
+    /// Certificates that are put in place after a failure count at the next attempt.
+    fn forget_tls(&self, origin: &Origin) {
+        self.trust.forget();
+        let mut known = self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.remove(&registry_of(origin));
+    }
+
     async fn tls_config(&self, origin: &Origin) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let host = if origin.host.contains(':') {
-            format!("[{}]", origin.host)
-        } else {
-            origin.host.clone()
-        };
-        let key = if origin.port == 443 { host } else { format!("{host}:{}", origin.port) };
+        let key = registry_of(origin);
         let lock = || self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(config) = lock().get(&key) {
+        if let Some((config, since)) = lock().get(&key)
+            && since.elapsed() < TLS_FOR
+        {
             return Ok(config.clone());
         }
         let is_insecure = self.allows_http(origin);
@@ -318,9 +328,16 @@ impl Transport {
         if known.len() >= SERVERS_MAX {
             known.clear();
         }
-        known.insert(key, config.clone());
+        known.insert(key, (config.clone(), Instant::now()));
         Ok(config)
     }
+}
+
+/// A registry as references and `certs.d` name it.
+fn registry_of(origin: &Origin) -> String {
+    let host =
+        if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.clone() };
+    if origin.port == 443 { host } else { format!("{host}:{}", origin.port) }
 }
 
 async fn handshake<S>(stream: S) -> Result<SendRequest<Body>, TransportError>

@@ -304,7 +304,8 @@ async fn tls_and_passwords() {
     let good = || Credentials::Password { username: "user".into(), password: "se:cret".into() };
 
     // An authority that nobody knows: one attempt, no plain HTTP.
-    let stranger = Client::new(base()).unwrap();
+    let by_dir = Config { certs_dirs: vec![dir.join("certs.d")], ..base() };
+    let stranger = Client::new(by_dir.clone()).unwrap();
     let begun = Instant::now();
     let error = stranger.pull(&image, good()).get_manifest(Target::Tag("v1")).await.unwrap_err();
     assert!(
@@ -317,7 +318,8 @@ async fn tls_and_passwords() {
     let certs = dir.join("certs.d").join(&address);
     std::fs::create_dir_all(&certs).unwrap();
     std::fs::copy(dir.join("ca.crt"), certs.join("ca.crt")).unwrap();
-    let by_dir = Config { certs_dirs: vec![dir.join("certs.d")], ..base() };
+    let push = stranger.push(&image, good());
+    push_image(&push, "v1", 1000).await;
     let by_file = Config { extra_ca_files: vec![dir.join("ca.crt")], ..base() };
     let insecure = Config { insecure: vec![address.clone()], ..base() };
     for config in [by_dir, by_file, insecure] {
