@@ -36,8 +36,14 @@ pub(crate) fn open(root: BorrowedFd<'_>, size: Option<&ConsoleSize>) -> Result<(
 
 /// Makes the slave the controlling terminal and descriptors 0, 1, 2. The caller has called setsid.
 pub(crate) fn take(slave: &OwnedFd) -> Result<()> {
-    rustix::process::ioctl_tiocsctty(slave).ctx("make controlling terminal", || "the pty")?;
-    connect(slave.as_fd(), slave.as_fd(), slave.as_fd())
+    connect(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
+    control()
+}
+
+/// Makes descriptor 0, a pty's slave, the controlling terminal. The caller has called setsid.
+pub(crate) fn control() -> Result<()> {
+    rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+        .ctx("make controlling terminal", || "the pty")
 }
 
 /// Puts descriptors into places 0, 1 and 2.

@@ -16,18 +16,15 @@ use crate::procfs::ProcFs;
 use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
+use crate::surroundings::Surroundings;
 use crate::sync::{Message, Sync, send_fd_to};
 use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
-    if opts.systemd_cgroup {
-        return Err(Error::Unsupported("the systemd cgroup driver".into()));
-    }
-    let rootless = opts.rootless.unwrap_or_else(|| !rustix::process::geteuid().is_root());
     let dir = state_dir(opts, id)?;
     let mut made = Made { dir, cgroup: Cgroup::None };
-    let result = create_in(&mut made, id, create, rootless);
+    let result = create_in(&mut made, opts, id, create);
     if result.is_err() {
         made.undo();
     }
@@ -64,6 +61,27 @@ fn state_dir(opts: &Options, id: &ContainerId) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Who makes the container.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    /// Not root.
+    ordinary: bool,
+    /// In the host's user namespace. Below it the kernel allows no device nodes and rules.
+    host_userns: bool,
+    /// cgroups that may not be written are done without.
+    rootless: bool,
+}
+
+impl Caller {
+    fn new(opts: &Options, proc: &ProcFs) -> Result<Caller> {
+        let ordinary = !rustix::process::geteuid().is_root();
+        let own_map = proc.read("self/uid_map")?;
+        let host_userns = own_map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+        let rootless = opts.rootless.unwrap_or(ordinary || !host_userns);
+        Ok(Caller { ordinary, host_userns, rootless })
+    }
+}
+
 /// What the caller keeps while the process sets itself up.
 struct Parent<'a> {
     proc: ProcFs,
@@ -71,12 +89,9 @@ struct Parent<'a> {
     linux: Linux,
     resources: Resources,
     hooks: crate::spec::Hooks,
-    rootless: bool,
-    device_rules: bool,
+    caller: Caller,
     new_userns: bool,
     limits: Option<Prepared>,
-    listener_path: String,
-    listener_metadata: String,
     create: &'a CreateOptionsRest,
     oom_score_adj: Option<i32>,
 }
@@ -102,24 +117,21 @@ impl CreateOptionsRest {
 }
 
 impl<'a> Parent<'a> {
-    /// For an ordinary container; what a user namespace or a rootless caller changes is set after.
+    /// For an ordinary container; what a user namespace changes is set after.
     fn new(
         spec: &Spec,
         linux: Linux,
         record: Record,
         create: &'a CreateOptionsRest,
+        caller: Caller,
     ) -> Result<Parent<'a>> {
-        let seccomp = linux.seccomp.clone().unwrap_or_default();
         Ok(Parent {
             proc: ProcFs::open()?,
             resources: linux.resources.clone().unwrap_or_default(),
             hooks: spec.hooks.clone(),
-            rootless: false,
-            device_rules: true,
+            caller,
             new_userns: false,
             limits: None,
-            listener_path: seccomp.listener_path,
-            listener_metadata: seccomp.listener_metadata,
             oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
             linux,
             record,
@@ -134,25 +146,32 @@ fn new_record(
     bundle: &Path,
     namespaces: &Namespaces,
     cgroup: Cgroup,
-    rootless: bool,
+    caller: Caller,
+    no_new_keyring: bool,
 ) -> Result<Record> {
     let mut record = Record::new(id, spec);
+    let linux = spec.linux.as_ref().ok_or_else(|| Error::config("linux", "is missing"))?;
+    let keyring = (!no_new_keyring).then(|| format!("_ses.{id}"));
+    record.surroundings = Surroundings::new(linux, keyring)?;
     record.bundle = bundle.to_owned();
     record.rootfs = root_path(bundle, spec)?;
     record.namespaces = namespaces.all();
     record.own_pidns = namespaces.new & flag::CLONE_NEWPID != 0;
-    record.setgroups = !(rootless && namespaces.has(flag::CLONE_NEWUSER));
+    record.setgroups = !caller.ordinary
+        || !namespaces.has(flag::CLONE_NEWUSER)
+        || namespaces::maps_other_groups(linux);
     record.cgroup = cgroup;
     Ok(record)
 }
 
 fn create_in(
     made: &mut Made,
+    opts: &Options,
     id: &ContainerId,
     create: CreateOptions,
-    rootless: bool,
 ) -> Result<Created> {
     let proc = ProcFs::open()?;
+    let caller = Caller::new(opts, &proc)?;
     let bundle = std::fs::canonicalize(&create.bundle)
         .ctx("open bundle", || create.bundle.display().to_string())?;
     let (spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
@@ -174,15 +193,18 @@ fn create_in(
     let host = Host::detect(&proc)?;
     let cgroup = Cgroup::locate(&host, &linux.cgroups_path, id.as_str(), &resources)?;
     made.cgroup = cgroup.clone();
-    let record = new_record(id, &spec, &bundle, &namespaces, cgroup, rootless)?;
+    let record = new_record(
+        id,
+        &spec,
+        &bundle,
+        &namespaces,
+        cgroup,
+        caller,
+        create.no_new_keyring,
+    )?;
 
-    // In a user namespace below the host's the kernel allows no device rules at all.
-    let own_map = proc.read("self/uid_map")?;
-    let host_userns = own_map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     let rest = CreateOptionsRest::new(&create);
-    let mut parent = Parent::new(&spec, linux, record.clone(), &rest)?;
-    parent.rootless = rootless;
-    parent.device_rules = host_userns && !rootless;
+    let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller)?;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
     if namespaces.has(flag::CLONE_NEWUSER) {
         parent.limits = Some(Prepared::new(process, None, 0, &proc)?);
@@ -196,8 +218,7 @@ fn create_in(
             &namespaces,
             &record,
             &host,
-            rootless,
-            host_userns,
+            caller,
             &create,
             &proc,
         )?,
@@ -207,20 +228,12 @@ fn create_in(
         proc,
         fifo,
         hook_state: Box::new(move |status, pid| record.hook_state(status, pid)),
-        keyring: keyring_name(id, create.no_new_keyring)?,
+        surroundings: parent.record.surroundings.clone(),
+        ordinary_caller: caller.ordinary,
         setgroups: parent.record.setgroups,
         spec,
     };
     run_parent(parent, init, made)
-}
-
-fn keyring_name(id: &ContainerId, keep: bool) -> Result<Option<std::ffi::CString>> {
-    if keep {
-        return Ok(None);
-    }
-    std::ffi::CString::new(format!("_ses.{id}"))
-        .map(Some)
-        .map_err(|_| Error::InvalidId(id.to_string()))
 }
 
 /// What the specification demands, and what is not offered.
@@ -228,7 +241,6 @@ fn check(spec: &Spec) -> Result<Linux> {
     let linux = spec.linux.clone().ok_or_else(|| Error::config("linux", "is missing"))?;
     for (set, name) in [
         (linux.intel_rdt.is_some(), "linux.intelRdt"),
-        (linux.memory_policy.is_some(), "linux.memoryPolicy"),
         (!linux.net_devices.is_empty(), "linux.netDevices"),
     ] {
         if set {
@@ -275,8 +287,7 @@ fn root_plan(
     namespaces: &Namespaces,
     record: &Record,
     host: &Host,
-    rootless: bool,
-    host_userns: bool,
+    caller: Caller,
     create: &CreateOptions,
     proc: &ProcFs,
 ) -> Result<rootfs::Plan> {
@@ -289,9 +300,9 @@ fn root_plan(
     Ok(rootfs::Plan {
         bundle: bundle.to_owned(),
         rootfs: record.rootfs.clone(),
-        in_userns: namespaces.has(flag::CLONE_NEWUSER) || !host_userns,
+        in_userns: namespaces.has(flag::CLONE_NEWUSER) || !caller.host_userns,
         cgroupns: namespaces.has(flag::CLONE_NEWCGROUP),
-        rootless,
+        rootless: caller.rootless,
         no_pivot: create.no_pivot,
         propagation: rootfs::propagation(word)?,
         view: record.cgroup.view(host),
@@ -348,14 +359,19 @@ fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created
         Ok(console_master) => Ok(Created { pid, pidfd, console_master }),
         Err(e) => {
             abandon(&pidfd);
+            // The container's life was begun and is at its end; the error under way counts.
+            let r = &parent.record;
+            let state = r.hook_state("stopped", 0);
+            drop(hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle)));
             Err(e)
         }
     }
 }
 
 fn make_cgroup(parent: &mut Parent<'_>, made: &mut Made) -> Result<()> {
+    let device_rules = parent.caller.host_userns && !parent.caller.rootless;
     let result =
-        parent.record.cgroup.create(&parent.resources, parent.rootless, parent.device_rules);
+        parent.record.cgroup.create(&parent.resources, parent.caller.rootless, device_rules);
     made.cgroup = parent.record.cgroup.clone();
     result
 }
@@ -470,7 +486,7 @@ fn drive(
                 None => master = Some(fd),
             },
             Message::Listener(number) => {
-                send_listener(parent, pidfd, number)?;
+                parent.record.send_listener(pidfd, number, "creating", pid)?;
                 sync.go()?;
             }
             Message::Ready => break,
@@ -496,36 +512,19 @@ fn drive(
 fn settle(parent: &mut Parent<'_>, made: &mut Made, pid: i32, cgroup_later: bool) -> Result<()> {
     parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
     if parent.new_userns {
-        namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.rootless)?;
+        namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.caller.ordinary)?;
     }
     if cgroup_later {
         make_cgroup(parent, made)?;
         parent.record.cgroup.attach(pid)?;
     }
     if let Some(limits) = &parent.limits {
-        limits.limit(pid)?;
+        limits.limit(pid, 0)?;
     }
     if let Some(score) = parent.oom_score_adj {
         parent.proc.write(&format!("{pid}/oom_score_adj"), score.to_string().as_bytes())?;
     }
     Ok(())
-}
-
-fn send_listener(parent: &Parent<'_>, pidfd: &OwnedFd, number: i32) -> Result<()> {
-    use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-    let fd = pidfd_getfd(pidfd.as_fd(), number, PidfdGetfdFlags::empty())
-        .ctx("pidfd_getfd", || "seccomp listener")?;
-    let state = parent.record.hook_state("creating", parent.record.pid);
-    let state: serde_json::Value = serde_json::from_slice(&state)
-        .map_err(|source| Error::Json { path: "container state".into(), source })?;
-    let text = serde_json::json!({
-        "ociVersion": parent.record.oci_version,
-        "fds": ["seccompFd"],
-        "pid": parent.record.pid,
-        "metadata": parent.listener_metadata,
-        "state": state,
-    });
-    send_fd_to(Path::new(&parent.listener_path), &text.to_string(), &fd)
 }
 
 /// See [`crate::start`].

@@ -1,25 +1,37 @@
 //! exec: one more process in a running container.
 //!
-//! A short-lived process outside of the container's pid namespace does everything that can be
-//! done there: cgroup, namespaces, standard streams. What it makes last, as the caller's child,
-//! is the first that the container's processes can see. That one is not dumpable and has no
-//! descriptor of the host but its end of the talk; its executable is protected (`selfexe`).
+//! A short-lived process outside of the container's pid namespace (the joiner) does everything:
+//! cgroup, namespaces, streams and terminal, the user with its rights, the filter. What it makes
+//! last, as the caller's child, is the first that the container's processes can see, and by then it
+//! has nothing that they do not have: no capability beyond the container's, its filter, no
+//! descriptor but one end of the talk. That it is not dumpable would not be enough: a container with
+//! CAP_SYS_PTRACE may take hold of it all the same (CVE-2016-9962). For the same reason nothing that
+//! comes from it is believed: its pid, the terminal and the listener come from the joiner.
+//!
+//! A filter that forbids what lies between (clone, setsid …) is loaded by the process itself. If
+//! there is no no_new_privs either, that one has CAP_SYS_ADMIN for this one call, which a container
+//! with such a filter and CAP_SYS_PTRACE could use.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 use rustix::thread::sched_setaffinity;
-use sys::clone::{self as flag, CloneOptions, clone_process};
+use sys::clone::{self as flag, Child, CloneOptions, clone_process};
+use sys::fork::fork_sibling;
 
+use crate::cgroup::SubCgroup;
 use crate::create::{abandon, open_child};
 use crate::error::{Context, Error, Result};
 use crate::namespaces;
-use crate::process::{self, Here, Prepared};
+use crate::process::{self, Here, Prepared, Ready};
 use crate::procfs::ProcFs;
 use crate::state::{Container, Status};
-use crate::sync::{Message, Sync, send_fd_to};
+use crate::surroundings::Surroundings;
+use crate::sync::{Message, Sync, Waited, send_fd_to};
 use crate::{ContainerId, Created, ExecOptions, Options, Stdio, console};
 
 /// What moves into the processes.
@@ -31,6 +43,7 @@ struct Job {
     namespaces: u64,
     procs: Vec<OwnedFd>,
     setgroups: bool,
+    surroundings: Surroundings,
 }
 
 /// See [`crate::exec`].
@@ -51,23 +64,10 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
     let stopped = || Error::WrongStatus("cannot exec in a stopped container".into());
     let target = container.pidfd()?.ok_or_else(stopped)?;
     let filter = container.filter()?;
-    if filter.as_ref().is_some_and(|f| f.notifies()) {
-        return Err(Error::Unsupported("exec into a container with seccomp notification".into()));
-    }
-    let sub = exec.cgroup.as_deref().map(sub_cgroup).transpose()?;
     let record = &container.record;
-    let into = match (&sub, record.cgroup.open_v2()?) {
-        (None, into) => into,
-        (Some(sub), Some(dir)) => {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            Some(
-                rustix::fs::openat(&dir, *sub, flags, Mode::empty())
-                    .ctx("open cgroup", || (*sub).to_owned())?,
-            )
-        }
-        (Some(_), None) => None,
-    };
-    let procs = if record.cgroup.is_v2() { Vec::new() } else { record.cgroup.open_procs(sub)? };
+    let sub = SubCgroup::parse(exec.cgroup.as_deref().unwrap_or_default())?;
+    let into = record.cgroup.open_v2_sub(&sub)?;
+    let procs = if into.is_some() { Vec::new() } else { record.cgroup.open_procs(&sub)? };
     let console_socket = match &exec.stdio {
         Stdio::ConsoleSocket(path) => Some(path.clone()),
         _ => None,
@@ -81,16 +81,57 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
         namespaces: record.namespaces,
         procs,
         setgroups: record.setgroups,
+        surroundings: record.surroundings.clone(),
     };
-    let (sync, pid, pidfd) = spawn(job, into)?;
-    match drive(&sync, console_socket) {
-        Ok(console_master) => {
-            finish(&exec.pidfd_socket, &exec.pid_file, pid, &pidfd)?;
-            Ok(Created { pid, pidfd, console_master })
+    let moved = into.as_ref().map(|_| move || record.cgroup.open_v2_of(record.pid));
+    let patience = Patience { container: &container, without_end: exec.ignore_paused };
+    let spawned = spawn(job, into, moved, &patience)?;
+    let Spawned { sync, pid, pidfd, console, listener } = spawned;
+    let result = (|| -> Result<Option<OwnedFd>> {
+        if let Some(number) = listener {
+            record.send_listener(&pidfd, number, "running", pid)?;
         }
+        sync.go()?;
+        let master = match (&console_socket, console) {
+            (Some(path), Some(fd)) => send_fd_to(path, "/dev/ptmx", &fd).map(|()| None)?,
+            (_, fd) => fd,
+        };
+        until_it_runs(&sync, &pidfd, &patience)?;
+        finish(&exec.pidfd_socket, &exec.pid_file, pid, &pidfd)?;
+        Ok(master)
+    })();
+    match result {
+        Ok(console_master) => Ok(Created { pid, pidfd, console_master }),
         Err(e) => {
             abandon(&pidfd);
             Err(e)
+        }
+    }
+}
+
+/// How long a process may take on its way into the container; a program on a file system that does
+/// not answer, or a container that stops what joins it, must not hold up the caller for ever.
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+
+struct Patience<'a> {
+    container: &'a Container,
+    without_end: bool,
+}
+
+impl Patience<'_> {
+    /// Waits for a message; `false` if the process has ended without one.
+    fn wait(&self, sync: &Sync, pidfd: &OwnedFd) -> Result<bool> {
+        let limit = (!self.without_end).then_some(JOIN_LIMIT);
+        loop {
+            match sync.wait(pidfd, limit)? {
+                Waited::Message => return Ok(true),
+                Waited::Ended => return Ok(false),
+                // Paused in the meantime: it goes on when the container does.
+                Waited::TimeOver if self.container.record.cgroup.is_frozen()? => {}
+                Waited::TimeOver => {
+                    return Err(Error::Init("it did not get through within 30 s".into()));
+                }
+            }
         }
     }
 }
@@ -110,45 +151,86 @@ fn finish(
     Ok(())
 }
 
-/// A path below the container's cgroup; runc's form may start with controllers and a colon.
-fn sub_cgroup(path: &str) -> Result<&str> {
-    if path.contains(':') {
-        return Err(Error::Unsupported(format!("exec --cgroup per controller ({path:?})")));
+/// `elsewhere` finds the cgroup to take if the kernel takes no process in `into`.
+fn spawn(
+    job: Job,
+    into: Option<OwnedFd>,
+    elsewhere: Option<impl FnOnce() -> Result<Option<OwnedFd>>>,
+    patience: &Patience<'_>,
+) -> Result<Spawned> {
+    let (ours, theirs) = Sync::pair()?;
+    let mut job = Some(job);
+    let mut launch = |into: Option<&OwnedFd>| {
+        let options = CloneOptions { flags: 0, into_cgroup: into.map(AsFd::as_fd) };
+        clone_process(&options, || {
+            ours.close_in_child();
+            let Some(job) = job.take() else { return 1 };
+            match join(job, &theirs) {
+                Ok(()) => 0,
+                Err(e) => {
+                    theirs.failed(&e);
+                    1
+                }
+            }
+        })
+    };
+    let joiner = match (launch(into.as_ref()), elsewhere) {
+        // A container that has made cgroups of its own with controllers (systemd inside): v2 has
+        // no processes beside those. Its first process is where it may be.
+        (Err(Errno::BUSY | Errno::OPNOTSUPP), Some(elsewhere)) => launch(elsewhere()?.as_ref()),
+        (other, _) => other,
     }
-    let path = path.trim_start_matches('/');
-    if path.split('/').any(|p| p == "..") {
-        return Err(Error::config("--cgroup", "leads out of the container's cgroup"));
+    .ctx("clone3", || "joining process (into the container's cgroup)")?;
+    drop(theirs);
+    let joined = until_made(&ours, &joiner, patience);
+    if joined.is_err() {
+        // Killed if it still lives.
+        abandon(&joiner.pidfd);
+    } else {
+        process::reap(&joiner.pidfd)?;
     }
-    Ok(path)
+    let (pid, console, listener) = joined?;
+    let pidfd = open_child(pid)?;
+    let settled = job.as_ref().map_or(Ok(()), |job| job.process.settle(pid));
+    if let Err(e) = settled {
+        abandon(&pidfd);
+        return Err(e);
+    }
+    Ok(Spawned { sync: ours, pid, pidfd, console, listener })
 }
 
-fn spawn(job: Job, into: Option<OwnedFd>) -> Result<(Sync, i32, OwnedFd)> {
-    let (ours, theirs) = Sync::pair()?;
-    let options = CloneOptions { flags: 0, into_cgroup: into.as_ref().map(AsFd::as_fd) };
-    let mut job = Some(job);
-    let joiner = clone_process(&options, || {
-        ours.close_in_child();
-        let Some(job) = job.take() else { return 1 };
-        match join(job, &theirs) {
-            Ok(()) => 0,
-            Err(e) => {
-                theirs.failed(&e);
-                1
-            }
+/// The container's process, which waits to be let go, and what the joiner has sent.
+struct Spawned {
+    sync: Sync,
+    pid: i32,
+    pidfd: OwnedFd,
+    console: Option<OwnedFd>,
+    /// Number of the seccomp listener in the process.
+    listener: Option<i32>,
+}
+
+/// The joiner's messages, up to the pid. What others send (the process that it has made, in the
+/// hands of the container) does not count.
+fn until_made(
+    sync: &Sync,
+    joiner: &Child,
+    patience: &Patience<'_>,
+) -> Result<(i32, Option<OwnedFd>, Option<i32>)> {
+    let (mut console, mut listener) = (None, None);
+    loop {
+        if !patience.wait(sync, &joiner.pidfd)? {
+            return Err(Error::Init("joining process died".into()));
         }
-    })
-    .ctx("clone3", || "joining process")?;
-    drop(theirs);
-    let answer = ours.receive();
-    process::reap(&joiner.pidfd)?;
-    match answer? {
-        Message::Pid(pid) => {
-            let pidfd = open_child(pid)?;
-            ours.go()?;
-            Ok((ours, pid, pidfd))
+        let (message, sender) = sync.receive_with_sender()?;
+        match message {
+            Message::End => return Err(Error::Init("joining process died".into())),
+            _ if sender != joiner.pid => {}
+            Message::Pid(pid) => return Ok((pid, console, listener)),
+            Message::Console(fd) => console = Some(fd),
+            Message::Listener(number) => listener = Some(number),
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Hooks | Message::Ready => {}
         }
-        Message::Failed(text) => Err(Error::Init(text)),
-        _ => Err(Error::Init("joining process died".into())),
     }
 }
 
@@ -167,64 +249,66 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
     if let Some(score) = job.process.oom_score_adj {
         job.proc.write("self/oom_score_adj", score.to_string().as_bytes())?;
     }
-    let in_userns = job.namespaces & flag::CLONE_NEWUSER != 0;
-    if in_userns {
-        // Inside, raising a limit is not allowed.
-        job.process.limit(0)?;
-    }
+    // Here, because in a user namespace raising a limit is not allowed. This process is one more.
+    job.process.limit(0, 1)?;
     process::connect_stdio(&job.stdio)?;
     namespaces::enter_those_of(&job.target, job.namespaces)?;
-    if in_userns {
+    if job.namespaces & flag::CLONE_NEWUSER != 0 {
         let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
         rustix::thread::set_thread_res_gid(gid, gid, gid).ctx("setgid", || "0")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).ctx("setuid", || "0")?;
     }
-    let options = CloneOptions { flags: flag::CLONE_PARENT, into_cgroup: None };
-    let mut job = Some(job);
-    let child = clone_process(&options, || {
-        let Some(job) = job.take() else { return 1 };
-        match become_program(job, in_userns, sync) {
-            Ok(never) => match never {},
-            Err(e) => {
-                sync.failed(&e);
-                1
-            }
-        }
-    })
-    .ctx("clone3", || "exec process")?;
-    sync.pid(child.pid)
-}
-
-/// In the container's process.
-fn become_program(job: Job, in_userns: bool, sync: &Sync) -> Result<std::convert::Infallible> {
-    // Nothing of the host may be seen through /proc/<pid>/fd: descriptors of the caller go first.
-    // What is still needed is the talk and procfs (for labels), which the container has anyway.
+    job.surroundings.take_on()?;
+    if job.process.terminal {
+        open_terminal(&job.process, sync)?;
+    }
     let Job { process, proc, target, procs, stdio, setgroups, .. } = job;
-    let first = 3 + i32::try_from(process.preserve_fds).unwrap_or(0);
-    sys::process::close_from_except(first, &[sync.as_fd().as_raw_fd(), proc.as_fd().as_raw_fd()])
+    let terminal = process.terminal;
+    let here = Here { limits: false, scheduler: false, setgroups, make_cwd: false };
+    let mut ready = process.finalize(&proc, here)?;
+    // Nothing of the host may be seen through /proc/<pid>/fd of the process to come.
+    sys::process::close_from_except(ready.first_fd, &[sync.as_fd().as_raw_fd()])
         .ctx("close_range", || "descriptors")?;
     // Closed above, by number.
-    std::mem::forget((target, procs, stdio));
-    setsid().ctx("setsid", || "exec process")?;
-    sync.wait_go()?;
-    if process.terminal {
-        let root = rustix::fs::open(
-            "/",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .ctx("open", || "/")?;
-        let (master, slave) = console::open(root.as_fd(), process.console_size.as_ref())?;
-        sync.console(&master)?;
-        console::take(&slave)?;
+    std::mem::forget((proc, target, procs, stdio));
+    ready.tidy()?;
+    let listener = if ready.passes_making() { ready.load()? } else { None };
+    if let Some(fd) = &listener {
+        // It stays open in the process to come, until that one executes the program.
+        sync.listener(fd.as_raw_fd())?;
     }
-    let here = Here {
-        in_userns,
-        setgroups,
-        make_cwd: false,
-        listener: &|_| Err(Error::Unsupported("seccomp notification in exec".into())),
-    };
-    let ready = process.finalize(&proc, here)?;
+    let mut ready = Some(ready);
+    let pid = fork_sibling(|| {
+        let Some(ready) = ready.take() else { return 1 };
+        let Err(e) = become_program(ready, terminal, sync);
+        sync.failed(&e);
+        1
+    })
+    .ctx("clone", || "exec process")?;
+    sync.pid(pid)
+}
+
+/// A pty of the container's: its master goes to the caller, its slave becomes the streams.
+fn open_terminal(process: &Prepared, sync: &Sync) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty()).ctx("open", || "/")?;
+    let (master, slave) = console::open(root.as_fd(), process.console_size.as_ref())?;
+    sync.console(&master)?;
+    console::connect(slave.as_fd(), slave.as_fd(), slave.as_fd())
+}
+
+/// In the container's process, which the container can take hold of.
+fn become_program(ready: Ready, terminal: bool, sync: &Sync) -> Result<std::convert::Infallible> {
+    sync.wait_go()?;
+    ready.limit_processes()?;
+    setsid().ctx("setsid", || "exec process")?;
+    if terminal {
+        console::control()?;
+    }
+    if ready.has_listener() {
+        let problem = "with SCMP_ACT_NOTIFY forbids what exec needs (clone, setsid, write …)";
+        return Err(Error::config("linux.seccomp", problem));
+    }
     Err(match ready.exec() {
         Error::Sys { op: "exec", object, source } => {
             let source = Error::Sys { op: "exec", object, source };
@@ -235,20 +319,16 @@ fn become_program(job: Job, in_userns: bool, sync: &Sync) -> Result<std::convert
 }
 
 /// Until the program runs (the talk's end closes on exec) or fails.
-fn drive(sync: &Sync, console_socket: Option<PathBuf>) -> Result<Option<OwnedFd>> {
-    let mut master = None;
-    loop {
+fn until_it_runs(sync: &Sync, pidfd: &OwnedFd, patience: &Patience<'_>) -> Result<()> {
+    while patience.wait(sync, pidfd)? {
         match sync.receive()? {
-            Message::Console(fd) => match &console_socket {
-                Some(path) => send_fd_to(path, "/dev/ptmx", &fd)?,
-                None => master = Some(fd),
-            },
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::End => break,
+            // Nothing else is expected from there.
             _ => {}
         }
     }
     // End of file also comes from a death without a word (a filter that kills); the exit status,
     // which the caller gets anyway, says so.
-    Ok(master)
+    Ok(())
 }

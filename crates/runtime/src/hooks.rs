@@ -31,6 +31,17 @@ pub(crate) fn run(
     Ok(())
 }
 
+/// Runs all hooks of one kind whatever becomes of the others; their errors.
+pub(crate) fn run_all(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &[u8],
+    dir: Option<&Path>,
+) -> Vec<Error> {
+    let one = |(index, hook)| one(kind, index, hook, state, dir).err();
+    hooks.iter().enumerate().filter_map(one).collect()
+}
+
 fn one(
     kind: &'static str,
     index: usize,

@@ -4,7 +4,7 @@
 //! it execs it cannot be traced or have its descriptors read by others of its user: it is not
 //! dumpable. (Its executable is protected as well, see the module `selfexe`.)
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use crate::process::{Here, Prepared, Ready};
 use crate::procfs::ProcFs;
 use crate::rootfs;
 use crate::spec::Spec;
+use crate::surroundings::Surroundings;
 use crate::sync::Sync;
 use crate::{Stdio, console, hooks};
 
@@ -36,7 +37,9 @@ pub(crate) struct Init {
     pub(crate) fifo: OwnedFd,
     /// State for hooks that run in the container, with this status.
     pub(crate) hook_state: HookState,
-    pub(crate) keyring: Option<std::ffi::CString>,
+    pub(crate) surroundings: Surroundings,
+    /// The caller is no root: it writes the id maps of a process whose files it must own.
+    pub(crate) ordinary_caller: bool,
     pub(crate) setgroups: bool,
 }
 
@@ -58,7 +61,13 @@ struct Start {
 }
 
 fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).ctx("prctl", || "dumpable")?;
+    // The maps of a new user namespace are written by the caller, who must own this process's files
+    // in /proc if it is not root. Nobody else is in the namespace until then.
+    let maps_first =
+        init.ordinary_caller && init.namespaces.new & flag::CLONE_NEWUSER != 0;
+    if !maps_first {
+        not_dumpable()?;
+    }
     umask(Mode::empty());
     setsid().ctx("setsid", || "container process")?;
     crate::process::connect_stdio(&init.stdio)?;
@@ -68,14 +77,10 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
     let wait_go = || -> Result<()> { if gone.replace(true) { Ok(()) } else { sync.wait_go() } };
     if init.namespaces.has(flag::CLONE_NEWUSER) {
         wait_go()?;
+        not_dumpable()?;
         become_root(&init.namespaces)?;
     }
-    if let Some(p) = &linux.personality {
-        personality(p)?;
-    }
-    if let Some(name) = &init.keyring {
-        keyring(name)?;
-    }
+    init.surroundings.take_on()?;
     let new_cgroupns = init.namespaces.new & flag::CLONE_NEWCGROUP != 0;
     let entered = std::cell::Cell::new(!new_cgroupns);
     // The namespace's root is the cgroup that the process is in: the caller has put it there.
@@ -109,16 +114,19 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
         state: (init.hook_state)("created", own_pid()),
     };
     let here = Here {
-        in_userns: init.namespaces.has(flag::CLONE_NEWUSER),
+        // In a user namespace it may not raise them: the caller has set them.
+        limits: !init.namespaces.has(flag::CLONE_NEWUSER),
+        scheduler: true,
         setgroups: init.setgroups,
         make_cwd: true,
-        listener: &|fd| {
-            use std::os::fd::AsRawFd;
-            sync.listener(fd.as_raw_fd())?;
-            sync.wait_go()
-        },
     };
-    let ready = init.process.finalize(&init.proc, here)?;
+    let mut ready = init.process.finalize(&init.proc, here)?;
+    if ready.is_urgent()
+        && let Some(listener) = ready.load()?
+    {
+        sync.listener(listener.as_raw_fd())?;
+        sync.wait_go()?;
+    }
     sync.ready()?;
     Ok((ready, init.fifo, start))
 }
@@ -177,6 +185,10 @@ fn become_root(namespaces: &Namespaces) -> Result<()> {
     sys::process::unshare(ipc).ctx("unshare", || "ipc namespace")
 }
 
+fn not_dumpable() -> Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).ctx("prctl", || "dumpable")
+}
+
 fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
@@ -197,38 +209,12 @@ fn sysctl(proc: &ProcFs, key: &str, value: &str) -> Result<()> {
     proc.write(&format!("sys/{path}"), value.as_bytes())
 }
 
-fn keyring(name: &std::ffi::CStr) -> Result<()> {
-    match sys::process::join_session_keyring(name) {
-        Ok(id) => match sys::process::keyring_allow_user_search(id) {
-            Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
-            Err(e) => Err(e).ctx("keyctl", || "session keyring"),
-        },
-        // No keyrings here, or a sandbox that forbids them.
-        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
-        Err(e) => Err(e).ctx("keyctl", || "session keyring"),
-    }
-}
-
-fn personality(p: &crate::spec::Personality) -> Result<()> {
-    let bad = |problem: String| Error::config("linux.personality", problem);
-    if !p.flags.is_empty() {
-        return Err(bad(format!("flags {:?} are not supported", p.flags)));
-    }
-    let persona = match p.domain.as_str() {
-        "LINUX" => 0,
-        "LINUX32" => 8,
-        other => return Err(bad(format!("domain {other:?}"))),
-    };
-    sys::process::set_personality(persona).ctx("personality", || p.domain.as_str())
-}
-
 /// The last stretch: wait for `start`, run startContainer hooks, exec. The caller of create is
 /// gone by now; what fails is said on the container's own stderr.
 fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
     /// What a program that cannot be executed ends with (runc's code).
     const EXEC_FAILED: i32 = 255;
     let result = (|| -> Result<()> {
-        use std::os::fd::AsRawFd;
         // Copies of the caller's descriptors must not live on here, or pipes and sockets of other
         // containers would never see their end.
         sys::process::close_from_except(ready.first_fd, &[fifo.as_raw_fd()])
@@ -244,7 +230,10 @@ fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
         hooks::run("startContainer", &start.hooks, &start.state, None)
     })();
     let error = match result {
-        Ok(()) => ready.exec(),
+        Ok(()) => match ready.tidy() {
+            Ok(()) => ready.exec(),
+            Err(e) => e,
+        },
         Err(e) => e,
     };
     let line = format!("{}\n", error.chain());

@@ -37,6 +37,7 @@ pub mod selfexe;
 pub mod spec;
 mod state;
 mod stats;
+mod surroundings;
 mod sync;
 
 pub use cgroup::OomWatch;
@@ -220,6 +221,14 @@ pub fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> Result<
 /// # Errors
 /// [`Error::WrongStatus`] for a running container without `force`; what could not be removed.
 pub fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
+    operate::delete(opts, id, force).map(drop)
+}
+
+/// As [`delete`]; what went wrong with poststop hooks, which changes nothing and belongs into a log.
+///
+/// # Errors
+/// As [`delete`].
+pub fn delete_with_warnings(opts: &Options, id: &ContainerId, force: bool) -> Result<Vec<Error>> {
     operate::delete(opts, id, force)
 }
 
@@ -239,7 +248,8 @@ pub fn resume(opts: &Options, id: &ContainerId) -> Result<()> {
     operate::resume(opts, id)
 }
 
-/// Changes limits; absent values stay as they are. Device rules are refused.
+/// Changes limits; absent values stay as they are. Device rules, where there are any, replace those
+/// that the container has.
 ///
 /// # Errors
 /// [`Error::WrongStatus`] for a stopped container; the kernel's refusal of a value.

@@ -140,19 +140,64 @@ pub(crate) fn enter_those_of(pidfd: &OwnedFd, flags: u64) -> Result<()> {
     .ctx("setns", || "the container's namespaces")
 }
 
-/// Writes the id maps of a process in a new user namespace.
-pub(crate) fn write_maps(proc: &ProcFs, pid: i32, linux: &Linux, rootless: bool) -> Result<()> {
-    let text = |maps: &[IdMapping]| -> String {
-        maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
-    };
-    if rootless {
+/// Writes the id maps of a process in a new user namespace. An `ordinary` caller (not root) may map
+/// its own ids itself; for others there are shadow's newuidmap and newgidmap.
+pub(crate) fn write_maps(proc: &ProcFs, pid: i32, linux: &Linux, ordinary: bool) -> Result<()> {
+    let (uid, gid) = (&linux.uid_mappings, &linux.gid_mappings);
+    if ordinary && !own_only(uid, rustix::process::geteuid().as_raw()) {
+        map_helper("newuidmap", "linux.uidMappings", "/etc/subuid", pid, uid)?;
+    } else {
+        proc.write(&format!("{pid}/uid_map"), map_text(uid).as_bytes())
+            .step(|| "write uid map (linux.uidMappings)")?;
+    }
+    if ordinary && maps_other_groups(linux) {
+        return map_helper("newgidmap", "linux.gidMappings", "/etc/subgid", pid, gid);
+    }
+    if ordinary {
         // An ordinary user may map its own group only after giving up setgroups.
         proc.write(&format!("{pid}/setgroups"), b"deny")?;
     }
-    proc.write(&format!("{pid}/uid_map"), text(&linux.uid_mappings).as_bytes())
-        .step(|| "write uid map")?;
-    proc.write(&format!("{pid}/gid_map"), text(&linux.gid_mappings).as_bytes())
-        .step(|| "write gid map")
+    proc.write(&format!("{pid}/gid_map"), map_text(gid).as_bytes())
+        .step(|| "write gid map (linux.gidMappings)")
+}
+
+fn map_text(maps: &[IdMapping]) -> String {
+    maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
+}
+
+fn own_only(maps: &[IdMapping], own: u32) -> bool {
+    matches!(maps, [one] if one.host_id == own && one.size == 1)
+}
+
+/// Whether more than the caller's own group is mapped: an ordinary caller needs newgidmap then, and
+/// the container keeps setgroups.
+pub(crate) fn maps_other_groups(linux: &Linux) -> bool {
+    !own_only(&linux.gid_mappings, rustix::process::getegid().as_raw())
+}
+
+fn map_helper(
+    program: &'static str,
+    field: &'static str,
+    list: &str,
+    pid: i32,
+    maps: &[IdMapping],
+) -> Result<()> {
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string());
+    for m in maps {
+        command.args([m.container_id, m.host_id, m.size].map(|n| n.to_string()));
+    }
+    let way_out = format!("an ordinary user needs it for ids other than its own, and lines in {list}");
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .ctx("run", || program)
+        .step(|| format!("{field}: {way_out}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::config(field, format!("{program}: {}: {} ({way_out})", output.status, said.trim())))
 }
 
 /// A user namespace with these maps and nobody in it, for id-mapped mounts.

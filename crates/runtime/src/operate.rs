@@ -37,9 +37,10 @@ pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> 
     Ok(())
 }
 
-pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
+/// What went wrong with poststop hooks is for a log: the container is gone all the same.
+pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<Vec<Error>> {
     let container = match Container::load(opts, id) {
-        Err(Error::NotFound(_)) => return leftover(opts, id, force),
+        Err(Error::NotFound(_)) => return leftover(opts, id, force).map(|()| Vec::new()),
         other => other?,
     };
     let status = container.status()?;
@@ -84,7 +85,7 @@ fn end(container: &Container) -> Result<()> {
 }
 
 /// Removes everything; goes on after an error and gives the first one.
-fn destroy(container: &Container) -> Result<()> {
+fn destroy(container: &Container) -> Result<Vec<Error>> {
     let r = &container.record;
     let mut result = Ok(());
     let mut note = |r: Result<()>| {
@@ -98,7 +99,7 @@ fn destroy(container: &Container) -> Result<()> {
     }
     note(r.cgroup.delete());
     let state = r.hook_state("stopped", 0);
-    let ran = hooks::run("poststop", &r.poststop, &state, Some(&r.bundle));
+    let warnings = hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle));
     // The state goes only when the cgroup is gone, so that delete can be called again.
     if !r.cgroup.exists() {
         note(
@@ -106,8 +107,7 @@ fn destroy(container: &Container) -> Result<()> {
                 .ctx("remove", || container.dir.display().to_string()),
         );
     }
-    note(ran);
-    result
+    result.map(|()| warnings)
 }
 
 pub(crate) fn pause(opts: &Options, id: &ContainerId) -> Result<()> {
@@ -127,14 +127,21 @@ pub(crate) fn resume(opts: &Options, id: &ContainerId) -> Result<()> {
 }
 
 pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) -> Result<()> {
-    if !resources.devices.is_empty() {
-        return Err(Error::Unsupported("update of device rules".into()));
-    }
     let container = Container::load(opts, id)?;
     if container.status()? == Status::Stopped {
         return Err(Error::WrongStatus("container not running".into()));
     }
-    container.record.cgroup.set(resources)
+    container.record.cgroup.set(resources)?;
+    // Kubernetes' engines send the device rules with every update; most often they are the same.
+    if resources.devices.is_empty() {
+        return Ok(());
+    }
+    let now = container.spec()?.linux.and_then(|l| l.resources).unwrap_or_default().devices;
+    if now == resources.devices {
+        return Ok(());
+    }
+    container.record.cgroup.change_devices(&now, &resources.devices)?;
+    container.save_devices(&resources.devices)
 }
 
 pub(crate) fn list(opts: &Options) -> Result<Vec<State>> {

@@ -11,7 +11,10 @@ use rustix::fs::{
     fcntl_setfl, fstat, makedev, openat2, statat,
 };
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, fchdir, getcwd, umask, waitid};
+use rustix::process::{
+    Resource, Rlimit, WaitId, WaitIdOptions, fchdir, getcwd, getegid, geteuid, getgid, getuid,
+    umask, waitid,
+};
 use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
@@ -39,7 +42,7 @@ pub(crate) struct Prepared {
     cwd: String,
     user: spec::User,
     groups: Vec<Gid>,
-    caps: Option<Sets>,
+    caps: Sets,
     rlimits: Vec<(Resource, Rlimit)>,
     no_new_privs: bool,
     pub(crate) oom_score_adj: Option<i32>,
@@ -83,6 +86,7 @@ impl Prepared {
                 return Err(Error::config("--preserve-fds", problem));
             }
         }
+        check_ids(&p.user)?;
         check_labels(p, proc)?;
         Ok(Prepared {
             args: CStrVec::new(&p.args).ok_or_else(|| bad("process.args", "NUL inside"))?,
@@ -91,7 +95,8 @@ impl Prepared {
             cwd: p.cwd.clone(),
             groups: p.user.additional_gids.iter().map(|g| Gid::from_raw(*g)).collect(),
             user: p.user.clone(),
-            caps: p.capabilities.as_ref().map(caps::parse),
+            // Without the section there are none, as in runc.
+            caps: p.capabilities.as_ref().map(caps::parse).unwrap_or_default(),
             rlimits: rlimits(&p.rlimits)?,
             no_new_privs: p.no_new_privileges,
             oom_score_adj: p.oom_score_adj,
@@ -107,25 +112,45 @@ impl Prepared {
         })
     }
 
-    /// Sets the limits on another process: where that one, in a user namespace, may not raise
-    /// its own.
-    pub(crate) fn limit(&self, pid: i32) -> Result<()> {
+    /// What the caller does for a process that was made in the container: a scheduling class, which
+    /// a process passes on to its children in part only.
+    pub(crate) fn settle(&self, pid: i32) -> Result<()> {
+        match &self.scheduler {
+            Some(attr) => {
+                sys::process::set_scheduler(pid, attr).ctx("sched_setattr", || "process.scheduler")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the limits of a process (0: this one): from outside where that one, in a user namespace,
+    /// may not raise its own. `more` processes of the user are allowed for now.
+    pub(crate) fn limit(&self, pid: i32, more: u64) -> Result<()> {
         let target = rustix::process::Pid::from_raw(pid);
         for (resource, limit) in &self.rlimits {
-            rustix::process::prlimit(target, *resource, *limit)
+            let mut limit = *limit;
+            if *resource == Resource::Nproc {
+                limit.current = limit.current.map(|n| n.saturating_add(more));
+                limit.maximum = limit.maximum.map(|n| n.saturating_add(more));
+            }
+            rustix::process::prlimit(target, *resource, limit)
                 .ctx("prlimit", || format!("{resource:?}"))?;
         }
         Ok(())
     }
 
+    fn processes(&self) -> Option<Rlimit> {
+        self.rlimits.iter().find(|(r, _)| *r == Resource::Nproc).map(|(_, limit)| *limit)
+    }
+
     /// Becomes the user, with the user's rights and nothing more, in the working directory, and
-    /// finds the program. What is left to do is [`Ready::exec`].
+    /// finds the program. What is left to do is loading the filter, and [`Ready::exec`].
     pub(crate) fn finalize(self, proc: &ProcFs, here: Here) -> Result<Ready> {
-        if !here.in_userns {
-            self.limit(0)?;
+        if here.limits {
+            self.limit(0, 0)?;
         }
-        if let Some(attr) = &self.scheduler {
-            sys::process::set_scheduler(attr).ctx("sched_setattr", || "process.scheduler")?;
+        if let Some(attr) = self.scheduler.as_ref().filter(|_| here.scheduler) {
+            sys::process::set_scheduler(0, attr).ctx("sched_setattr", || "process.scheduler")?;
         }
         if let Some((class, priority)) = self.io_priority {
             sys::process::set_io_priority(class, priority)
@@ -142,7 +167,7 @@ impl Prepared {
             Err(Errno::ACCESS) => false,
             Err(e) => return Err(e).ctx("chdir to cwd", || self.cwd_text()),
         };
-        self.become_user(&here)?;
+        let give_up = self.become_user(&here)?;
         if !early {
             rootfs::working_directory(&self.cwd, false)
                 .and_then(|cwd| fchdir(&cwd))
@@ -152,13 +177,18 @@ impl Prepared {
         let env = self.environment();
         let program = find_program(&self.first, &env)?;
         let kept = 3 + i32::try_from(self.preserve_fds).unwrap_or(0);
+        let processes = self.processes();
         sys::process::keep_on_exec(3, self.preserve_fds);
         let env = CStrVec::new(&env).ok_or_else(|| Error::config("process.env", "NUL inside"))?;
         Ok(Ready {
             program,
             args: self.args,
             env,
-            filter: if self.no_new_privs { self.filter } else { None },
+            terminal: self.terminal,
+            processes,
+            privileged: !self.no_new_privs,
+            filter: self.filter,
+            give_up,
             first_fd: kept,
         })
     }
@@ -212,52 +242,21 @@ impl Prepared {
         Ok(())
     }
 
-    fn become_user(&self, here: &Here) -> Result<()> {
+    /// The sets to go down to once the filter is loaded, if that needs more than them: without
+    /// no_new_privs loading takes CAP_SYS_ADMIN.
+    fn become_user(&self, here: &Here) -> Result<Option<Sets>> {
         umask(Mode::from_raw_mode(self.user.umask.unwrap_or(DEFAULT_UMASK) & 0o7777));
-        let early_filter = if self.no_new_privs { None } else { self.filter.as_ref() };
-        if let Some(sets) = &self.caps {
-            caps::bound(sets)?;
-        }
+        caps::bound(&self.caps)?;
         set_keep_capabilities(true).ctx("prctl", || "keep capabilities")?;
         self.set_ids(here)?;
         set_keep_capabilities(false).ctx("prctl", || "keep capabilities")?;
-        // Without no_new_privs loading a filter needs CAP_SYS_ADMIN: kept until it is loaded, so
-        // that the filter sees one capset and the exec, and nothing of what came before.
-        let extra = match early_filter {
-            Some(_) => CAP_SYS_ADMIN,
-            None => 0,
+        let extra = match &self.filter {
+            Some(_) if !self.no_new_privs => CAP_SYS_ADMIN & !self.caps.effective,
+            _ => 0,
         };
-        match &self.caps {
-            Some(sets) => {
-                let extra = extra & !sets.permitted;
-                caps::set(sets, extra)?;
-                caps::ambient(sets)?;
-                if let Some(filter) = early_filter {
-                    self.load(filter, here)?;
-                }
-                if extra != 0 {
-                    caps::set(sets, 0)?;
-                }
-            }
-            None => {
-                if let Some(filter) = early_filter {
-                    self.load(filter, here)?;
-                }
-            }
-        }
-        if self.no_new_privs
-            && let Some(filter) = self.filter.as_ref().filter(|f| f.notifies())
-        {
-            self.load(filter, here)?;
-        }
-        Ok(())
-    }
-
-    fn load(&self, filter: &Filter, here: &Here) -> Result<()> {
-        if let Some(listener) = filter.load()? {
-            (here.listener)(&listener)?;
-        }
-        Ok(())
+        caps::set(&self.caps, extra)?;
+        caps::ambient(&self.caps)?;
+        Ok((extra != 0).then_some(self.caps))
     }
 
     fn set_ids(&self, here: &Here) -> Result<()> {
@@ -271,7 +270,11 @@ impl Prepared {
         }
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
         set_thread_res_gid(gid, gid, gid).ctx("setgid", || self.user.gid.to_string())?;
-        set_thread_res_uid(uid, uid, uid).ctx("setuid", || self.user.uid.to_string())
+        set_thread_res_uid(uid, uid, uid).ctx("setuid", || self.user.uid.to_string())?;
+        if (getuid(), geteuid(), getgid(), getegid()) != (uid, uid, gid, gid) {
+            return Err(Error::config("process.user", "the kernel did not set these ids"));
+        }
+        Ok(())
     }
 
     fn environment(&self) -> Vec<String> {
@@ -285,40 +288,96 @@ impl Prepared {
     }
 }
 
-/// Where [`Prepared::finalize`] runs.
-pub(crate) struct Here<'a> {
-    pub(crate) in_userns: bool,
+/// What [`Prepared::finalize`] does, and does not.
+pub(crate) struct Here {
+    /// Set the process's limits; see [`Prepared::limit`].
+    pub(crate) limits: bool,
+    /// Set its scheduling class.
+    pub(crate) scheduler: bool,
     /// setgroups may be called (not in a rootless user namespace).
     pub(crate) setgroups: bool,
     /// Make a missing working directory.
     pub(crate) make_cwd: bool,
-    /// Hands a seccomp listener to the caller and waits until it has it.
-    pub(crate) listener: &'a dyn Fn(&OwnedFd) -> Result<()>,
 }
 
-/// Ready to exec.
+/// Ready to exec, but for the filter.
 pub(crate) struct Ready {
     program: CString,
     args: CStrVec,
     env: CStrVec,
+    terminal: bool,
+    /// RLIMIT_NPROC, if it is set.
+    processes: Option<Rlimit>,
+    /// There is no no_new_privs.
+    privileged: bool,
     filter: Option<Filter>,
+    /// What [`Prepared::become_user`] left.
+    give_up: Option<Sets>,
     /// Descriptors from here on are not for the program.
     pub(crate) first_fd: i32,
 }
 
 impl Ready {
+    /// Whether the filter cannot wait until the program is executed: more rights than the program
+    /// is to have are kept for it, or its listener is to go to the caller.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.filter.as_ref().is_some_and(|f| self.privileged || f.notifies())
+    }
+
+    /// Whether a filter with a listener is still to be loaded.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.filter.as_ref().is_some_and(Filter::notifies)
+    }
+
+    /// Loads the filter, if there is one that is not loaded yet, and gives up the right to.
+    pub(crate) fn load(&mut self) -> Result<Option<OwnedFd>> {
+        let Some(filter) = self.filter.take() else { return Ok(None) };
+        let listener = filter.load()?;
+        if let Some(sets) = self.give_up.take() {
+            caps::set(&sets, 0)?;
+        }
+        Ok(listener)
+    }
+
+    /// Whether the filter can be loaded before the process is made that executes the program: it
+    /// lets through what lies between, in both.
+    pub(crate) fn passes_making(&self) -> bool {
+        /// The same number on every architecture with a table here.
+        const TIOCSCTTY: u64 = 0x540e;
+        let Some(filter) = &self.filter else { return true };
+        let call = |name: &str, first: u64, second: u64| {
+            filter.passes(name, [first, second, 0, 0, 0, 0])
+        };
+        call("clone", sys::fork::FORK_SIBLING_FLAGS, 0)
+            && ["write", "read", "close", "setsid", "execve", "exit_group"]
+                .iter()
+                .all(|name| call(name, 0, 0))
+            && (!self.terminal || call("ioctl", 0, TIOCSCTTY))
+            && (self.processes.is_none() || call("prlimit64", 0, 0))
+            && (self.give_up.is_none() || call("capset", 0, 0))
+    }
+
+    /// Takes back what [`Prepared::limit`] has allowed for now.
+    pub(crate) fn limit_processes(&self) -> Result<()> {
+        match self.processes {
+            Some(limit) => rustix::process::setrlimit(Resource::Nproc, limit)
+                .ctx("setrlimit", || "RLIMIT_NPROC"),
+            None => Ok(()),
+        }
+    }
+
+    /// The last that is done before the filter may be in force: descriptors and signals.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        sys::process::cloexec_from(u32::try_from(self.first_fd).unwrap_or(3))
+            .ctx("close_range", || "descriptors")?;
+        sys::process::reset_signals();
+        Ok(())
+    }
+
     /// Loads the filter, if it is still to be loaded, and executes the program. Returns only the
     /// error.
-    pub(crate) fn exec(self) -> Error {
-        if let Err(e) = sys::process::cloexec_from(u32::try_from(self.first_fd).unwrap_or(3))
-            .ctx("close_range", || "descriptors")
-        {
-            return e;
-        }
-        sys::process::reset_signals();
-        if let Some(filter) = self.filter.as_ref().filter(|f| !f.notifies())
-            && let Err(e) = filter.load()
-        {
+    pub(crate) fn exec(mut self) -> Error {
+        if let Err(e) = self.load() {
             return e;
         }
         let source = sys::exec::execve(&self.program, &self.args, &self.env);
@@ -416,6 +475,22 @@ fn executable(path: impl AsRef<Path>) -> Result<(), Errno> {
     accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
     // root passes access(2) for a file that nobody may execute, but not execve(2).
     if stat.st_mode & 0o111 == 0 { Err(Errno::ACCESS) } else { Ok(()) }
+}
+
+/// To the kernel this number means "leave it as it is": as an id it would be the runtime's own, root.
+pub(crate) const NO_ID: u32 = u32::MAX;
+
+fn check_ids(user: &spec::User) -> Result<()> {
+    for (field, ids) in [
+        ("process.user.uid", &[user.uid][..]),
+        ("process.user.gid", &[user.gid]),
+        ("process.user.additionalGids", &user.additional_gids),
+    ] {
+        if ids.contains(&NO_ID) {
+            return Err(Error::config(field, format!("{NO_ID} is no id")));
+        }
+    }
+    Ok(())
 }
 
 fn check_labels(p: &spec::Process, proc: &ProcFs) -> Result<()> {
@@ -526,17 +601,10 @@ fn cpu_list(text: &str) -> Result<Option<rustix::thread::CpuSet>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let bad = || Error::config("process.execCPUAffinity", format!("{text:?}"));
+    let numbers = crate::surroundings::number_list(text, rustix::thread::CpuSet::MAX_CPU)
+        .ok_or_else(|| Error::config("process.execCPUAffinity", format!("{text:?}")))?;
     let mut set = rustix::thread::CpuSet::new();
-    for part in text.split(',') {
-        let (low, high) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
-        let (low, high): (usize, usize) =
-            (low.parse().map_err(|_| bad())?, high.parse().map_err(|_| bad())?);
-        if low > high || high >= rustix::thread::CpuSet::MAX_CPU {
-            return Err(bad());
-        }
-        (low..=high).for_each(|n| set.set(n));
-    }
+    numbers.into_iter().for_each(|n| set.set(n));
     Ok(Some(set))
 }
 

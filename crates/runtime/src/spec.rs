@@ -247,9 +247,9 @@ Linux {
     #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
     mount_label: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    intel_rdt: Option<serde_json::Value>,
+    intel_rdt: Option<IntelRdt>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    memory_policy: Option<serde_json::Value>,
+    memory_policy: Option<MemoryPolicy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     personality: Option<Personality>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
@@ -315,6 +315,31 @@ Personality {
     domain: String,
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
     flags: Vec<String>,
+}}
+
+spec_struct! {
+/// `linux.memoryPolicy`: `mode` such as `MPOL_BIND`, `nodes` such as `0-3,7`.
+MemoryPolicy {
+    mode: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    nodes: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
+    flags: Vec<String>,
+}}
+
+spec_struct! {
+/// `linux.intelRdt`.
+IntelRdt {
+    #[serde(rename = "closID", skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    clos_id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
+    schemata: Vec<String>,
+    #[serde(rename = "l3CacheSchema", skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    l3_cache_schema: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    mem_bw_schema: String,
+    #[serde(skip_serializing_if = "is_false", deserialize_with = "nullable")]
+    enable_monitoring: bool,
 }}
 
 spec_struct! {

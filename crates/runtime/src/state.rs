@@ -10,10 +10,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, Step};
 use crate::procfs::{self, ProcFs};
 use crate::seccomp::Filter;
 use crate::spec::{self, Hook, Spec};
+use crate::surroundings::Surroundings;
 use crate::{ContainerId, Options};
 
 /// The version of `state.json` that this code writes and reads.
@@ -100,6 +101,19 @@ pub(crate) struct Record {
     pub(crate) setgroups: bool,
     pub(crate) poststart: Vec<Hook>,
     pub(crate) poststop: Vec<Hook>,
+    /// What exec takes on, too.
+    #[serde(default)]
+    pub(crate) surroundings: Surroundings,
+    /// Who gets seccomp listeners, exec's included.
+    #[serde(default)]
+    pub(crate) listener: Option<Listener>,
+}
+
+/// `linux.seccomp.listenerPath` and `listenerMetadata`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Listener {
+    pub(crate) path: PathBuf,
+    pub(crate) metadata: String,
 }
 
 /// A container that exists on disk.
@@ -181,6 +195,17 @@ impl Container {
         parse_spec(&self.dir.join(CONFIG)).map(|(spec, _)| spec)
     }
 
+    /// Changes the device rules in the kept spec: what they are compared with at the next update.
+    pub(crate) fn save_devices(&self, rules: &[spec::DeviceRule]) -> Result<()> {
+        let path = self.dir.join(CONFIG);
+        let (mut spec, _) = parse_spec(&path)?;
+        let linux = spec.linux.get_or_insert_with(Default::default);
+        linux.resources.get_or_insert_with(Default::default).devices = rules.to_vec();
+        let bytes = serde_json::to_vec(&spec)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        crate::process::write_atomically(&path, &bytes, 0o600)
+    }
+
     /// The compiled filter, if the container has one.
     pub(crate) fn filter(&self) -> Result<Option<Filter>> {
         match read_file(&self.dir.join(FILTER), STATE_LIMIT_BYTES) {
@@ -209,7 +234,46 @@ impl Record {
             setgroups: true,
             poststart: spec.hooks.poststart.clone(),
             poststop: spec.hooks.poststop.clone(),
+            surroundings: Surroundings::default(),
+            listener: spec
+                .linux
+                .as_ref()
+                .and_then(|l| l.seccomp.as_ref())
+                .filter(|s| !s.listener_path.is_empty())
+                .map(|s| Listener {
+                    path: s.listener_path.clone().into(),
+                    metadata: s.listener_metadata.clone(),
+                }),
         }
+    }
+
+    /// Takes a seccomp listener out of a process and sends it to the one who serves it, with the
+    /// specification's state document.
+    pub(crate) fn send_listener(
+        &self,
+        pidfd: &OwnedFd,
+        number: i32,
+        status: &str,
+        pid: i32,
+    ) -> Result<()> {
+        use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+        let listener = self.listener.as_ref().ok_or_else(|| {
+            Error::config("linux.seccomp.listenerPath", "needed for SCMP_ACT_NOTIFY")
+        })?;
+        let fd = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())
+            .ctx("pidfd_getfd", || "seccomp listener")?;
+        let state = self.hook_state(status, self.pid);
+        let state: serde_json::Value = serde_json::from_slice(&state)
+            .map_err(|source| Error::Json { path: "container state".into(), source })?;
+        let text = serde_json::json!({
+            "ociVersion": self.oci_version,
+            "fds": ["seccompFd"],
+            "pid": pid,
+            "metadata": listener.metadata,
+            "state": state,
+        });
+        crate::sync::send_fd_to(&listener.path, &text.to_string(), &fd)
+            .step(|| "linux.seccomp.listenerPath")
     }
 
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {

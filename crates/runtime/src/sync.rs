@@ -19,8 +19,11 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -50,6 +53,16 @@ pub(crate) enum Message {
     End,
 }
 
+/// What [`Sync::wait`] has waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// There is a message, or the end of file.
+    Message,
+    /// The process has ended.
+    Ended,
+    TimeOver,
+}
+
 /// One end of the pair.
 #[derive(Debug)]
 pub(crate) struct Sync(OwnedFd);
@@ -65,6 +78,8 @@ impl Sync {
         let (a, b) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .ctx("socketpair", || "for the container process")?;
+        // The kernel says who has sent a message.
+        set_socket_passcred(&a, true).ctx("setsockopt", || "SO_PASSCRED")?;
         Ok((Sync(a), Sync(b)))
     }
 
@@ -148,25 +163,58 @@ impl Sync {
     }
 
     pub(crate) fn receive(&self) -> Result<Message> {
+        self.receive_with_sender().map(|(message, _)| message)
+    }
+
+    /// Waits until there is something to receive, or the process has ended without having sent it,
+    /// or the time is over.
+    pub(crate) fn wait(&self, pidfd: &OwnedFd, limit: Option<Duration>) -> Result<Waited> {
+        let name = || "message of the container process";
+        let limit =
+            limit.map(Timespec::try_from).transpose().map_err(|_| Errno::INVAL).ctx("poll", name)?;
+        loop {
+            let mut fds = [
+                PollFd::new(&self.0, PollFlags::IN),
+                PollFd::new(pidfd, PollFlags::IN),
+            ];
+            match poll(&mut fds, limit.as_ref()) {
+                Ok(0) => return Ok(Waited::TimeOver),
+                Ok(_) if fds[0].revents().is_empty() => return Ok(Waited::Ended),
+                Ok(_) => return Ok(Waited::Message),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e).ctx("poll", name),
+            }
+        }
+    }
+
+    /// Also the sender's pid in this process's pid namespace (0 at the end of file).
+    pub(crate) fn receive_with_sender(&self) -> Result<(Message, i32)> {
         let mut buf = [0u8; MESSAGE_LIMIT_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = loop {
             let mut parts = [IoSliceMut::new(&mut buf)];
             match recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Err(Errno::INTR) => {}
                 // The other end died with a message of ours unread.
-                Err(Errno::CONNRESET) => return Ok(Message::End),
+                Err(Errno::CONNRESET) => return Ok((Message::End, 0)),
                 other => break other.ctx("receive", || "from the container process")?,
             }
         };
-        let fd = control.drain().find_map(|m| match m {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        let Some((tag, body)) = buf[..got.bytes].split_first() else { return Ok(Message::End) };
+        let (mut fd, mut sender) = (None, 0);
+        for message in control.drain() {
+            match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fd = fds.next(),
+                RecvAncillaryMessage::ScmCredentials(c) => sender = c.pid.as_raw_nonzero().get(),
+                _ => {}
+            }
+        }
+        let Some((tag, body)) = buf[..got.bytes].split_first() else {
+            return Ok((Message::End, 0));
+        };
         let number = || body.try_into().map(i32::from_ne_bytes).unwrap_or(-1);
-        Ok(match (tag, fd) {
+        let message = match (tag, fd) {
             (b'P', _) => Message::Pid(number()),
             (b'H', _) => Message::Hooks,
             (b'C', Some(fd)) => Message::Console(fd),
@@ -174,7 +222,8 @@ impl Sync {
             (b'R', _) => Message::Ready,
             (b'E', _) => Message::Failed(String::from_utf8_lossy(body).into_owned()),
             _ => return Err(Error::config("container process", "sent an unknown message")),
-        })
+        };
+        Ok((message, sender))
     }
 }
 

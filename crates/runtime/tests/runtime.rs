@@ -2,6 +2,7 @@
 //! and busybox-static.
 #![allow(clippy::unwrap_used)]
 
+mod hardening;
 mod support;
 
 use std::io::Read;

@@ -8,6 +8,7 @@ pub mod clone;
 pub mod exec;
 pub mod fork;
 pub mod heap;
+pub mod mempolicy;
 pub mod mount;
 pub mod netns;
 pub mod packet;
@@ -16,6 +17,7 @@ pub mod process;
 pub mod seccomp;
 pub mod shim;
 pub mod title;
+pub mod trace;
 
 /// A raw system call's answer as a Result.
 pub(crate) fn check(rc: libc::c_long) -> Result<i32, rustix::io::Errno> {

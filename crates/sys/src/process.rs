@@ -170,11 +170,11 @@ pub struct SchedAttr {
     pub period_ns: u64,
 }
 
-/// sched_setattr(2) for the calling thread.
+/// sched_setattr(2) for a process of one thread; 0 is the calling thread.
 ///
 /// # Errors
 /// Its errno.
-pub fn set_scheduler(attr: &SchedAttr) -> Result<(), Errno> {
+pub fn set_scheduler(pid: i32, attr: &SchedAttr) -> Result<(), Errno> {
     #[repr(C)]
     struct Raw {
         size: u32,
@@ -198,7 +198,7 @@ pub fn set_scheduler(attr: &SchedAttr) -> Result<(), Errno> {
         period: attr.period_ns,
     };
     // SAFETY: raw is 48 bytes with C layout, as its size field says.
-    crate::check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) }).map(drop)
+    crate::check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const raw, 0) }).map(drop)
 }
 
 /// The calling process's descriptor with this number, taken over from whoever left it open.

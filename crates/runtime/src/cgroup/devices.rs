@@ -69,6 +69,23 @@ pub(crate) fn effective(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
     Ok(out)
 }
 
+/// v1 rules to write, in order, that lead from one list to another without a moment in which a
+/// device that both allow is forbidden. Lists that are more than "nothing, but these" are written
+/// from the start.
+pub(crate) fn transition(now: &[Rule], new: &[Rule]) -> Vec<Rule> {
+    let plain = |rules: &[Rule]| {
+        let default = |r: &Rule| r.is_default() && !r.allow;
+        rules.split_first().is_some_and(|(f, rest)| default(f) && rest.iter().all(|r| r.allow))
+    };
+    if !plain(now) || !plain(new) {
+        return new.to_vec();
+    }
+    let gone = now.iter().filter(|r| !new.contains(r));
+    let denied = gone.map(|r| Rule { allow: false, ..r.clone() });
+    // What a denied rule took from one that overlaps it is given back.
+    denied.chain(new.iter().skip(1).cloned()).collect()
+}
+
 fn parse(rule: &DeviceRule) -> Result<Rule> {
     let bad = |problem: String| Error::config("linux.resources.devices", problem);
     let kind = match rule.kind.as_str() {
@@ -116,5 +133,21 @@ mod tests {
         let open: Vec<DeviceRule> = serde_json::from_str(r#"[{"allow":true}]"#).unwrap();
         assert_eq!(effective(&open).unwrap().len(), 1);
         assert!(!effective(&[]).unwrap()[0].allow);
+    }
+
+    #[test]
+    fn a_transition_denies_what_is_gone_and_allows_the_rest() {
+        let rules = |text: &str| {
+            let list: Vec<DeviceRule> = serde_json::from_str(text).unwrap();
+            effective(&list).unwrap()
+        };
+        let now = rules(r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229}]"#);
+        let new = rules(r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":7,"minor":1}]"#);
+        let steps = transition(&now, &new);
+        assert_eq!((steps[0].allow, steps[0].v1_line().as_str()), (false, "c 10:229 rwm"));
+        assert_eq!((steps[1].allow, steps[1].v1_line().as_str()), (true, "c 7:1 rwm"));
+        assert!(steps[1..].iter().all(|r| r.allow));
+        let all = rules(r#"[{"allow":true}]"#);
+        assert_eq!(transition(&now, &all), all);
     }
 }

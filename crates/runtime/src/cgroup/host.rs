@@ -8,7 +8,8 @@ use crate::error::{Context, Result};
 use crate::procfs::ProcFs;
 
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
-const BASE: &str = "/sys/fs/cgroup";
+/// Where cgroups are mounted.
+pub(super) const BASE: &str = "/sys/fs/cgroup";
 
 /// The host's hierarchies.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod freeze;
 mod host;
 mod oom;
 mod stats;
+mod sub;
 mod v1;
 mod v2;
 
@@ -23,9 +24,10 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use host::Host;
 pub use oom::OomWatch;
+pub(crate) use sub::SubCgroup;
 
 use crate::error::{Context, Error, Result, Step};
-use crate::spec::Resources;
+use crate::spec::{DeviceRule, Resources};
 
 /// Levels of sub-cgroups that are walked for processes and removal.
 const DEPTH_LIMIT: usize = 128;
@@ -194,6 +196,20 @@ impl Cgroup {
         .step(|| "error setting device rules")
     }
 
+    /// Changes the device rules of a container that runs.
+    pub(crate) fn change_devices(&self, now: &[DeviceRule], new: &[DeviceRule]) -> Result<()> {
+        let (now, new) = (devices::effective(now)?, devices::effective(new)?);
+        match self {
+            Cgroup::None => Err(Error::config(
+                "linux.resources.devices",
+                "the container has no cgroup",
+            )),
+            Cgroup::V2 { dir } => devices_bpf::apply(dir, &new),
+            Cgroup::V1 { dirs, .. } => v1::set_devices(dirs, &devices::transition(&now, &new)),
+        }
+        .step(|| "error setting device rules")
+    }
+
     /// The v2 directory, for CLONE_INTO_CGROUP.
     pub(crate) fn open_v2(&self) -> Result<Option<OwnedFd>> {
         let Cgroup::V2 { dir } = self else { return Ok(None) };
@@ -203,28 +219,54 @@ impl Cgroup {
             .map(Some)
     }
 
+    /// As [`Cgroup::open_v2`], for a sub-cgroup.
+    pub(crate) fn open_v2_sub(&self, sub: &SubCgroup) -> Result<Option<OwnedFd>> {
+        let Cgroup::V2 { dir } = self else { return Ok(None) };
+        let dir = dir.join(sub.unified()?);
+        Cgroup::V2 { dir }.open_v2()
+    }
+
+    /// The v2 cgroup that a process of the container is in.
+    pub(crate) fn open_v2_of(&self, pid: i32) -> Result<Option<OwnedFd>> {
+        let Cgroup::V2 { dir } = self else { return Ok(None) };
+        let text = crate::procfs::ProcFs::open()?.read(&format!("{pid}/cgroup"))?;
+        let path = text.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+        let found = Path::new(host::BASE).join(path);
+        if !found.starts_with(dir) {
+            return Err(Error::config(
+                "container",
+                format!("its first process has left its cgroup for {}", found.display()),
+            ));
+        }
+        Cgroup::V2 { dir: found }.open_v2()
+    }
+
     /// Puts a process into every directory that [`Cgroup::open_v2`] does not stand for.
     pub(crate) fn attach(&self, pid: i32) -> Result<()> {
-        for file in self.open_procs(None)? {
+        for file in self.open_procs(&SubCgroup::default())? {
             rustix::io::write(&file, pid.to_string().as_bytes())
                 .ctx("add process to cgroup", || pid.to_string())?;
         }
         Ok(())
     }
 
-    /// cgroup.procs of every v1 directory (and the hybrid's v2 one), open for writing. `sub` is a
-    /// sub-cgroup.
-    pub(crate) fn open_procs(&self, sub: Option<&str>) -> Result<Vec<OwnedFd>> {
-        let dirs: Vec<&Path> = match self {
+    /// cgroup.procs of every v1 directory (and the hybrid's v2 one), open for writing.
+    pub(crate) fn open_procs(&self, sub: &SubCgroup) -> Result<Vec<OwnedFd>> {
+        let dirs: Vec<PathBuf> = match self {
             Cgroup::None => Vec::new(),
-            Cgroup::V2 { dir } => vec![dir],
+            Cgroup::V2 { dir } => vec![dir.join(sub.unified()?)],
             Cgroup::V1 { dirs, unified } => {
-                dirs.iter().map(|d| d.dir.as_path()).chain(unified.as_deref()).collect()
+                let known: Vec<&[String]> = dirs.iter().map(|d| d.controllers.as_slice()).collect();
+                if let Some(name) = sub.unknown(&known) {
+                    return Err(Error::config("--cgroup", format!("unknown controller {name}")));
+                }
+                let v1 = dirs.iter().map(|d| d.dir.join(sub.of(&d.controllers)));
+                v1.chain(unified.as_ref().map(|dir| dir.join(sub.of(&[])))).collect()
             }
         };
         dirs.into_iter()
             .map(|dir| {
-                let path = dir.join(sub.unwrap_or("")).join("cgroup.procs");
+                let path = dir.join("cgroup.procs");
                 let flags = OFlags::WRONLY | OFlags::CLOEXEC;
                 rustix::fs::open(&path, flags, Mode::empty())
                     .ctx("open", || path.display().to_string())

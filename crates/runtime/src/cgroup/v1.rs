@@ -80,6 +80,12 @@ pub(super) fn set(dirs: &[V1Dir], unified: Option<&Path>, r: &Resources) -> Resu
             (Some(dir), _) => {
                 let file = format!("hugetlb.{}.limit_in_bytes", h.page_size);
                 files::write(dir, &file, &h.limit.to_string())?;
+                let reserved = format!("hugetlb.{}.rsvd.limit_in_bytes", h.page_size);
+                match files::write(dir, &reserved, &h.limit.to_string()) {
+                    // Kernels before 5.7.
+                    Err(e) if e.errno() == Some(Errno::NOENT) => {}
+                    other => other?,
+                }
             }
             (None, Some(dir)) => v2::hugetlb(dir, h)?,
             (None, None) => drop(need(dirs, "hugetlb")?),

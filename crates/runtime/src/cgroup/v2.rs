@@ -99,6 +99,14 @@ fn max(n: i64) -> String {
 
 fn memory(dir: &Path, m: &Memory) -> Result<()> {
     let limit = m.limit.filter(|l| *l != 0);
+    if m.swap.is_some_and(|s| s > 0) && limit.is_none() {
+        // An update of swap alone: what is in force counts.
+        let now = files::number(dir, "memory.max")?;
+        let limit = i64::try_from(now).ok().filter(|l| *l > 0);
+        if limit.is_some() {
+            return memory(dir, &Memory { limit, ..m.clone() });
+        }
+    }
     let swap = swap_limit(m)?;
     if let Some(swap) = swap {
         match files::write(dir, "memory.swap.max", &max(swap)) {
@@ -125,7 +133,15 @@ fn memory(dir: &Path, m: &Memory) -> Result<()> {
     if m.disable_oom_killer == Some(true) {
         return Err(Error::config("linux.resources.memory.disableOOMKiller", "is cgroup v1 only"));
     }
-    // Swappiness and kernel limits have no file in v2; runc leaves them out as well.
+    // Kernel memory is part of memory, and its own limit was without effect in v1 already.
+    for (set, field) in [
+        (m.swappiness.is_some(), "linux.resources.memory.swappiness"),
+        (m.kernel_tcp.is_some_and(|t| t != 0), "linux.resources.memory.kernelTCP"),
+    ] {
+        if set {
+            return Err(Error::config(field, "is cgroup v1 only"));
+        }
+    }
     Ok(())
 }
 
@@ -175,7 +191,15 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
     }
     let (quota, period) = (c.quota.filter(|q| *q != 0), c.period.filter(|p| *p != 0));
     if quota.is_some() || period.is_some() {
-        let quota = quota.filter(|q| *q > 0).map_or("max".to_owned(), |q| q.to_string());
+        let quota = match quota {
+            Some(q) if q > 0 => q.to_string(),
+            Some(_) => "max".to_owned(),
+            // The period alone: the quota stays.
+            None => {
+                let now = files::read(&dir.join("cpu.max"))?;
+                now.split_whitespace().next().unwrap_or("max").to_owned()
+            }
+        };
         let text = match period {
             Some(period) => format!("{quota} {period}"),
             None => quota,
@@ -203,6 +227,11 @@ fn io_weight(weight: u16) -> u64 {
 }
 
 fn io(dir: &Path, b: &BlockIo) -> Result<()> {
+    let leaf = b.leaf_weight.is_some_and(|w| w != 0)
+        || b.weight_device.iter().any(|d| d.leaf_weight.is_some_and(|w| w != 0));
+    if leaf {
+        return Err(Error::config("linux.resources.blockIO.leafWeight", "is cgroup v1 only"));
+    }
     let bfq = dir.join("io.bfq.weight").exists();
     if let Some(w) = b.weight.filter(|w| *w != 0) {
         if bfq {

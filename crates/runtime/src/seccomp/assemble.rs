@@ -14,7 +14,8 @@ const RET: u16 = 0x06;
 pub(super) const OFFSET_NR: u32 = 0;
 /// Offset of `arch` in `struct seccomp_data`.
 pub(super) const OFFSET_ARCH: u32 = 4;
-const OFFSET_ARGS: u32 = 16;
+/// Offset of `args` in `struct seccomp_data`.
+pub(super) const OFFSET_ARGS: u32 = 16;
 /// Marks a jump to the end of the rule, before the end is known. A 64-bit comparison takes at most
 /// 6 instructions and a rule has at most 6 of them and a return: real jumps stay far below.
 const FAIL: u8 = 0xff;

@@ -25,8 +25,8 @@ const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
-const RET_LOG: u32 = 0x7ffc_0000;
-const RET_ALLOW: u32 = 0x7fff_0000;
+pub(super) const RET_LOG: u32 = 0x7ffc_0000;
+pub(super) const RET_ALLOW: u32 = 0x7fff_0000;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 /// Largest errno that the kernel takes in a filter.
@@ -51,7 +51,7 @@ impl Arch {
     pub const NATIVE: Arch =
         if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
 
-    fn audit(self) -> u32 {
+    pub(super) fn audit(self) -> u32 {
         match self {
             Arch::X86_64 | Arch::X32 => 0xc000_003e,
             Arch::X86 => 0x4000_0003,
@@ -59,7 +59,7 @@ impl Arch {
         }
     }
 
-    fn number(self, name: &str) -> Option<u32> {
+    pub(super) fn number(self, name: &str) -> Option<u32> {
         let row = &SYSCALLS[SYSCALLS.binary_search_by(|row| row.0.cmp(name)).ok()?];
         let number = match self {
             Arch::X86_64 => row.1,

@@ -1,46 +1,10 @@
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+#![allow(clippy::unwrap_used)]
 
 use super::*;
 use sys::seccomp::Insn;
 
-/// An interpreter of the subset that the compiler emits, as the kernel runs it.
 fn run(program: &[Insn], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
-    let word = |offset: u32| -> u32 {
-        match offset {
-            0 => nr,
-            4 => arch,
-            o if o >= 16 => {
-                let arg = args[((o - 16) / 8) as usize];
-                if (o - 16) % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
-            }
-            o => panic!("load at {o}"),
-        }
-    };
-    let (mut pc, mut a) = (0usize, 0u32);
-    loop {
-        let i = program[pc];
-        pc += 1;
-        let taken = match i.code {
-            0x20 => {
-                a = word(i.k);
-                continue;
-            }
-            0x54 => {
-                a &= i.k;
-                continue;
-            }
-            0x05 => {
-                pc += i.k as usize;
-                continue;
-            }
-            0x06 => return i.k,
-            0x15 => a == i.k,
-            0x25 => a > i.k,
-            0x35 => a >= i.k,
-            c => panic!("code {c:#x}"),
-        };
-        pc += usize::from(if taken { i.jt } else { i.jf });
-    }
+    super::super::ask::answer(program, arch, nr, args).unwrap()
 }
 
 fn section(text: &str) -> Seccomp {

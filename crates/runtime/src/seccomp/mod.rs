@@ -4,6 +4,7 @@
 //! the same architecture. [`Filter`] is the program with its load flags; it is kept beside the
 //! state, so that exec loads it without compiling again.
 
+mod ask;
 mod assemble;
 mod compile;
 pub(crate) mod tables;
