@@ -142,7 +142,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
 /// The store and its socket, until a signal.
 async fn alone(options: &Options) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let store = open(&options.root, &options.state, &options.address).await?;
+    let layers = store::LayerForm::Directories;
+    let store = open(&options.root, &options.state, &options.address, layers).await?;
     let socket = Socket::bind(&options.address).await?;
     let shutdown = CancellationToken::new();
     let serving = socket.serve(store.clone(), shutdown.clone(), Arc::default());
@@ -170,8 +171,9 @@ pub(crate) async fn open(
     root: &Path,
     state: &Path,
     address: &Path,
+    layers: store::LayerForm,
 ) -> anyhow::Result<Arc<store::Store>> {
-    let mut config = store::Config::new(root, state);
+    let mut config = store::Config { layers, ..store::Config::new(root, state) };
     config.grpc_address = address.display().to_string();
     store::Store::open(config).await.map_err(daemon::failed("open the store"))
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use store_api::{
     Any, AttachPoint, ByteStream, Container, ContainerPatch, Containers, Content, ContentInfo,
     Descriptor, DiffRequest, Diffs, Error, Event, EventStream, Events, ExportRequest, Extras,
-    Image, Images, ImportRequest, Imported, IngestStatus, Labels, Lease, Leases, Mount, ProcessId,
-    ProgressSender, PullRequest, Pulled, PushRequest, RegistryAccess, Resource, Result,
+    Fetched, Image, Images, ImportRequest, Imported, IngestStatus, Labels, Lease, Leases, Mount,
+    ProcessId, ProgressSender, PullRequest, Pulled, PushRequest, RegistryAccess, Resource, Result,
     SnapshotInfo, Snapshots, SquashRequest, Transfer, UnpackedImage, Usage, WriteRequest,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform};
@@ -342,6 +342,16 @@ impl Transfer for Local {
 
     async fn tags(&self, reference: &ImageRef, access: &RegistryAccess) -> Result<Vec<String>> {
         transfer::tags(self, reference, access).await
+    }
+
+    async fn fetch(
+        &self,
+        url: &str,
+        to: &std::path::Path,
+        limit_bytes: u64,
+        access: &RegistryAccess,
+    ) -> Result<Fetched> {
+        transfer::fetch(self, url, (to, limit_bytes), access).await
     }
 
     async fn login(&self, server: &str, access: &RegistryAccess) -> Result<Option<String>> {

@@ -23,6 +23,8 @@ const SCRATCH: &str = "none";
 pub(crate) struct Daemon {
     pub(crate) engine: engine::Config,
     pub(crate) namespace: String,
+    /// What an image's layers become.
+    pub(crate) layers: store::LayerForm,
     pub(crate) hosts: Vec<Host>,
     /// Also for `fd://`: whoever passes a socket has set its group.
     pub(crate) group: Group,
@@ -105,6 +107,10 @@ pub(crate) fn daemon(settings: &Settings, persona: Persona) -> Result<Daemon, St
     Ok(Daemon {
         engine: engine(settings, &places, &exec_root)?,
         namespace: settings.text("containerd-namespace").unwrap_or("moby").into(),
+        layers: match settings.text("storage-driver") {
+            Some("erofs") => store::LayerForm::Index,
+            _ => store::LayerForm::Directories,
+        },
         hosts: hosts(settings, persona, tls.is_some())?,
         group: Group {
             name: settings.text("group").unwrap_or("docker").into(),

@@ -384,8 +384,8 @@ mod tests {
             ),
             (
                 &[],
-                r#"{"storage-driver": "overlay2"}"#,
-                "the configuration key \"storage-driver\": \"overlay2\" is not supported by gantry yet",
+                r#"{"storage-driver": "btrfs"}"#,
+                "the configuration key \"storage-driver\": \"btrfs\" is not supported by gantry yet",
             ),
         ];
         for (words, file, wanted) in cases {

@@ -230,7 +230,8 @@ async fn stop_only(daemon: &Daemon, mut reload: Reload) -> anyhow::Result<()> {
 async fn open_store(daemon: &Daemon) -> anyhow::Result<Arc<store::Store>> {
     let state = daemon.engine.exec_root.join("containerd");
     let address = Path::new(&daemon.engine.store_address);
-    store_role::open(&daemon.engine.data_root.join("store"), &state, address).await
+    let root = daemon.engine.data_root.join("store");
+    store_role::open(&root, &state, address, daemon.layers).await
 }
 
 async fn open(daemon: &Daemon) -> anyhow::Result<Parts> {

@@ -186,6 +186,11 @@ impl Disk {
             self.allow_remount(id)?;
             options.push("volatile".into());
         }
+        if lowers.iter().any(|lower| lower.id.is_none()) {
+            // On two file systems every file would be on a device of its own, where `du -x` and the like
+            // do not go. An index's inode numbers leave room to tell the file systems apart.
+            options.push("xino=on".into());
+        }
         if kind == Kind::Active {
             options.push(format!("workdir={}", text(&self.directory(id).join("work"))));
             options.push(format!("upperdir={}", text(&self.fs(id))));

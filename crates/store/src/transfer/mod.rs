@@ -8,7 +8,7 @@ mod push;
 use std::sync::Mutex;
 
 use registry::Client;
-use store_api::{Credentials, Error, Labels, RegistryAccess, Result};
+use store_api::{Credentials, Error, Fetched, Labels, RegistryAccess, Result};
 use types::{Digest, ImageRef};
 
 use crate::{
@@ -127,6 +127,46 @@ pub(crate) async fn tags(
 ) -> Result<Vec<String>> {
     let repository = local.client(access, Some(reference))?.pull(reference, credentials(access));
     repository.list_tags().await.map_err(refused)
+}
+
+/// Writes to the file as the bytes come; what is there of it after a failure is removed.
+pub(crate) async fn fetch(
+    local: &Local,
+    url: &str,
+    (to, limit_bytes): (&std::path::Path, u64),
+    access: &RegistryAccess,
+) -> Result<Fetched> {
+    let failed = |operation: &'static str, source| Error::from(Fail::io(operation, to)(source));
+    let download = local.client(access, None)?.download(url).await.map_err(refused)?;
+    let fetched =
+        Fetched { last_modified: download.last_modified, file_name: download.file_name.clone() };
+    let file = tokio::fs::File::options().write(true).create_new(true).open(to).await;
+    let file = file.map_err(|error| failed("create", error))?;
+    let written = write_download(download, file, limit_bytes, &failed).await;
+    if written.is_err() {
+        // The failure is what is told; the directory is emptied at the latest by the next start.
+        tokio::fs::remove_file(to).await.ok();
+    }
+    written.map(|()| fetched)
+}
+
+async fn write_download(
+    mut download: registry::Download,
+    mut file: tokio::fs::File,
+    limit_bytes: u64,
+    failed: &(dyn Fn(&'static str, std::io::Error) -> Error + Sync),
+) -> Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    let mut left = limit_bytes;
+    while let Some(chunk) = download.chunk().await.map_err(refused)? {
+        left =
+            left.checked_sub(u64::try_from(chunk.len()).unwrap_or(u64::MAX)).ok_or_else(|| {
+                let text = format!("the download has more than {limit_bytes} bytes");
+                Error::new(types::ErrorKind::ResourceExhausted, text)
+            })?;
+        file.write_all(&chunk).await.map_err(|error| failed("write", error))?;
+    }
+    file.flush().await.map_err(|error| failed("write", error))
 }
 
 pub(crate) async fn login(
