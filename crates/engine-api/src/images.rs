@@ -160,9 +160,12 @@ async fn create(context: &mut Context) -> Reply {
     let Some(source) = query.optional("fromSrc").map(str::to_owned) else {
         return Err(ApiError::bad("either fromImage or fromSrc is needed"));
     };
-    if source != "-" {
-        return Err(ApiError::not_implemented("importing from a URL (fromSrc other than -)"));
-    }
+    // moby `builder/remotecontext/urlutil`: a name without a scheme is one of http.
+    let url = match source.as_str() {
+        "-" => None,
+        url if url.starts_with("http://") || url.starts_with("https://") => Some(url.to_owned()),
+        name => Some(format!("http://{name}")),
+    };
     let reference = match query.optional("repo") {
         None => None,
         Some(repository) => {
@@ -176,7 +179,10 @@ async fn create(context: &mut Context) -> Reply {
     let lines = query.all("changes").iter().flat_map(|c| c.lines().map(str::to_owned)).collect();
     let message = query.get("message").to_owned();
     let archive = context.upload();
-    let id = context.engine.image_import(archive, reference, (message, lines, platform)).await?;
+    let id = context
+        .engine
+        .image_import((archive, url.as_deref()), reference, (message, lines, platform))
+        .await?;
     let (sender, response) = stream("application/json");
     let line = serde_json::json!({ "status": id.to_string() });
     drop(sender.send(Ok(Bytes::from(format!("{line}\r\n")))).await);

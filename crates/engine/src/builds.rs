@@ -13,8 +13,8 @@ use api_types::{
 };
 use async_trait::async_trait;
 use build::{
-    Base, BaseRequest, BuildEvent, BuildRequest, CancellationToken, Context, Host, Output,
-    PruneRequest, RunStep, StdStream, StepMountSource,
+    Base, BaseRequest, BuildEvent, BuildRequest, CancellationToken, Context, FetchRequest, Fetched,
+    Host, Output, PruneRequest, RunStep, StdStream, StepMountSource,
 };
 use store_api::{ByteStream, CreateTask, ProcessId, Progress, PullRequest, Stdio};
 use tokio::sync::mpsc;
@@ -63,6 +63,15 @@ fn to_store(error: Error) -> store_api::Error {
 
 #[async_trait]
 impl Host for BuildHost {
+    async fn fetch(&self, request: FetchRequest) -> store_api::Result<Fetched> {
+        let engine = self.engine()?;
+        let transfer = &engine.services.transfer;
+        let access = engine.registry_access(None);
+        let (url, limit) = (&request.url, request.limit_bytes);
+        let got = transfer.fetch(url, &request.to, limit, &access).await?;
+        Ok(Fetched { last_modified: got.last_modified, file_name: got.file_name })
+    }
+
     async fn resolve_base(
         &self,
         request: BaseRequest,
@@ -384,6 +393,22 @@ impl Engine {
         })
         .await?;
         Ok(spool)
+    }
+
+    /// What a web server has, as a stream.
+    pub(crate) async fn download(&self, url: &str) -> Result<ByteStream> {
+        let dir = self.config.data_root.join("tmp");
+        make_dir(&dir)?;
+        let spool = Spool(dir.join(format!("{CONTEXT_PREFIX}{}", random_id())));
+        let access = self.registry_access(None);
+        self.services.transfer.fetch(url, &spool.0, CONTEXT_BYTES, &access).await?;
+        crate::pipe::produce(Arc::default(), move |mut writer| {
+            let mut file =
+                std::fs::File::open(&spool.0).map_err(|e| Error::io("open", &spool.0, &e))?;
+            std::io::copy(&mut file, &mut writer)
+                .and_then(|_| std::io::Write::flush(&mut writer))
+                .map_err(|e| Error::io("read", &spool.0, &e))
+        })
     }
 
     pub async fn build_prune(

@@ -24,7 +24,7 @@ use crate::{
 /// Where docker.io's registry is.
 const HUB_HOST: &str = "registry-1.docker.io";
 /// Redirects followed for one request.
-const REDIRECTS_MAX: usize = 5;
+pub(crate) const REDIRECTS_MAX: usize = 5;
 /// Bytes of an error's body that are looked at.
 const ERROR_BODY_MAX: usize = 64 << 10;
 /// Characters of a registry's own words that go into an error.
@@ -37,7 +37,7 @@ const SCHEMES_MAX: usize = 1024;
 
 /// A client of all registries; clones share connections.
 #[derive(Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) transport: Transport,
@@ -546,7 +546,7 @@ fn retry_after(text: &str) -> Option<Duration> {
 }
 
 /// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(text: &str) -> Option<u64> {
+pub(crate) fn http_date(text: &str) -> Option<u64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let words: Vec<&str> = text.split([' ', ':']).collect();

@@ -1,7 +1,8 @@
 //! The client of OCI distribution registries.
 //!
 //! Owns: finding a registry's servers (mirrors, HTTPS or HTTP, proxies, certificates, names to
-//! addresses), proving who asks, manifests, blobs, tags, referrers, in both directions.
+//! addresses), proving who asks, manifests, blobs, tags, referrers, in both directions; and plain
+//! downloads, which need the same connections.
 //!
 //! Does not own: what is kept of them, credential files and helpers, choosing what to download.
 //!
@@ -21,6 +22,7 @@ mod blob;
 mod client;
 mod config;
 pub mod dns;
+mod download;
 mod error;
 mod manifest;
 mod repository;
@@ -31,6 +33,7 @@ mod upload;
 pub use blob::Blob;
 pub use client::{Client, Login};
 pub use config::{Config, Credentials, Proxy, Timeouts};
+pub use download::Download;
 pub use error::{Error, Problem, TransportError};
 pub use manifest::{Descriptor, Manifest, Resolved, Target};
 pub use repository::Repository;

@@ -32,8 +32,8 @@ pub use tasks::{
     Tasks, labels_task,
 };
 pub use transfer::{
-    ByteStream, Credentials, ExportRequest, ImportRequest, Imported, Progress, ProgressSender,
-    ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess, Transfer,
+    ByteStream, Credentials, ExportRequest, Fetched, ImportRequest, Imported, Progress,
+    ProgressSender, ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess, Transfer,
 };
 
 /// Labels as containerd keeps them. A key and its value together have at most 4096 bytes

@@ -139,6 +139,15 @@ pub struct Progress {
 /// Bounded; what does not fit is dropped unless it is a change of state.
 pub type ProgressSender = mpsc::Sender<Progress>;
 
+/// What a web server told about a download.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Unix seconds.
+    pub last_modified: Option<i64>,
+    /// As the server wrote it.
+    pub file_name: Option<String>,
+}
+
 /// containerd's transfer service.
 #[async_trait]
 pub trait Transfer: Send + Sync {
@@ -157,6 +166,14 @@ pub trait Transfer: Send + Sync {
     async fn resolve(&self, reference: &ImageRef, access: &RegistryAccess) -> Result<Descriptor>;
     /// Every tag of the repository.
     async fn tags(&self, reference: &ImageRef, access: &RegistryAccess) -> Result<Vec<String>>;
+    /// Downloads an URL of a web server into a new file, without credentials: at most `limit_bytes`.
+    async fn fetch(
+        &self,
+        url: &str,
+        to: &std::path::Path,
+        limit_bytes: u64,
+        access: &RegistryAccess,
+    ) -> Result<Fetched>;
     /// Checks credentials against a registry (docker login); answers an identity token if one is given.
     async fn login(&self, server: &str, access: &RegistryAccess) -> Result<Option<String>>;
 }

@@ -124,9 +124,10 @@ impl Engine {
     }
 
     /// Imports a root file system's tar.
+    /// `url`: where the archive comes from, in place of a client.
     pub async fn image_import(
         self: &Arc<Self>,
-        archive: ByteStream,
+        (archive, url): (ByteStream, Option<&str>),
         reference: Option<ImageRef>,
         (message, lines, platform): (String, Vec<String>, Option<Platform>),
     ) -> Result<Digest> {
@@ -134,7 +135,8 @@ impl Engine {
         let mut inner = Map::new();
         changes::apply(&mut inner, &lines)?;
         let now = rfc3339(Some(Timestamp::now()));
-        let comment = if message.is_empty() { "Imported from -".to_string() } else { message };
+        let source = url.unwrap_or("-");
+        let comment = if message.is_empty() { format!("Imported from {source}") } else { message };
         let mut config = json!({
             "architecture": platform.architecture,
             "os": platform.os,
@@ -147,6 +149,10 @@ impl Engine {
         }
         let bytes = serde_json::to_vec(&config)
             .map_err(|e| Error::internal(format!("encode image configuration: {e}")))?;
+        let archive = match url {
+            None => archive,
+            Some(url) => self.download(url).await?,
+        };
         let target = self.services.extras.import_rootfs(archive, bytes, "").await?;
         let name = match &reference {
             Some(reference) => reference.to_string(),

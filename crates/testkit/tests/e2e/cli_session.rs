@@ -1,6 +1,6 @@
 //! The installed docker CLI against our engine, as a user would sit before it.
 
-use crate::ground::{LONG, assert_in_order, example, foreign, on_engine};
+use crate::ground::{LONG, assert_in_order, example, fetch, foreign, on_engine};
 use std::time::Duration;
 use testkit::command::DEFAULT_TIMEOUT;
 use testkit::registry::{Access, Registry};
@@ -304,5 +304,40 @@ fn stop_kills_what_does_not_listen() {
         let stop = ground.daemon.docker(["stop", "-t", "1", &name]);
         stop.timeout(Duration::from_secs(30)).ok().unwrap();
         assert_eq!(ground.inspect(&name, "{{.State.ExitCode}} {{.State.OOMKilled}}"), "137 false");
+    });
+}
+
+/// A web server's file becomes an image, and goes into one; a step is made anew when it changed.
+#[test]
+fn what_a_web_server_has_is_imported_and_added() {
+    on_engine(Net::Isolated, |ground| {
+        let (port, word, other) = (random::port(), random::token(12), random::token(12));
+        let url = format!("http://127.0.0.1:{port}");
+        ground.sandbox.write("/run/www/file", &word).unwrap();
+        ground.sh("tar -cf /run/www/root.tar -C /run/www file");
+        let port = port.to_string();
+        let line = ["httpd", "-f", "-p", port.as_str(), "-h", "/run/www"];
+        let _server = ground.sandbox.command("busybox", line).spawn().unwrap();
+        let first = format!("{url}/file");
+        fetch(|| ground.sandbox.command("curl", ["-sSf", first.as_str()])).unwrap();
+        ground.docker(&["import", &format!("{url}/root.tar"), "local/imported"]);
+        let base = ground.reference();
+        let file = format!(
+            "FROM {base}\nADD {url}/file /dir/\nADD {url}/file /name\n\
+             COPY --from=local/imported file /imported\n"
+        );
+        ground.sandbox.write("/run/added/Dockerfile", &file).unwrap();
+        let build = "DOCKER_BUILDKIT=0 docker build -t local/added /run/added";
+        ground.sh(build);
+        let cat = ["run", "--rm", "local/added", "cat", "/dir/file", "/name", "/imported"];
+        assert_eq!(ground.docker(&cat).matches(&word).count(), 3);
+        assert_eq!(ground.sh(build).matches("Using cache").count(), 3);
+        ground.sandbox.write("/run/www/file", &other).unwrap();
+        ground.sh(build);
+        assert_eq!(ground.docker(&["run", "--rm", "local/added", "cat", "/name"]), other);
+        let file = format!("FROM scratch\nADD {url}/none /\n");
+        ground.sandbox.write("/run/added/Dockerfile", &file).unwrap();
+        let failed = ground.shell(build).output().unwrap();
+        assert!(failed.code() != 0 && failed.both().contains("404"), "{}", failed.both());
     });
 }
