@@ -1,6 +1,6 @@
 //! The container's terminal: a pty of its own devpts.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{OFlags, ResolveFlags, fstatfs};
@@ -32,12 +32,6 @@ pub(crate) fn open(root: BorrowedFd<'_>, size: Option<&ConsoleSize>) -> Result<(
         tcsetwinsize(&slave, size).ctx("set size of", || "the pty")?;
     }
     Ok((master, slave))
-}
-
-/// Makes the slave the controlling terminal and descriptors 0, 1, 2. The caller has called setsid.
-pub(crate) fn take(slave: &OwnedFd) -> Result<()> {
-    connect(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
-    control()
 }
 
 /// Makes descriptor 0, a pty's slave, the controlling terminal. The caller has called setsid.

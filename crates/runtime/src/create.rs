@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
-use sys::clone::{self as flag, CloneOptions, clone_process};
+use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
-use crate::cgroup::{Cgroup, Host};
+use crate::cgroup::{Cgroup, Host, Launch, Unit};
 use crate::error::{Context, Error, Result};
+use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, Prepared};
@@ -17,13 +18,13 @@ use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
 use crate::surroundings::Surroundings;
-use crate::sync::{Message, Sync, send_fd_to};
+use crate::sync::{Message, Sync, Waited, send_fd_to};
 use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
     let dir = state_dir(opts, id)?;
-    let mut made = Made { dir, cgroup: Cgroup::None };
+    let mut made = Made { dir, cgroup: Cgroup::None, unit: None };
     let result = create_in(&mut made, opts, id, create);
     if result.is_err() {
         made.undo();
@@ -35,11 +36,15 @@ pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) ->
 struct Made {
     dir: PathBuf,
     cgroup: Cgroup,
+    unit: Option<Unit>,
 }
 
 impl Made {
     /// The error that is under way counts; what cannot be removed is found again by `delete`.
     fn undo(&self) {
+        if let Some(unit) = &self.unit {
+            drop(unit.stop());
+        }
         drop(self.cgroup.delete());
         drop(std::fs::remove_dir_all(&self.dir));
     }
@@ -91,7 +96,11 @@ struct Parent<'a> {
     hooks: crate::spec::Hooks,
     caller: Caller,
     new_userns: bool,
-    limits: Option<Prepared>,
+    /// The caller sets the process's limits.
+    limits: bool,
+    /// The process that comes back from [`spawn`] is not yet the container's.
+    outside: bool,
+    prepared: Prepared,
     create: &'a CreateOptionsRest,
     oom_score_adj: Option<i32>,
 }
@@ -124,6 +133,7 @@ impl<'a> Parent<'a> {
         record: Record,
         create: &'a CreateOptionsRest,
         caller: Caller,
+        prepared: Prepared,
     ) -> Result<Parent<'a>> {
         Ok(Parent {
             proc: ProcFs::open()?,
@@ -131,7 +141,9 @@ impl<'a> Parent<'a> {
             hooks: spec.hooks.clone(),
             caller,
             new_userns: false,
-            limits: None,
+            limits: false,
+            outside: false,
+            prepared,
             oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
             linux,
             record,
@@ -174,7 +186,8 @@ fn create_in(
     let caller = Caller::new(opts, &proc)?;
     let bundle = std::fs::canonicalize(&create.bundle)
         .ctx("open bundle", || create.bundle.display().to_string())?;
-    let (spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
+    let (mut spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
+    hand_on(&mut spec, &create, &made.dir)?;
     let linux = check(&spec)?;
     let resources = linux.resources.clone().unwrap_or_default();
     let process = spec.process.as_ref().ok_or_else(|| Error::config("process", "is missing"))?;
@@ -191,9 +204,18 @@ fn create_in(
     check_userns(&linux, &namespaces)?;
 
     let host = Host::detect(&proc)?;
-    let cgroup = Cgroup::locate(&host, &linux.cgroups_path, id.as_str(), &resources)?;
+    let user = caller.ordinary || !caller.host_userns;
+    let unit = opts
+        .systemd_cgroup
+        .then(|| Unit::parse(&linux.cgroups_path, id.as_str(), user))
+        .transpose()?;
+    let path = match &unit {
+        Some(unit) => unit.path()?,
+        None => linux.cgroups_path.clone(),
+    };
+    let cgroup = Cgroup::locate(&host, &path, id.as_str(), &resources)?;
     made.cgroup = cgroup.clone();
-    let record = new_record(
+    let mut record = new_record(
         id,
         &spec,
         &bundle,
@@ -202,13 +224,13 @@ fn create_in(
         caller,
         create.no_new_keyring,
     )?;
+    record.unit = unit;
 
     let rest = CreateOptionsRest::new(&create);
-    let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller)?;
+    let own = Prepared::new(process, None, 0, &proc)?;
+    let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, own)?;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
-    if namespaces.has(flag::CLONE_NEWUSER) {
-        parent.limits = Some(Prepared::new(process, None, 0, &proc)?);
-    }
+    parent.limits = namespaces.has(flag::CLONE_NEWUSER);
     let fifo = make_fifo(&made.dir)?;
     let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
     let init = Init {
@@ -234,6 +256,36 @@ fn create_in(
         spec,
     };
     run_parent(parent, init, made)
+}
+
+/// Adds to the spec what the caller's own service manager gave it for the container.
+fn hand_on(spec: &mut Spec, create: &CreateOptions, dir: &Path) -> Result<()> {
+    /// Where the container finds it; runc's place.
+    const INSIDE: &str = "/run/notify";
+    let mut env = Vec::new();
+    if create.listen_fds > 0 {
+        // The first process: pid 1 in its pid namespace.
+        env.extend([format!("LISTEN_FDS={}", create.listen_fds), "LISTEN_PID=1".to_owned()]);
+    }
+    if create.notify {
+        let file = dir.join(crate::NOTIFY_FILE);
+        let (Some(place), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
+        rustix::fs::mkdir(place, Mode::from_raw_mode(0o755))
+            .ctx("mkdir", || place.display().to_string())?;
+        env.push(format!("NOTIFY_SOCKET={INSIDE}/{}", name.to_string_lossy()));
+        let options = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned);
+        spec.mounts.push(crate::spec::Mount {
+            destination: INSIDE.to_owned(),
+            kind: "bind".to_owned(),
+            source: place.display().to_string(),
+            options: options.to_vec(),
+            ..Default::default()
+        });
+    }
+    if let Some(process) = spec.process.as_mut() {
+        process.env.extend(env);
+    }
+    Ok(())
 }
 
 /// What the specification demands, and what is not offered.
@@ -348,17 +400,22 @@ fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created
     let mut parent = parent;
     // v2: the process starts in its cgroup, which must be there then. v1: the directories are
     // made while the process is already mounting; it waits where it needs them.
-    let v2 = parent.record.cgroup.is_v2();
-    if v2 {
+    // systemd makes a cgroup around a process that is there.
+    let early = parent.record.cgroup.is_v2() && parent.record.unit.is_none();
+    let mut into = None;
+    if early {
         make_cgroup(&mut parent, made)?;
+        into = parent.record.cgroup.open_v2()?;
     }
-    let into = parent.record.cgroup.open_v2()?;
-    let (pid, pidfd) = spawn(init, &ours, theirs, into.as_ref())?;
-    let result = drive(&mut parent, made, &ours, pid, &pidfd, !v2);
-    match result {
-        Ok(console_master) => Ok(Created { pid, pidfd, console_master }),
+    parent.outside = init.namespaces.joins(flag::CLONE_NEWPID);
+    let mut process = spawn(init, &ours, theirs, into.as_ref())?;
+    match drive(&mut parent, made, &ours, &mut process, !early) {
+        Ok(console_master) => {
+            let Child { pid, pidfd } = process;
+            Ok(Created { pid, pidfd, console_master })
+        }
         Err(e) => {
-            abandon(&pidfd);
+            abandon(&process.pidfd);
             // The container's life was begun and is at its end; the error under way counts.
             let r = &parent.record;
             let state = r.hook_state("stopped", 0);
@@ -384,21 +441,24 @@ pub(crate) fn abandon(pidfd: &OwnedFd) {
 
 /// Makes the process: directly, or through one that joins namespaces first and makes it as the
 /// caller's child.
-fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<(i32, OwnedFd)> {
+///
+/// Where a pid namespace is joined, the joining process itself is what comes back: it does the work
+/// and makes the container's process at the end, see [`init::run_outside`].
+fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<Child> {
     // The cgroup namespace comes later: its root is the cgroup at the time it is made.
     let new = init.namespaces.new & !init.namespaces.late();
     let offsets = init.spec.linux.as_ref().map(|l| l.time_offsets.clone()).unwrap_or_default();
     if init.namespaces.join.is_empty() && offsets.is_empty() {
         let options = CloneOptions { flags: new, into_cgroup: into.map(AsFd::as_fd) };
         let mut init = Some(init);
-        let child = clone_process(&options, || {
+        return clone_process(&options, || {
             ours.close_in_child();
             init.take().map_or(1, |init| init::run(init, &theirs))
         })
-        .ctx("clone3", || "container process")?;
-        return Ok((child.pid, child.pidfd));
+        .ctx("clone3", || "container process");
     }
     let options = CloneOptions { flags: 0, into_cgroup: into.map(AsFd::as_fd) };
+    let outside = init.namespaces.joins(flag::CLONE_NEWPID);
     let mut init = Some(init);
     let joiner = clone_process(&options, || {
         ours.close_in_child();
@@ -413,13 +473,18 @@ fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Resul
     })
     .ctx("clone3", || "joining process")?;
     drop(theirs);
+    if outside {
+        return Ok(joiner);
+    }
     let answer = ours.receive();
     process::reap(&joiner.pidfd)?;
     match answer? {
         Message::Pid(pid) => {
             // Our child that nobody has reaped: the pid cannot have been used again.
-            let fd = open_child(pid)?;
-            Ok((pid, fd))
+            let pidfd = open_child(pid)?;
+            // Only now may it speak, so that nothing comes before its pid.
+            ours.go()?;
+            Ok(Child { pid, pidfd })
         }
         Message::Failed(text) => Err(Error::Init(text)),
         _ => Err(Error::Init("joining process died".into())),
@@ -450,10 +515,17 @@ fn join(
         namespaces::write_time_offsets(&init.proc, offsets)?;
         new &= !flag::CLONE_NEWTIME;
     }
+    if init.namespaces.joins(flag::CLONE_NEWPID) {
+        sys::process::unshare(new).ctx("unshare", || "linux.namespaces")?;
+        return init::run_outside(init, sync);
+    }
     let options = CloneOptions { flags: new | flag::CLONE_PARENT, into_cgroup: None };
     let mut init = Some(init);
-    let child = clone_process(&options, || init.take().map_or(1, |init| init::run(init, sync)))
-        .ctx("clone3", || "container process")?;
+    let child = clone_process(&options, || {
+        let Some(init) = init.take().filter(|_| sync.wait_go().is_ok()) else { return 1 };
+        init::run(init, sync)
+    })
+    .ctx("clone3", || "container process")?;
     sync.pid(child.pid)
 }
 
@@ -463,19 +535,25 @@ fn drive(
     parent: &mut Parent<'_>,
     made: &mut Made,
     sync: &Sync,
-    pid: i32,
-    pidfd: &OwnedFd,
+    process: &mut Child,
     cgroup_later: bool,
 ) -> Result<Option<OwnedFd>> {
-    parent.record.pid = pid;
-    settle(parent, made, pid, cgroup_later)?;
+    parent.record.pid = process.pid;
+    settle(parent, made, process.pid, cgroup_later)?;
     sync.go()?;
     let mut master = None;
     loop {
-        match sync.receive()? {
+        let (message, sender) = sync.receive_with_sender()?;
+        match message {
+            Message::End => {
+                let code = process::reap(&process.pidfd)?;
+                return Err(Error::Init(format!("container init exited with status {code}")));
+            }
+            // From the process that was made inside, in the hands of others that are there.
+            _ if sender != process.pid => {}
             Message::Hooks => {
                 parent.record.save(&made.dir)?;
-                let state = parent.record.hook_state("creating", pid);
+                let state = parent.record.hook_state("creating", process.pid);
                 let dir = Some(parent.record.bundle.as_path());
                 hooks::run("prestart", &parent.hooks.prestart, &state, dir)?;
                 hooks::run("createRuntime", &parent.hooks.create_runtime, &state, dir)?;
@@ -486,26 +564,52 @@ fn drive(
                 None => master = Some(fd),
             },
             Message::Listener(number) => {
-                parent.record.send_listener(pidfd, number, "creating", pid)?;
+                let pid = process.pid;
+                parent.record.send_listener(&process.pidfd, number, "creating", pid)?;
                 sync.go()?;
             }
             Message::Ready => break,
             Message::Failed(text) => return Err(Error::Init(text)),
-            Message::Pid(_) => {}
-            Message::End => {
-                let code = process::reap(pidfd)?;
-                return Err(Error::Init(format!("container init exited with status {code}")));
+            Message::Pid(pid) if parent.outside => {
+                hand_over(parent, sync, process, pid)?;
+                break;
             }
+            Message::Pid(_) => {}
         }
     }
     parent.record.save(&made.dir)?;
     if let Some(path) = &parent.create.pidfd_socket {
-        send_fd_to(path, "pidfd", pidfd)?;
+        send_fd_to(path, "pidfd", &process.pidfd)?;
     }
     if let Some(path) = &parent.create.pid_file {
-        process::write_atomically(path, pid.to_string().as_bytes(), 0o644)?;
+        process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
     }
     Ok(master)
+}
+
+/// From the process that has done the work to the one that it has made inside, up to its readiness;
+/// nothing but that is believed from it.
+fn hand_over(parent: &mut Parent<'_>, sync: &Sync, process: &mut Child, pid: i32) -> Result<()> {
+    let worker = std::mem::replace(&mut process.pidfd, open_child(pid)?);
+    process.pid = pid;
+    process::reap(&worker)?;
+    parent.record.pid = pid;
+    parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
+    parent.prepared.settle(pid)?;
+    sync.go()?;
+    loop {
+        match sync.wait(&process.pidfd, Some(JOIN_LIMIT))? {
+            Waited::Message => {}
+            Waited::Ended => return Err(Error::Init("container init died".into())),
+            Waited::TimeOver => return Err(Error::Init("it did not get ready in time".into())),
+        }
+        match sync.receive()? {
+            Message::Ready => return Ok(()),
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::End => return Err(Error::Init("container init died".into())),
+            _ => {}
+        }
+    }
 }
 
 /// What only the caller can do for the process: identity, id maps, cgroup, limits.
@@ -515,11 +619,22 @@ fn settle(parent: &mut Parent<'_>, made: &mut Made, pid: i32, cgroup_later: bool
         namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.caller.ordinary)?;
     }
     if cgroup_later {
+        if let Some(unit) = &parent.record.unit {
+            let r = &parent.record;
+            made.unit = Some(unit.clone());
+            let launch = Launch {
+                id: &r.id,
+                pid,
+                v2: r.cgroup.is_v2(),
+                annotations: &r.annotations,
+            };
+            unit.start(&launch, &parent.resources)?;
+        }
         make_cgroup(parent, made)?;
         parent.record.cgroup.attach(pid)?;
     }
-    if let Some(limits) = &parent.limits {
-        limits.limit(pid, 0)?;
+    if parent.limits {
+        parent.prepared.limit(pid, u64::from(parent.outside))?;
     }
     if let Some(score) = parent.oom_score_adj {
         parent.proc.write(&format!("{pid}/oom_score_adj"), score.to_string().as_bytes())?;

@@ -66,6 +66,16 @@ pub enum Error {
     /// The container's process failed on its way; the text is its own chain.
     #[error("unable to start container process: {0}")]
     Init(String),
+    /// A D-Bus service answered a call with an error.
+    #[error("D-Bus: {method}: {name}: {text}")]
+    Dbus {
+        /// Interface and method.
+        method: String,
+        /// The error's name.
+        name: String,
+        /// Its text.
+        text: String,
+    },
     /// A hook ended badly.
     #[error("error running {kind} hook #{index}: {problem}")]
     Hook {

@@ -111,7 +111,7 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
 
 /// How long a process may take on its way into the container; a program on a file system that does
 /// not answer, or a container that stops what joins it, must not hold up the caller for ever.
-const JOIN_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(30);
 
 struct Patience<'a> {
     container: &'a Container,
@@ -264,7 +264,7 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
     }
     let Job { process, proc, target, procs, stdio, setgroups, .. } = job;
     let terminal = process.terminal;
-    let here = Here { limits: false, scheduler: false, setgroups, make_cwd: false };
+    let here = Here { limits: None, scheduler: false, setgroups };
     let mut ready = process.finalize(&proc, here)?;
     // Nothing of the host may be seen through /proc/<pid>/fd of the process to come.
     sys::process::close_from_except(ready.first_fd, &[sync.as_fd().as_raw_fd()])
@@ -305,10 +305,7 @@ fn become_program(ready: Ready, terminal: bool, sync: &Sync) -> Result<std::conv
     if terminal {
         console::control()?;
     }
-    if ready.has_listener() {
-        let problem = "with SCMP_ACT_NOTIFY forbids what exec needs (clone, setsid, write …)";
-        return Err(Error::config("linux.seccomp", problem));
-    }
+    ready.check_no_listener()?;
     Err(match ready.exec() {
         Error::Sys { op: "exec", object, source } => {
             let source = Error::Sys { op: "exec", object, source };

@@ -1,16 +1,17 @@
 //! The container's first process, from clone3 to the user's program.
 //!
-//! It runs in the container's namespaces with all rights, then gives them up step by step. Until
-//! it execs it cannot be traced or have its descriptors read by others of its user: it is not
-//! dumpable. (Its executable is protected as well, see the module `selfexe`.)
+//! It runs in the container's namespaces with all rights, then gives them up step by step. Nobody
+//! else is in its pid namespace meanwhile; where the container joins one, see [`run_outside`]. Until
+//! it execs it is not dumpable. (Its executable is protected as well, see the module `selfexe`.)
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid, umask};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use sys::clone as flag;
+use sys::fork::fork_sibling;
 
 use crate::error::{Context, Error, Result, Step};
 use crate::namespaces::Namespaces;
@@ -45,7 +46,17 @@ pub(crate) struct Init {
 
 /// Runs in the new process. Comes back only with an exit code for a failure.
 pub(crate) fn run(init: Init, sync: &Sync) -> i32 {
-    match set_up(init, sync) {
+    let result = set_up(init, sync, false).and_then(|(mut ready, fifo, start)| {
+        if ready.is_urgent()
+            && let Some(listener) = ready.load()?
+        {
+            sync.listener(listener.as_raw_fd())?;
+            sync.wait_go()?;
+        }
+        sync.ready()?;
+        Ok((ready, fifo, start))
+    });
+    match result {
         Ok((ready, fifo, start)) => wait_and_exec(ready, &fifo, &start),
         Err(e) => {
             sync.failed(&e);
@@ -54,13 +65,60 @@ pub(crate) fn run(init: Init, sync: &Sync) -> i32 {
     }
 }
 
-/// startContainer hooks with their state.
-struct Start {
-    hooks: Vec<crate::spec::Hook>,
-    state: Vec<u8>,
+/// As [`run`], where the container shares a pid namespace that others are in already: in a process
+/// outside of it, which makes the container's process last, as the caller's child. Until then they
+/// cannot see it; then it has nothing that the container does not have. See the module `exec`.
+pub(crate) fn run_outside(init: Init, sync: &Sync) -> Result<()> {
+    let terminal = init.process.terminal;
+    let (mut ready, fifo, start) = set_up(init, sync, true)?;
+    sys::process::close_from_except(ready.first_fd, &[sync.as_fd().as_raw_fd(), fifo.as_raw_fd()])
+        .ctx("close_range", || "descriptors")?;
+    ready.tidy()?;
+    let early = ready.is_urgent() || start.hooks.is_empty();
+    if early
+        && ready.passes_making()
+        && let Some(listener) = ready.load()?
+    {
+        sync.listener(listener.as_raw_fd())?;
+        sync.wait_go()?;
+    }
+    let mut inside = Some((ready, fifo, start));
+    let pid = fork_sibling(|| {
+        let Some((mut ready, fifo, start)) = inside.take() else { return 1 };
+        match come_inside(&mut ready, terminal, sync) {
+            Ok(()) => wait_and_exec(ready, &fifo, &start),
+            Err(e) => {
+                sync.failed(&e);
+                1
+            }
+        }
+    })
+    .ctx("clone", || "container process")?;
+    sync.pid(pid)
 }
 
-fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
+fn come_inside(ready: &mut Ready, terminal: bool, sync: &Sync) -> Result<()> {
+    sync.wait_go()?;
+    ready.limit_processes()?;
+    setsid().ctx("setsid", || "container process")?;
+    if terminal {
+        console::control()?;
+    }
+    if ready.is_urgent() {
+        ready.check_no_listener()?;
+        drop(ready.load()?);
+    }
+    sync.ready()
+}
+
+/// startContainer hooks, and what makes their state.
+struct Start {
+    hooks: Vec<crate::spec::Hook>,
+    state: HookState,
+}
+
+/// `outside`: this is not the container's process itself.
+fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Start)> {
     // The maps of a new user namespace are written by the caller, who must own this process's files
     // in /proc if it is not root. Nobody else is in the namespace until then.
     let maps_first =
@@ -69,7 +127,9 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
         not_dumpable()?;
     }
     umask(Mode::empty());
-    setsid().ctx("setsid", || "container process")?;
+    if !outside {
+        setsid().ctx("setsid", || "container process")?;
+    }
     crate::process::connect_stdio(&init.stdio)?;
     let linux = init.spec.linux.as_ref().ok_or_else(|| Error::config("linux", "is missing"))?;
 
@@ -107,27 +167,20 @@ fn set_up(init: Init, sync: &Sync) -> Result<(Ready, OwnedFd, Start)> {
         sysctl(&init.proc, key, value).step(|| format!("write sysctl {key:?}"))?;
     }
     if let Some(slave) = built {
-        console::take(&slave)?;
+        console::connect(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
+        if !outside {
+            console::control()?;
+        }
     }
-    let start = Start {
-        hooks: hooks_.start_container.clone(),
-        state: (init.hook_state)("created", own_pid()),
-    };
+    let start = Start { hooks: hooks_.start_container.clone(), state: init.hook_state };
+    let more = u64::from(outside);
     let here = Here {
         // In a user namespace it may not raise them: the caller has set them.
-        limits: !init.namespaces.has(flag::CLONE_NEWUSER),
-        scheduler: true,
+        limits: (!init.namespaces.has(flag::CLONE_NEWUSER)).then_some(more),
+        scheduler: !outside,
         setgroups: init.setgroups,
-        make_cwd: true,
     };
-    let mut ready = init.process.finalize(&init.proc, here)?;
-    if ready.is_urgent()
-        && let Some(listener) = ready.load()?
-    {
-        sync.listener(listener.as_raw_fd())?;
-        sync.wait_go()?;
-    }
-    sync.ready()?;
+    let ready = init.process.finalize(&init.proc, here)?;
     Ok((ready, init.fifo, start))
 }
 
@@ -157,6 +210,7 @@ fn finish_root(
         hooks::run("createContainer", &hooks_.create_container, &state, None)?;
     }
     rootfs::enter(&init.root, &root)?;
+    init.process.make_cwd()?;
     rootfs::seal(&init.root, &root, &init.spec)?;
     Ok(slave_fd)
 }
@@ -227,7 +281,7 @@ fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
                 Err(e) => return Err(e).ctx("read", || "exec.fifo"),
             }
         }
-        hooks::run("startContainer", &start.hooks, &start.state, None)
+        hooks::run("startContainer", &start.hooks, &(start.state)("created", own_pid()), None)
     })();
     let error = match result {
         Ok(()) => match ready.tidy() {

@@ -23,6 +23,7 @@ mod cgroup;
 pub mod cli;
 mod console;
 mod create;
+mod dbus;
 pub mod error;
 mod exec;
 mod hooks;
@@ -43,14 +44,16 @@ mod sync;
 pub use cgroup::OomWatch;
 pub use error::{Error, Result};
 pub use state::{State, Status};
-pub use stats::{BlkioEntry, CpuStats, HugetlbStats, MemoryStats, PidsStats, Stats};
+pub use stats::{
+    BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryStats, PidsStats, Pressure, Psi, Stats,
+};
 
 /// Where state is kept and how the host is used; the same for every operation.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// State root, e.g. `/run/gantry/runtime/<namespace>`. Made (0711) if missing.
     pub root: PathBuf,
-    /// Make cgroups through systemd. Refused by name for now.
+    /// Make cgroups through systemd, over D-Bus; `linux.cgroupsPath` is `slice:prefix:name` then.
     pub systemd_cgroup: bool,
     /// Whether cgroup failures for lack of permission are let pass. `None`: decided by the
     /// effective uid.
@@ -94,7 +97,16 @@ pub struct CreateOptions {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// Of the descriptors that [`CreateOptions::preserve_fds`] counts, the first so many are sockets
+    /// of the caller's service manager: the process is told by `LISTEN_FDS` and `LISTEN_PID`.
+    pub listen_fds: u32,
+    /// Make a place for a socket, `/run/notify/notify.sock` to the container, and name it to the
+    /// process as `NOTIFY_SOCKET`. The caller binds the socket before `start`.
+    pub notify: bool,
 }
+
+/// The socket of [`CreateOptions::notify`], below the container's state directory.
+pub const NOTIFY_FILE: &str = "notify/notify.sock";
 
 impl CreateOptions {
     /// Defaults of `runc create`: inherited stdio, nothing else.
@@ -107,6 +119,8 @@ impl CreateOptions {
             preserve_fds: 0,
             no_pivot: false,
             no_new_keyring: false,
+            listen_fds: 0,
+            notify: false,
         }
     }
 }
@@ -135,7 +149,8 @@ pub struct ExecOptions {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors 3..3+n of the caller are kept open in the process.
     pub preserve_fds: u32,
-    /// Sub-cgroup (relative to the container's) to run in.
+    /// Sub-cgroup (relative to the container's) to run in; for v1 also `controller:path`, several
+    /// a line each.
     pub cgroup: Option<String>,
     /// Do not refuse a paused container.
     pub ignore_paused: bool,

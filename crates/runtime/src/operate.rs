@@ -97,6 +97,9 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
     if !r.own_pidns && r.cgroup.exists() {
         note(r.cgroup.signal_all(SIGKILL));
     }
+    if let Some(unit) = &r.unit {
+        note(unit.stop());
+    }
     note(r.cgroup.delete());
     let state = r.hook_state("stopped", 0);
     let warnings = hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle));
@@ -131,7 +134,11 @@ pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) ->
     if container.status()? == Status::Stopped {
         return Err(Error::WrongStatus("container not running".into()));
     }
-    container.record.cgroup.set(resources)?;
+    let r = &container.record;
+    if let Some(unit) = &r.unit {
+        unit.set(resources, r.cgroup.is_v2())?;
+    }
+    r.cgroup.set(resources)?;
     // Kubernetes' engines send the device rules with every update; most often they are the same.
     if resources.devices.is_empty() {
         return Ok(());

@@ -146,8 +146,8 @@ impl Prepared {
     /// Becomes the user, with the user's rights and nothing more, in the working directory, and
     /// finds the program. What is left to do is loading the filter, and [`Ready::exec`].
     pub(crate) fn finalize(self, proc: &ProcFs, here: Here) -> Result<Ready> {
-        if here.limits {
-            self.limit(0, 0)?;
+        if let Some(more) = here.limits {
+            self.limit(0, more)?;
         }
         if let Some(attr) = self.scheduler.as_ref().filter(|_| here.scheduler) {
             sys::process::set_scheduler(0, attr).ctx("sched_setattr", || "process.scheduler")?;
@@ -162,7 +162,7 @@ impl Prepared {
         }
         self.give_stdio()?;
         // As root first; a directory that only the user may enter (FUSE, NFS) is tried again.
-        let early = match rootfs::working_directory(&self.cwd, here.make_cwd) {
+        let early = match rootfs::working_directory(&self.cwd, false) {
             Ok(cwd) => fchdir(&cwd).map(|()| true).ctx("chdir", || self.cwd.as_str())?,
             Err(Errno::ACCESS) => false,
             Err(e) => return Err(e).ctx("chdir to cwd", || self.cwd_text()),
@@ -191,6 +191,16 @@ impl Prepared {
             give_up,
             first_fd: kept,
         })
+    }
+
+    /// Makes the working directory if it is missing: in the container's root, while that can still
+    /// be written.
+    pub(crate) fn make_cwd(&self) -> Result<()> {
+        match rootfs::working_directory(&self.cwd, true) {
+            // One that only the user may enter.
+            Ok(_) | Err(Errno::ACCESS) => Ok(()),
+            Err(e) => Err(e).ctx("chdir to cwd", || self.cwd_text()),
+        }
     }
 
     fn cwd_text(&self) -> String {
@@ -290,14 +300,12 @@ impl Prepared {
 
 /// What [`Prepared::finalize`] does, and does not.
 pub(crate) struct Here {
-    /// Set the process's limits; see [`Prepared::limit`].
-    pub(crate) limits: bool,
+    /// Set the process's limits, with so many processes more; see [`Prepared::limit`].
+    pub(crate) limits: Option<u64>,
     /// Set its scheduling class.
     pub(crate) scheduler: bool,
     /// setgroups may be called (not in a rootless user namespace).
     pub(crate) setgroups: bool,
-    /// Make a missing working directory.
-    pub(crate) make_cwd: bool,
 }
 
 /// Ready to exec, but for the filter.
@@ -324,9 +332,14 @@ impl Ready {
         self.filter.as_ref().is_some_and(|f| self.privileged || f.notifies())
     }
 
-    /// Whether a filter with a listener is still to be loaded.
-    pub(crate) fn has_listener(&self) -> bool {
-        self.filter.as_ref().is_some_and(Filter::notifies)
+    /// A filter with a listener that is still to be loaded by a process which the container can take
+    /// hold of: what that one says of descriptors is not believed.
+    pub(crate) fn check_no_listener(&self) -> Result<()> {
+        if self.filter.as_ref().is_some_and(Filter::notifies) {
+            let problem = "with SCMP_ACT_NOTIFY forbids what joining needs (clone, setsid, write …)";
+            return Err(Error::config("linux.seccomp", problem));
+        }
+        Ok(())
     }
 
     /// Loads the filter, if there is one that is not loaded yet, and gives up the right to.

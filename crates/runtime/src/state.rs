@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Unit};
 use crate::error::{Context, Error, Result, Step};
 use crate::procfs::{self, ProcFs};
 use crate::seccomp::Filter;
@@ -93,6 +93,9 @@ pub(crate) struct Record {
     pub(crate) created: String,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) cgroup: Cgroup,
+    /// systemd's unit around the cgroup.
+    #[serde(default)]
+    pub(crate) unit: Option<Unit>,
     /// `CLONE_NEW*` of the namespaces that exec joins.
     pub(crate) namespaces: u64,
     /// The container has a pid namespace of its own: all its processes die with the first.
@@ -229,6 +232,7 @@ impl Record {
             created: now(),
             annotations: spec.annotations.clone(),
             cgroup: Cgroup::None,
+            unit: None,
             namespaces: 0,
             own_pidns: false,
             setgroups: true,

@@ -15,6 +15,10 @@ pub struct Stats {
     pub blkio: Vec<BlkioEntry>,
     /// Huge pages by page size (`2MB`).
     pub hugetlb: BTreeMap<String, HugetlbStats>,
+    /// Processors and memory nodes (v1).
+    pub cpuset: CpusetStats,
+    /// Pressure of block devices (v2).
+    pub io_psi: Option<Psi>,
     /// The host runs this container under cgroup v2.
     pub v2: bool,
 }
@@ -30,6 +34,12 @@ pub struct CpuStats {
     pub kernel_ns: u64,
     /// Per processor (v1 only).
     pub percpu_ns: Vec<u64>,
+    /// In kernel mode, per processor (v1 only).
+    pub percpu_kernel_ns: Vec<u64>,
+    /// In user mode, per processor (v1 only).
+    pub percpu_user_ns: Vec<u64>,
+    /// Pressure (v2).
+    pub psi: Option<Psi>,
     /// Enforcement periods that have passed.
     pub periods: u64,
     /// Of them, throttled.
@@ -53,8 +63,18 @@ pub struct MemoryStats {
     pub swap_usage: u64,
     /// Swap's limit, `u64::MAX` for none.
     pub swap_limit: u64,
+    /// Highest use of swap (v1: memory and swap together).
+    pub swap_max_usage: u64,
+    /// How often swap's limit was hit.
+    pub swap_failcnt: u64,
     /// Kernel memory (v1) in use.
     pub kernel_usage: u64,
+    /// Kernel memory (v1): limit, use, highest use, failed charges.
+    pub kernel: [u64; 4],
+    /// TCP buffers (v1), likewise.
+    pub kernel_tcp: [u64; 4],
+    /// Pressure (v2).
+    pub psi: Option<Psi>,
     /// OOM kills so far.
     pub oom_kills: u64,
     /// `memory.stat` as it is.
@@ -73,7 +93,7 @@ pub struct PidsStats {
 /// One line of a blkio table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlkioEntry {
-    /// `io_service_bytes_recursive` or `io_serviced_recursive` (containerd's names).
+    /// `io_service_bytes_recursive`, `io_serviced_recursive` … (containerd's names).
     pub table: &'static str,
     /// Device.
     pub major: u64,
@@ -95,3 +115,75 @@ pub struct HugetlbStats {
     /// Failed charges.
     pub failcnt: u64,
 }
+
+/// cpuset's files (v1).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CpusetStats {
+    /// Processors.
+    pub cpus: Vec<u16>,
+    /// Memory nodes.
+    pub mems: Vec<u16>,
+    /// The others, by runc's names.
+    pub flags: Vec<(&'static str, i64)>,
+}
+
+/// Pressure stall figures (PSI).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pressure {
+    /// Percent of the last 10 seconds.
+    pub avg10: f64,
+    /// Percent of the last minute.
+    pub avg60: f64,
+    /// Percent of the last five minutes.
+    pub avg300: f64,
+    /// In all, in microseconds.
+    pub total_us: u64,
+}
+
+/// A `*.pressure` file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Psi {
+    /// Some task waited.
+    pub some: Pressure,
+    /// All tasks waited.
+    pub full: Pressure,
+}
+
+impl Psi {
+    /// `None` for an empty file.
+    pub(crate) fn parse(text: &str) -> Option<Psi> {
+        let mut out = Psi::default();
+        let mut any = false;
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            let into = match words.next() {
+                Some("some") => &mut out.some,
+                Some("full") => &mut out.full,
+                _ => continue,
+            };
+            any = true;
+            for (key, value) in words.filter_map(|w| w.split_once('=')) {
+                match key {
+                    "avg10" => into.avg10 = value.parse().unwrap_or(0.0),
+                    "avg60" => into.avg60 = value.parse().unwrap_or(0.0),
+                    "avg300" => into.avg300 = value.parse().unwrap_or(0.0),
+                    "total" => into.total_us = value.parse().unwrap_or(0),
+                    _ => {}
+                }
+            }
+        }
+        any.then_some(out)
+    }
+}
+
+/// (containerd's name of a blkio table, runc's).
+pub(crate) const BLKIO_TABLES: [(&str, &str); 8] = [
+    ("io_service_bytes_recursive", "ioServiceBytesRecursive"),
+    ("io_serviced_recursive", "ioServicedRecursive"),
+    ("io_queued_recursive", "ioQueueRecursive"),
+    ("io_service_time_recursive", "ioServiceTimeRecursive"),
+    ("io_wait_time_recursive", "ioWaitTimeRecursive"),
+    ("io_merged_recursive", "ioMergedRecursive"),
+    ("io_time_recursive", "ioTimeRecursive"),
+    ("sectors_recursive", "sectorsRecursive"),
+];

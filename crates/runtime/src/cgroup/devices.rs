@@ -35,13 +35,14 @@ impl Rule {
             return "a".to_owned();
         }
         let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
-        let mut access = String::new();
-        for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
-            if self.access & bit != 0 {
-                access.push(letter);
-            }
-        }
+        let access = self.letters();
         format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
+    }
+
+    /// Of `rwm`, what the rule is about.
+    pub(super) fn letters(&self) -> String {
+        let bits = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        bits.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect()
     }
 }
 

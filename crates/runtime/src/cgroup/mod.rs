@@ -12,6 +12,7 @@ mod host;
 mod oom;
 mod stats;
 mod sub;
+mod systemd;
 mod v1;
 mod v2;
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use host::Host;
 pub use oom::OomWatch;
 pub(crate) use sub::SubCgroup;
+pub(crate) use systemd::{Launch, Unit};
 
 use crate::error::{Context, Error, Result, Step};
 use crate::spec::{DeviceRule, Resources};
@@ -81,7 +83,10 @@ impl Cgroup {
     /// the hierarchies' roots, or relative to the caller's own cgroup; empty means the id.
     pub(crate) fn locate(host: &Host, path: &str, id: &str, res: &Resources) -> Result<Cgroup> {
         if path.contains(':') && !path.starts_with('/') {
-            return Err(Error::Unsupported(format!("systemd cgroupsPath {path:?}")));
+            return Err(Error::config(
+                "linux.cgroupsPath",
+                format!("{path:?} is systemd's form (slice:prefix:name), which goes with --systemd-cgroup"),
+            ));
         }
         let path = if path.is_empty() { id } else { path };
         let (absolute, inner) = match path.strip_prefix('/') {

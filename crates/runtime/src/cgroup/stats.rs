@@ -4,7 +4,10 @@ use std::path::Path;
 
 use super::{Cgroup, V1Dir, files, v1};
 use crate::error::Result;
-use crate::stats::{BlkioEntry, CpuStats, HugetlbStats, MemoryStats, PidsStats, Stats};
+use crate::stats::{
+    BLKIO_TABLES, BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryStats, PidsStats, Psi, Stats,
+};
+use crate::surroundings::number_list;
 
 /// cpuacct.stat counts in ticks of 1/100 s on every architecture that runs here.
 const TICK_NS: u64 = 10_000_000;
@@ -42,6 +45,9 @@ fn version_1(dirs: &[V1Dir]) -> Result<Stats> {
     if let Some(dir) = v1::dir(dirs, "memory") {
         memory_1(dir, &mut out.memory)?;
     }
+    if let Some(dir) = v1::dir(dirs, "cpuset") {
+        out.cpuset = cpuset(dir)?;
+    }
     if let Some(dir) = v1::dir(dirs, "pids") {
         out.pids = pids(dir)?;
     }
@@ -66,7 +72,52 @@ fn cpuacct(dir: &Path, cpu: &mut CpuStats) -> Result<()> {
     }
     let text = files::read_optional(dir, "cpuacct.usage_percpu")?.unwrap_or_default();
     cpu.percpu_ns = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    // "cpu user system", then a line for each.
+    let text = files::read_optional(dir, "cpuacct.usage_all")?.unwrap_or_default();
+    for line in text.lines().skip(1) {
+        let mut numbers = line.split(' ').skip(1).filter_map(|n| n.parse().ok());
+        if let (Some(user), Some(kernel)) = (numbers.next(), numbers.next()) {
+            cpu.percpu_user_ns.push(user);
+            cpu.percpu_kernel_ns.push(kernel);
+        }
+    }
     Ok(())
+}
+
+fn cpuset(dir: &Path) -> Result<CpusetStats> {
+    const FLAGS: [(&str, &str); 9] = [
+        ("cpu_exclusive", "cpuset.cpu_exclusive"),
+        ("mem_hardwall", "cpuset.mem_hardwall"),
+        ("mem_exclusive", "cpuset.mem_exclusive"),
+        ("memory_migrate", "cpuset.memory_migrate"),
+        ("memory_spread_page", "cpuset.memory_spread_page"),
+        ("memory_spread_slab", "cpuset.memory_spread_slab"),
+        ("memory_pressure", "cpuset.memory_pressure"),
+        ("sched_load_balance", "cpuset.sched_load_balance"),
+        ("sched_relax_domain_level", "cpuset.sched_relax_domain_level"),
+    ];
+    let mut out = CpusetStats::default();
+    for (file, into) in [("cpuset.cpus", &mut out.cpus), ("cpuset.mems", &mut out.mems)] {
+        let text = files::read_optional(dir, file)?.unwrap_or_default();
+        let list = number_list(text.trim(), usize::from(u16::MAX)).unwrap_or_default();
+        into.extend(list.into_iter().filter_map(|n| u16::try_from(n).ok()));
+    }
+    for (name, file) in FLAGS {
+        let text = files::read_optional(dir, file)?.unwrap_or_default();
+        out.flags.extend(text.trim().parse().ok().map(|n: i64| (name, n)));
+    }
+    Ok(out)
+}
+
+/// `memory.KIND.…` of v1: limit, use, highest use, failed charges.
+fn counter(dir: &Path, kind: &str) -> Result<[u64; 4]> {
+    let number = |what: &str| files::number(dir, &format!("memory.{kind}.{what}"));
+    Ok([
+        number("limit_in_bytes")?,
+        number("usage_in_bytes")?,
+        number("max_usage_in_bytes")?,
+        number("failcnt")?,
+    ])
 }
 
 fn memory_1(dir: &Path, m: &mut MemoryStats) -> Result<()> {
@@ -76,7 +127,11 @@ fn memory_1(dir: &Path, m: &mut MemoryStats) -> Result<()> {
     m.failcnt = files::number(dir, "memory.failcnt")?;
     m.swap_usage = files::number(dir, "memory.memsw.usage_in_bytes")?;
     m.swap_limit = files::number(dir, "memory.memsw.limit_in_bytes")?;
-    m.kernel_usage = files::number(dir, "memory.kmem.usage_in_bytes")?;
+    m.swap_max_usage = files::number(dir, "memory.memsw.max_usage_in_bytes")?;
+    m.swap_failcnt = files::number(dir, "memory.memsw.failcnt")?;
+    m.kernel = counter(dir, "kmem")?;
+    m.kernel_usage = m.kernel[1];
+    m.kernel_tcp = counter(dir, "kmem.tcp")?;
     let text = files::read_optional(dir, "memory.stat")?.unwrap_or_default();
     m.stat = files::pairs(&text).map(|(k, n)| (k.to_owned(), n)).collect();
     let text = files::read_optional(dir, "memory.oom_control")?.unwrap_or_default();
@@ -91,18 +146,14 @@ fn pids(dir: &Path) -> Result<PidsStats> {
 }
 
 fn blkio_1(dir: &Path, out: &mut Vec<BlkioEntry>) -> Result<()> {
-    for (table, files_) in [
-        (
-            "io_service_bytes_recursive",
-            ["blkio.bfq.io_service_bytes_recursive", "blkio.throttle.io_service_bytes_recursive"],
-        ),
-        (
-            "io_serviced_recursive",
-            ["blkio.bfq.io_serviced_recursive", "blkio.throttle.io_serviced_recursive"],
-        ),
-    ] {
-        for file in files_ {
-            let text = files::read_optional(dir, file)?.unwrap_or_default();
+    for (table, _) in BLKIO_TABLES {
+        // Which of them there are depends on the kernel and its scheduler.
+        for file in [
+            format!("blkio.bfq.{table}"),
+            format!("blkio.{table}"),
+            format!("blkio.throttle.{table}"),
+        ] {
+            let text = files::read_optional(dir, &file)?.unwrap_or_default();
             let before = out.len();
             out.extend(text.lines().filter_map(|l| blkio_line(table, l)));
             if out.len() > before {
@@ -113,13 +164,22 @@ fn blkio_1(dir: &Path, out: &mut Vec<BlkioEntry>) -> Result<()> {
     Ok(())
 }
 
-/// `8:0 Read 4096`; the closing `Total 4096` has no device and is left out.
+/// `8:0 Read 4096`, or `8:0 4096` for tables without operations; the closing `Total 4096` has no
+/// device and is left out.
 fn blkio_line(table: &'static str, line: &str) -> Option<BlkioEntry> {
     let mut words = line.split_whitespace();
     let (major, minor) = words.next()?.split_once(':')?;
-    let op = words.next()?.to_owned();
-    let value = words.next()?.parse().ok()?;
-    Some(BlkioEntry { table, major: major.parse().ok()?, minor: minor.parse().ok()?, op, value })
+    let (op, value) = match (words.next()?, words.next()) {
+        (op, Some(value)) => (op, value),
+        (value, None) => ("", value),
+    };
+    Some(BlkioEntry {
+        table,
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        op: op.to_owned(),
+        value: value.parse().ok()?,
+    })
 }
 
 fn version_2(dir: &Path) -> Result<Stats> {
@@ -152,6 +212,13 @@ fn version_2(dir: &Path) -> Result<Stats> {
             "max" => m.failcnt = n,
             _ => {}
         }
+    }
+    for (file, into) in [
+        ("cpu.pressure", &mut out.cpu.psi),
+        ("memory.pressure", &mut out.memory.psi),
+        ("io.pressure", &mut out.io_psi),
+    ] {
+        *into = Psi::parse(&files::read_optional(dir, file)?.unwrap_or_default());
     }
     out.pids = pids(dir)?;
     let text = files::read_optional(dir, "io.stat")?.unwrap_or_default();

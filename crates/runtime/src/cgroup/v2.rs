@@ -146,7 +146,7 @@ fn memory(dir: &Path, m: &Memory) -> Result<()> {
 }
 
 /// v1 counts memory and swap together, v2 swap alone; the spec speaks v1.
-fn swap_limit(m: &Memory) -> Result<Option<i64>> {
+pub(super) fn swap_limit(m: &Memory) -> Result<Option<i64>> {
     let bad = |problem: &str| Error::config("linux.resources.memory.swap", problem.to_owned());
     let limit = m.limit.filter(|l| *l != 0);
     match m.swap.filter(|s| *s != 0) {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::flags::parse;
 use super::{Outcome, say};
-use crate::{caps, namespaces, rootfs, seccomp, spec};
+use crate::{caps, namespaces, rootfs, seccomp, spec, surroundings};
 
 pub(super) fn print(args: &[String]) -> Outcome {
     parse(args, &[])?;
@@ -26,7 +26,7 @@ fn document() -> serde_json::Value {
         "linux": {
             "namespaces": kinds,
             "capabilities": caps::NAMES.to_vec(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": seccomp::known_actions(),
@@ -38,7 +38,10 @@ fn document() -> serde_json::Value {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
-            "memoryPolicy": {},
+            "memoryPolicy": {
+                "modes": surroundings::MODES.map(|(word, _)| word),
+                "flags": surroundings::FLAGS.map(|(word, _)| word),
+            },
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false},
         },

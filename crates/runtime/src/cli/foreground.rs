@@ -6,6 +6,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
+use super::activation::Notify;
 use crate::error::{Context, Result};
 use crate::{Created, process};
 
@@ -57,6 +58,7 @@ pub(super) fn wait(
     signals: &Signals,
     created: &Created,
     kill: &dyn Fn(i32) -> Result<()>,
+    mut notify: Option<&mut Notify>,
 ) -> Result<i32> {
     let master = created.console_master.as_ref();
     let raw = master.map(|_| Raw::new());
@@ -76,12 +78,21 @@ pub(super) fn wait(
                 fds.push(PollFd::new(&stdin, PollFlags::IN));
             }
         }
+        let told = notify.as_ref().and_then(|n| n.fd());
+        let told_at = fds.len();
+        fds.extend(told.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).ctx("poll", || "foreground process"),
         }
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
         drop(fds);
+        if ready.get(told_at) == Some(&true)
+            && let Some(notify) = &mut notify
+        {
+            // The manager is to watch this process.
+            notify.forward(None)?;
+        }
         if ready[0] {
             forward(signals, master, kill)?;
         }
@@ -89,7 +100,7 @@ pub(super) fn wait(
             if ready[2] {
                 copy(master, rustix::stdio::stdout());
             }
-            if ready.get(3) == Some(&true) {
+            if input && ready[3] {
                 input = copy(stdin, master);
             }
         }

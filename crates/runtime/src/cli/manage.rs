@@ -1,15 +1,14 @@
 //! Commands on containers that exist.
 
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, one_id, say};
 use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources};
-use crate::state::{self, Container};
-use crate::{ContainerId, State, Stats};
+use crate::state::read_file;
+use crate::{ContainerId, State};
 
 pub(super) fn kill(cx: &Context, args: &[String]) -> Outcome {
     let parsed = parse(args, &[Flag(&["all", "a"], false)])?;
@@ -57,7 +56,9 @@ fn signal_number(text: &str) -> Result<i32, String> {
 pub(super) fn delete(cx: &Context, args: &[String]) -> Outcome {
     let parsed = parse(args, &[Flag(&["force", "f"], false)])?;
     let id = one_id(&parsed, "delete")?;
-    crate::delete(&cx.options, &id, parsed.is_set("force"))?;
+    for warning in crate::delete_with_warnings(&cx.options, &id, parsed.is_set("force"))? {
+        cx.log.warning(&warning.chain());
+    }
     Ok(0)
 }
 
@@ -144,9 +145,11 @@ pub(super) fn ps(cx: &Context, args: &[String]) -> Outcome {
     match parsed.value("format") {
         Some("json") => Ok(say(&format!("{}\n", json!(pids)))),
         None | Some("table") => {
-            // runc runs ps(1) with these options; this runtime runs no programs.
+            if let Some(text) = host_ps(options, &pids)? {
+                return Ok(say(&text));
+            }
             if !options.is_empty() && options != ["-ef"] {
-                return Err(format!("ps options {options:?} are not supported").into());
+                return Err(format!("ps options {options:?} need ps(1), which is not in PATH").into());
             }
             let mut text = String::from("UID          PID    PPID CMD\n");
             for pid in pids {
@@ -156,6 +159,37 @@ pub(super) fn ps(cx: &Context, args: &[String]) -> Outcome {
         }
         Some(other) => Err(format!("invalid format option {other:?}").into()),
     }
+}
+
+/// The lines of the host's ps(1) about these processes; `None` if there is no such program.
+fn host_ps(options: &[String], pids: &[i32]) -> Result<Option<String>, Failure> {
+    let mut command = Command::new("ps");
+    match options {
+        [] => command.arg("-ef"),
+        _ => command.args(options),
+    };
+    let output = match command.stdin(Stdio::null()).output() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| format!("ps: {e}"))?,
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("ps: {}: {}", output.status, said.trim()).into());
+    }
+    let mut lines = text.lines();
+    let header = lines.next().unwrap_or_default();
+    let column = header.split_whitespace().position(|h| h == "PID");
+    let column = column.ok_or_else(|| "couldn't find PID field in ps output".to_owned())?;
+    let ours = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|p| p.parse().ok());
+        pid.is_some_and(|pid| pids.contains(&pid))
+    };
+    let mut out = format!("{header}\n");
+    for line in lines.filter(ours) {
+        out.push_str(&format!("{line}\n"));
+    }
+    Ok(Some(out))
 }
 
 /// `None` for a process that has ended in the meantime.
@@ -215,7 +249,7 @@ pub(super) fn update(cx: &Context, args: &[String]) -> Outcome {
 fn from_file(path: &str) -> Result<Resources, Failure> {
     let limit = usize::try_from(crate::spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
     let path = if path == "-" { "/proc/self/fd/0" } else { path };
-    let bytes = state::read_file(path.as_ref(), limit)?;
+    let bytes = read_file(path.as_ref(), limit)?;
     serde_json::from_slice(&bytes)
         .map_err(|source| crate::Error::Json { path: path.into(), source }.into())
 }
@@ -274,104 +308,6 @@ fn size(text: &str, flag: &str) -> Result<i64, String> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
-pub(super) fn events(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["interval"], true), Flag(&["stats"], false)])?;
-    let id = one_id(&parsed, "events")?;
-    if parsed.is_set("stats") {
-        return Ok(say(&stats_line(&id, &crate::stats(&cx.options, &id)?)));
-    }
-    let interval = duration(parsed.value("interval").unwrap_or("5s"))?;
-    let stopped = || format!("container with id {id} is not running");
-    let pidfd = Container::load(&cx.options, &id)?.pidfd()?.ok_or_else(stopped)?;
-    let mut oom = crate::oom_watch(&cx.options, &id)?;
-    let mut next = Instant::now();
-    loop {
-        if Instant::now() >= next {
-            say(&stats_line(&id, &crate::stats(&cx.options, &id)?));
-            next += interval;
-        }
-        let left = next.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).map_err(|e| e.to_string())?;
-        let fd = oom.fd();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&left)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(format!("poll: {e}").into()),
-        }
-        let (ended, rang) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-        if rang && oom.drain()? {
-            say(&format!("{}\n", json!({"type": "oom", "id": id.as_str()})));
-        }
-        if ended {
-            return Ok(0);
-        }
-    }
-}
-
-/// Go's durations, as far as they are useful here: `500ms`, `5s`, `2m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let n: u64 = number.parse().map_err(|_| format!("invalid duration {text:?}"))?;
-    let d = match unit {
-        "ms" => Duration::from_millis(n),
-        "s" => Duration::from_secs(n),
-        "m" => Duration::from_secs(n.saturating_mul(60)),
-        _ => return Err(format!("invalid duration {text:?}")),
-    };
-    if d.is_zero() { Err("duration interval must be greater than 0".into()) } else { Ok(d) }
-}
-
-fn stats_line(id: &ContainerId, s: &Stats) -> String {
-    format!("{}\n", json!({"type": "stats", "id": id.as_str(), "data": stats_data(s)}))
-}
-
-/// runc's shape.
-fn stats_data(s: &Stats) -> Value {
-    let entry = |limit: u64, usage: u64, max: u64, failcnt: u64| json!({"limit": limit, "usage": usage, "max": max, "failcnt": failcnt});
-    let m = &s.memory;
-    let table = |name: &str| -> Vec<Value> {
-        let of = s.blkio.iter().filter(|e| e.table == name);
-        of.map(|e| json!({"major": e.major, "minor": e.minor, "op": e.op, "value": e.value}))
-            .collect()
-    };
-    let cache = m.stat.get("cache").or(m.stat.get("file")).copied().unwrap_or(0);
-    let hugetlb: serde_json::Map<String, Value> = s
-        .hugetlb
-        .iter()
-        .map(|(size, h)| {
-            (size.clone(), json!({"usage": h.usage, "max": h.max_usage, "failcnt": h.failcnt}))
-        })
-        .collect();
-    json!({
-        "cpu": {
-            "usage": {
-                "total": s.cpu.usage_ns, "percpu": s.cpu.percpu_ns,
-                "kernel": s.cpu.kernel_ns, "user": s.cpu.user_ns,
-            },
-            "throttling": {
-                "periods": s.cpu.periods, "throttledPeriods": s.cpu.throttled_periods,
-                "throttledTime": s.cpu.throttled_ns,
-            },
-        },
-        "memory": {
-            "cache": cache,
-            "usage": entry(m.limit, m.usage, m.max_usage, m.failcnt),
-            "swap": entry(m.swap_limit, m.swap_usage, 0, 0),
-            "kernel": {"usage": m.kernel_usage},
-            "raw": m.stat,
-        },
-        "pids": {"current": s.pids.current, "limit": s.pids.limit},
-        "blkio": {
-            "ioServiceBytesRecursive": table("io_service_bytes_recursive"),
-            "ioServicedRecursive": table("io_serviced_recursive"),
-        },
-        "hugetlb": hugetlb,
-        "intel_rdt": {},
-        "network_interfaces": null,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -390,7 +326,5 @@ mod tests {
         assert_eq!(size("2g", "memory").unwrap(), 2 << 30);
         assert_eq!(size("-1", "memory").unwrap(), -1);
         assert!(size("2x", "memory").is_err() && size("", "memory").is_err());
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert!(duration("0s").is_err());
     }
 }

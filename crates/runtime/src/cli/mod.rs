@@ -1,5 +1,7 @@
 //! runc's command line: its commands, flags, outputs and log lines.
 
+mod activation;
+mod events;
 mod features;
 mod flags;
 mod foreground;
@@ -137,7 +139,8 @@ pub fn main(args: Vec<OsString>) -> i32 {
             if log.file.is_some() {
                 say_err(&text);
             }
-            1
+            // runc's: 1 could be the program's own.
+            if command == "exec" { 255 } else { 1 }
         }
     }
 }
@@ -188,7 +191,7 @@ fn dispatch(cx: &Context, command: &str, args: &[String]) -> Outcome {
         "pause" => manage::pause(cx, args),
         "resume" => manage::resume(cx, args),
         "update" => manage::update(cx, args),
-        "events" => manage::events(cx, args),
+        "events" => events::print(cx, args),
         "features" => features::print(args),
         "spec" => spec::write(args),
         "checkpoint" | "restore" => {
@@ -219,6 +222,10 @@ impl Log {
 
     fn error(&self, text: &str) {
         self.line("error", text);
+    }
+
+    fn warning(&self, text: &str) {
+        self.line("warning", text);
     }
 
     fn debug(&self, text: &str) {

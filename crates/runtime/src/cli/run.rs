@@ -1,10 +1,13 @@
 //! create, run, start, exec.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use super::activation::{self, Notify};
 use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, foreground, one_id};
 use crate::spec::{Capabilities, ConsoleSize, Process};
+use crate::state::Container;
 use crate::{ContainerId, CreateOptions, ExecOptions, Stdio, selfexe, state};
 
 const CREATE: &[Flag] = &[
@@ -15,10 +18,11 @@ const CREATE: &[Flag] = &[
     Flag(&["no-pivot"], false),
     Flag(&["no-new-keyring"], false),
     Flag(&["preserve-fds"], true),
-    Flag(&["detach", "d"], false),
-    Flag(&["keep"], false),
-    Flag(&["no-subreaper"], false),
 ];
+
+/// Those of [`CREATE`], and these.
+const RUN: &[Flag] =
+    &[Flag(&["detach", "d"], false), Flag(&["keep"], false), Flag(&["no-subreaper"], false)];
 
 const EXEC: &[Flag] = &[
     Flag(&["console-socket"], true),
@@ -38,6 +42,8 @@ const EXEC: &[Flag] = &[
     Flag(&["preserve-fds"], true),
     Flag(&["cgroup"], true),
     Flag(&["ignore-paused"], false),
+    // Hidden in runc: exec makes no subreaper of itself here.
+    Flag(&["no-subreaper"], false),
 ];
 
 fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Failure> {
@@ -58,7 +64,11 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
         parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from);
     options.no_pivot = parsed.is_set("no-pivot");
     options.no_new_keyring = parsed.is_set("no-new-keyring");
-    options.preserve_fds = parsed.number("preserve-fds")?.unwrap_or(0);
+    // Those that systemd gives come first.
+    options.listen_fds = activation::listen_fds();
+    let more: u32 = parsed.number("preserve-fds")?.unwrap_or(0);
+    options.preserve_fds = more.saturating_add(options.listen_fds);
+    options.notify = activation::notify_socket().is_some();
     Ok(options)
 }
 
@@ -83,12 +93,20 @@ pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
 
 pub(super) fn start(cx: &Context, args: &[String]) -> Outcome {
     let id = one_id(&parse(args, &[])?, "start")?;
+    let notify = Notify::new(&cx.options, &id)?;
     crate::start(&cx.options, &id)?;
+    if let Some(notify) = notify {
+        let container = Container::load(&cx.options, &id)?;
+        if let Some(pidfd) = container.pidfd()? {
+            notify.wait(pidfd.as_fd(), container.record.pid)?;
+        }
+    }
     Ok(0)
 }
 
 pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, CREATE)?;
+    let flags: Vec<Flag> = CREATE.iter().chain(RUN).map(|f| Flag(f.0, f.1)).collect();
+    let parsed = parse(args, &flags)?;
     let id = one_id(&parsed, "run")?;
     selfexe::protect()?;
     let detach = parsed.is_set("detach");
@@ -103,16 +121,27 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     // Blocked before the process exists, so that no signal is lost.
     let signals = if detach { None } else { Some(foreground::Signals::new()?) };
     let created = crate::create(&cx.options, &id, options).map_err(failed)?;
-    if let Err(e) = crate::start(&cx.options, &id) {
-        drop(crate::delete(&cx.options, &id, true));
-        return Err(failed(e).into());
-    }
-    let Some(signals) = signals else { return Ok(0) };
-    let code = foreground::wait(&signals, &created, &|signal| {
-        crate::kill(&cx.options, &id, signal, false)
-    });
+    let started = Notify::new(&cx.options, &id)
+        .and_then(|notify| crate::start(&cx.options, &id).map(|()| notify));
+    let mut notify = match started {
+        Ok(notify) => notify,
+        Err(e) => {
+            drop(crate::delete(&cx.options, &id, true));
+            return Err(failed(e).into());
+        }
+    };
+    let Some(signals) = signals else {
+        if let Some(notify) = notify {
+            notify.wait(created.pidfd.as_fd(), created.pid)?;
+        }
+        return Ok(0);
+    };
+    let kill = |signal| crate::kill(&cx.options, &id, signal, false);
+    let code = foreground::wait(&signals, &created, &kill, notify.as_mut());
     if !parsed.is_set("keep") {
-        crate::delete(&cx.options, &id, true)?;
+        for warning in crate::delete_with_warnings(&cx.options, &id, true)? {
+            cx.log.warning(&warning.chain());
+        }
     }
     Ok(code?)
 }
@@ -137,19 +166,20 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
         pid_file: parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from),
         pidfd_socket: parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from),
         preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
-        cgroup: parsed.value("cgroup").filter(|p| !p.is_empty()).map(str::to_owned),
+        cgroup: Some(parsed.all("cgroup").join("\n")).filter(|p| !p.is_empty()),
         ignore_paused: parsed.is_set("ignore-paused"),
     };
     let created = crate::exec(&cx.options, &id, options)
         .map_err(|e| format!("exec failed: {}", e.chain()))?;
     let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&signals, &created, &|signal| {
+    let kill = |signal| {
         sys::process::pidfd_kill(&created.pidfd, signal).map_err(|source| crate::Error::Sys {
             op: "kill",
             object: created.pid.to_string(),
             source,
         })
-    })?)
+    };
+    Ok(foreground::wait(&signals, &created, &kill, None)?)
 }
 
 /// From `--process`, or the container's own process with what the flags change.

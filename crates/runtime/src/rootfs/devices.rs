@@ -1,11 +1,12 @@
 //! Device nodes, the usual links in /dev, and the console.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, makedev,
-    mknodat, openat, statat, symlinkat, unlinkat,
+    mknodat, openat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -78,15 +79,7 @@ fn one(root: &Root<'_>, device: &Device) -> Result<()> {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             // There already (an image's own node, or a bind mount): it must be that device.
-            let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).ctx("stat", text)?;
-            let same = FileType::from_raw_mode(stat.st_mode) == kind
-                && (kind == FileType::Fifo || stat.st_rdev == number);
-            if !same {
-                return Err(Error::config(
-                    "linux.devices",
-                    format!("{:?} exists and is something else", device.path),
-                ));
-            }
+            drop(open_node(&dir, name, device, kind, number)?);
         }
         // A sandbox without mknod.
         Err(Errno::PERM) => return bind(root, device, &path),
@@ -95,12 +88,36 @@ fn one(root: &Root<'_>, device: &Device) -> Result<()> {
     // umask is 0 here, so that mknod has set the mode of a new node.
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
+        let node = open_node(&dir, name, device, kind, number)?;
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        chownat(&dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).ctx("chown", text)?;
+        chownat(&node, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).ctx("chown", text)?;
         // chown clears setuid bits only; devices have none, but a mode may be asked for exactly.
-        chmodat(&dir, name, mode, AtFlags::empty()).ctx("chmod", text)?;
+        // fchmod(2) takes no O_PATH descriptor; this link leads to the node itself.
+        let at = format!("/proc/self/fd/{}", node.as_raw_fd());
+        chmodat(CWD, at.as_str(), mode, AtFlags::empty()).ctx("chmod", text)?;
     }
     Ok(())
+}
+
+/// The node, if it is that device: another could have been put in its place, or a link.
+fn open_node(
+    dir: &OwnedFd,
+    name: &OsStr,
+    device: &Device,
+    kind: FileType,
+    number: u64,
+) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node =
+        openat(dir, name, flags, Mode::empty()).ctx("open", || device.path.as_str())?;
+    let stat = fstat(&node).ctx("stat", || device.path.as_str())?;
+    let same = FileType::from_raw_mode(stat.st_mode) == kind
+        && (kind == FileType::Fifo || stat.st_rdev == number);
+    if !same {
+        let problem = format!("{:?} exists and is something else", device.path);
+        return Err(Error::config("linux.devices", problem));
+    }
+    Ok(node)
 }
 
 fn bind(root: &Root<'_>, device: &Device, path: &Path) -> Result<()> {

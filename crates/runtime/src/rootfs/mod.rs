@@ -299,6 +299,12 @@ pub(crate) fn working_directory(cwd: &str, make: bool) -> Result<OwnedFd, Errno>
 }
 
 pub(crate) fn check(spec: &Spec) -> Result<()> {
+    const NO_ID: u32 = crate::process::NO_ID;
+    for d in spec.linux.as_ref().map_or(&[][..], |l| &l.devices) {
+        if d.uid == Some(NO_ID) || d.gid == Some(NO_ID) {
+            return Err(Error::config("linux.devices.uid", format!("{NO_ID} is no id")));
+        }
+    }
     for m in &spec.mounts {
         if m.destination.is_empty() {
             return Err(Error::config("mounts.destination", "is empty"));

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Bundle, binary};
+use crate::support::{Bundle, binary, random, text};
 
 /// A container with CAP_SYS_PTRACE that runs `script`; it has the program `seizer`.
 fn hostile(script: &str) -> Bundle {
@@ -33,8 +33,9 @@ fn assert_nothing_gained(out: &str) {
         };
         assert_eq!((mask(bound) & !own_bound, mask(have) & !own_have), (0, 0), "{line}");
         assert_eq!(seccomp, "2", "{line}");
-        // One end of a socket pair at most, never a file or directory.
-        let host = fds.split(',').filter(|l| !l.is_empty() && !l.starts_with("socket:"));
+        // One end of a socket pair, and a container's wait for its start; no file, no directory.
+        let fine = |l: &str| l.is_empty() || l.starts_with("socket:") || l.ends_with("/exec.fifo");
+        let host = fds.split(',').filter(|l| !fine(l));
         assert_eq!(host.collect::<Vec<_>>(), Vec::<&str>::new(), "{line}");
     }
 }
@@ -57,4 +58,100 @@ fn a_tracer_inside_gets_nothing_from_processes_that_join() {
         assert!(out.lines().count() > SEIZED / 2, "it got hold of some: {out}");
         assert_nothing_gained(&out);
     }
+}
+#[test]
+fn a_tracer_inside_gets_nothing_from_containers_that_join_its_pids() {
+    const SEIZED: usize = 10;
+    let first = hostile(&format!("exec seizer {SEIZED}"));
+    first.start();
+    let pid = first.state()["pid"].clone();
+    for _ in 0..10 * SEIZED {
+        if first.out().contains("done") {
+            break;
+        }
+        let mut second = hostile("true");
+        for ns in second.config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if ns["type"] == "pid" {
+                ns["path"] = json!(format!("/proc/{pid}/ns/pid"));
+            }
+        }
+        drop(second.run());
+    }
+    let out = first.out();
+    assert!(out.lines().count() > SEIZED / 2, "it got hold of some: {out}");
+    assert_nothing_gained(&out);
+}
+
+#[test]
+fn a_container_in_anothers_pids_has_its_terminal_hooks_and_pid() {
+    let first = Bundle::new("sleep 1000");
+    first.start();
+    let pid = first.state()["pid"].clone();
+    let mut b = Bundle::new("echo pid $$; grep -E 'NSpid|Seccomp:' /proc/self/status; cat /tmp/hook");
+    for ns in b.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if ns["type"] == "pid" {
+            ns["path"] = json!(format!("/proc/{pid}/ns/pid"));
+        }
+    }
+    b.config["root"]["readonly"] = json!(false);
+    b.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NPROC", "soft": 50, "hard": 60}]);
+    b.config["hooks"]["startContainer"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", "read s; echo \"$s\" > /tmp/hook"]}]);
+    b.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["uname"], "action": "SCMP_ACT_ERRNO"}]});
+    let got = text(&b.run());
+    let own = got.split("pid ").nth(1).unwrap().lines().next().unwrap().to_owned();
+    assert!(got.contains("Seccomp:\t2") && got.contains(&format!("\"pid\":{own},")), "{got}");
+}
+
+#[test]
+fn ids_that_mean_no_change_are_refused() {
+    let bad = u32::MAX;
+    for (field, value) in [("uid", json!(bad)), ("gid", json!(bad)), ("additionalGids", json!([1, bad]))]
+    {
+        let mut b = Bundle::new("id");
+        b.config["process"]["user"][field] = value;
+        let got = text(&b.run());
+        assert!(got.contains("4294967295 is no id") && !got.contains("uid="), "{got}");
+    }
+    let mut b = Bundle::new("ls -ln /dev");
+    b.config["linux"]["devices"] = json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": bad, "gid": 0}]);
+    let got = text(&b.run());
+    assert!(got.contains("4294967295 is no id"), "{got}");
+    // The largest that is one.
+    let mut b = Bundle::new("id -u");
+    b.config["process"]["user"]["uid"] = json!(bad - 1);
+    assert!(text(&b.run()).contains("4294967294"));
+}
+
+#[test]
+fn a_filter_is_loaded_with_a_right_that_is_not_in_force() {
+    let mut b = Bundle::new("grep -E 'Cap(Eff|Prm)|Seccomp:' /proc/self/status");
+    for set in ["bounding", "permitted"] {
+        let caps = b.config["process"]["capabilities"][set].as_array_mut().unwrap();
+        caps.push(json!("CAP_SYS_ADMIN"));
+    }
+    b.config["process"]["user"]["uid"] = json!(random() % 60_000 + 1);
+    b.config["process"]["noNewPrivileges"] = json!(false);
+    b.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["uname"], "action": "SCMP_ACT_ERRNO"}]});
+    let got = text(&b.run());
+    assert!(got.contains("Seccomp:\t2") && got.contains("CapEff:\t0000000000000000"), "{got}");
+}
+
+#[test]
+fn a_missing_working_directory_is_made_below_a_read_only_root() {
+    let mut b = Bundle::new("echo $PWD; touch here");
+    b.config["process"]["cwd"] = json!("/made/before");
+    b.config["root"]["readonly"] = json!(true);
+    let got = text(&b.run());
+    assert!(got.contains("/made/before\n") && got.contains("Read-only file system"), "{got}");
+}
+
+#[test]
+fn without_a_section_there_are_no_capabilities() {
+    let mut b = Bundle::new("grep Cap /proc/self/status");
+    b.config["process"].as_object_mut().unwrap().remove("capabilities");
+    let got = text(&b.run());
+    assert_eq!(got.matches("0000000000000000").count(), 5, "{got}");
 }
