@@ -23,6 +23,7 @@ use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
+    process::check_preserved(create.preserve_fds)?;
     let dir = state_dir(opts, id)?;
     let mut made = Made { dir, cgroup: Cgroup::None, unit: None };
     let result = create_in(&mut made, opts, id, create);

@@ -48,6 +48,7 @@ struct Job {
 
 /// See [`crate::exec`].
 pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Result<Created> {
+    process::check_preserved(exec.preserve_fds)?;
     let container = Container::load(opts, id)?;
     match container.status()? {
         Status::Stopped => {

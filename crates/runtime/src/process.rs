@@ -80,12 +80,6 @@ impl Prepared {
         if !p.cwd.starts_with('/') {
             return Err(bad("process.cwd", "Cwd must be an absolute path"));
         }
-        for fd in 3..3 + preserve_fds {
-            if !sys::process::is_open(i32::try_from(fd).unwrap_or(i32::MAX)) {
-                let problem = format!("file descriptor {fd} is not open");
-                return Err(Error::config("--preserve-fds", problem));
-            }
-        }
         check_ids(&p.user)?;
         check_labels(p, proc)?;
         Ok(Prepared {
@@ -492,6 +486,21 @@ fn executable(path: impl AsRef<Path>) -> Result<(), Errno> {
 
 /// To the kernel this number means "leave it as it is": as an id it would be the runtime's own, root.
 pub(crate) const NO_ID: u32 = u32::MAX;
+
+/// Whether the caller has so many descriptors from 3 on. Asked before the runtime opens anything:
+/// its own descriptors would take the free numbers and end up in the container. If all are open,
+/// they cannot.
+pub(crate) fn check_preserved(count: u32) -> Result<()> {
+    let end = i32::try_from(count).ok().and_then(|n| n.checked_add(3)).ok_or_else(|| {
+        Error::config("--preserve-fds", format!("{count} descriptors: there are not so many"))
+    })?;
+    match (3..end).find(|fd| !sys::process::is_open(*fd)) {
+        Some(fd) => {
+            Err(Error::config("--preserve-fds", format!("file descriptor {fd} is not open")))
+        }
+        None => Ok(()),
+    }
+}
 
 fn check_ids(user: &spec::User) -> Result<()> {
     for (field, ids) in [

@@ -2,6 +2,7 @@
 //! and busybox-static.
 #![allow(clippy::unwrap_used)]
 
+mod features;
 mod hardening;
 mod support;
 
@@ -425,8 +426,6 @@ fn an_unknown_limit_fails_and_leaves_nothing() {
     b.config["linux"]["resources"].as_object_mut().unwrap().remove("memory");
     b.config["linux"]["intelRdt"] = json!({"closID": "x"});
     assert!(text(&b.run()).contains("linux.intelRdt is not supported"));
-    let o = b.rt(&["--systemd-cgroup", "run", &b.id]);
-    assert!(text(&o).contains("systemd cgroup driver is not supported"), "{}", text(&o));
     assert!(text(&b.rt(&["checkpoint", &b.id])).contains("not offered"));
 }
 

@@ -8,7 +8,7 @@ use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, foreground, one_id};
 use crate::spec::{Capabilities, ConsoleSize, Process};
 use crate::state::Container;
-use crate::{ContainerId, CreateOptions, ExecOptions, Stdio, selfexe, state};
+use crate::{ContainerId, CreateOptions, ExecOptions, Stdio, process, selfexe, state};
 
 const CREATE: &[Flag] = &[
     Flag(&["bundle", "b"], true),
@@ -68,6 +68,8 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
     options.listen_fds = activation::listen_fds();
     let more: u32 = parsed.number("preserve-fds")?.unwrap_or(0);
     options.preserve_fds = more.saturating_add(options.listen_fds);
+    // Before descriptors of our own take such numbers.
+    process::check_preserved(options.preserve_fds)?;
     options.notify = activation::notify_socket().is_some();
     Ok(options)
 }
@@ -153,6 +155,8 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
     };
     let id = ContainerId::new(id.clone())?;
     selfexe::protect()?;
+    let preserve_fds = parsed.number("preserve-fds")?.unwrap_or(0);
+    process::check_preserved(preserve_fds)?;
     let process = exec_process(cx, &id, &parsed, command)?;
     let detach = parsed.is_set("detach");
     let mut stdio = console(&parsed);
@@ -165,7 +169,7 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
         stdio,
         pid_file: parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from),
         pidfd_socket: parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from),
-        preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
+        preserve_fds,
         cgroup: Some(parsed.all("cgroup").join("\n")).filter(|p| !p.is_empty()),
         ignore_paused: parsed.is_set("ignore-paused"),
     };

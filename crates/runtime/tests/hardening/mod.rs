@@ -155,3 +155,33 @@ fn without_a_section_there_are_no_capabilities() {
     let got = text(&b.run());
     assert_eq!(got.matches("0000000000000000").count(), 5, "{got}");
 }
+
+#[test]
+fn preserved_descriptors_are_the_callers_and_nothing_else() {
+    let fds = |b: &Bundle, args: &str, shell: &str| {
+        let line = format!("exec {} --root state {args} {shell}", binary().display());
+        let mut c = std::process::Command::new("bash");
+        c.args(["-c", &line]).current_dir(b.dir.path()).stdin(std::process::Stdio::null());
+        c.output().unwrap()
+    };
+    let b = Bundle::new("ls /proc/self/fd; cat <&3");
+    b.save();
+    let word = random().to_string();
+    std::fs::write(b.path("word"), &word).unwrap();
+    for command in ["run", "create"] {
+        for count in [1, 2, 7, 4_294_967_295_u32] {
+            let o = fds(&b, &format!("{command} --preserve-fds {count} {}", b.id), "3<&- 4<&-");
+            let got = text(&o);
+            assert!(!o.status.success() && got.contains("--preserve-fds: "), "{got}");
+        }
+    }
+    let got = text(&fds(&b, &format!("run --preserve-fds 1 {}", b.id), "3<word"));
+    assert!(got.contains("0\n1\n2\n3\n4\n") && got.contains(&word), "{got}");
+    let b = Bundle::new("sleep 1000");
+    b.start();
+    let exec = |n: u32| format!("exec --preserve-fds {n} {} ls /proc/self/fd", b.id);
+    let o = fds(&b, &exec(1), "3<&-");
+    assert!(text(&o).contains("file descriptor 3 is not open"), "{}", text(&o));
+    let o = fds(&b, &exec(1), "3</etc/passwd 5</etc");
+    assert_eq!(String::from_utf8_lossy(&o.stdout), "0\n1\n2\n3\n4\n", "{}", text(&o));
+}

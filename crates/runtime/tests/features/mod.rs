@@ -1,0 +1,6 @@
+//! The rarer parts of the specification and of the command line.
+
+mod joined;
+mod rootless;
+mod service;
+mod systemd;

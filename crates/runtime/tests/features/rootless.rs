@@ -1,0 +1,87 @@
+//! Without root: a user namespace of an ordinary user's.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{Bundle, binary, random, text};
+
+/// The runtime as this user, with a copy of the binary that it may read.
+fn rt(b: &Bundle, uid: u32, args: &[&str]) -> Output {
+    Command::new(b.path("rt"))
+        .arg("--root")
+        .arg(b.path("own/state"))
+        .args(args)
+        .current_dir(b.path("own"))
+        .uid(uid)
+        .gid(uid)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn bundle(script: &str, uid: u32) -> Bundle {
+    let b = Bundle::new(script);
+    std::fs::copy(binary(), b.path("rt")).unwrap();
+    let own = b.path("own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::rename(b.path("rootfs"), own.join("rootfs")).unwrap();
+    for dir in [own.clone(), own.join("rootfs")] {
+        chown(&dir, Some(uid), Some(uid)).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let o = rt(&b, uid, &["spec", "--rootless"]);
+    assert!(o.status.success(), "{}", text(&o));
+    b
+}
+
+fn change(b: &Bundle, f: impl FnOnce(&mut Value)) {
+    let path = b.path("own/config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    f(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn an_ordinary_user_has_containers() {
+    let uid = 20_000 + random() % 10_000;
+    let b = bundle("", uid);
+    change(&b, |c| {
+        c["process"]["terminal"] = json!(false);
+        c["process"]["args"] = json!(["sh", "-c", "id -u; cat /proc/self/uid_map; hostname"]);
+    });
+    let o = rt(&b, uid, &["run", "--no-new-keyring", &b.id]);
+    let got = String::from_utf8_lossy(&o.stdout).into_owned();
+    assert!(o.status.success(), "{}", text(&o));
+    assert!(got.starts_with("0\n") && got.contains(&format!("{uid}          1")), "{}", text(&o));
+
+    // A whole life, and a process that joins.
+    change(&b, |c| c["process"]["args"] = json!(["sleep", "1000"]));
+    let line = format!("exec {} --root state run -d {} >out 2>&1 </dev/null", b.path("rt").display(), b.id);
+    let mut sh = Command::new("sh");
+    sh.args(["-c", &line]).current_dir(b.path("own")).uid(uid).gid(uid);
+    let status = sh.status().unwrap();
+    let out = std::fs::read_to_string(b.path("own/out")).unwrap();
+    assert!(status.success(), "{out}");
+    let o = rt(&b, uid, &["exec", &b.id, "id", "-u"]);
+    assert_eq!(String::from_utf8_lossy(&o.stdout), "0\n", "{}", text(&o));
+    let o = rt(&b, uid, &["delete", "-f", &b.id]);
+    assert!(o.status.success(), "{}", text(&o));
+}
+
+#[test]
+fn ids_that_are_not_the_users_need_the_helpers() {
+    let uid = 30_000 + random() % 10_000;
+    let b = bundle("", uid);
+    change(&b, |c| {
+        c["process"]["terminal"] = json!(false);
+        c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": uid, "size": 1},
+            {"containerID": 1, "hostID": 700_000, "size": 10}]);
+    });
+    let o = rt(&b, uid, &["run", &b.id]);
+    let got = text(&o);
+    assert!(!o.status.success(), "{got}");
+    assert!(got.contains("linux.uidMappings") && got.contains("/etc/subuid"), "{got}");
+}

@@ -1,0 +1,123 @@
+//! What a service manager hands on, hooks at the end of a life, updates, and figures.
+
+use std::os::unix::net::UnixDatagram;
+
+use serde_json::{Value, json};
+
+use crate::support::{Bundle, binary, random, text, wait};
+
+#[test]
+fn sockets_of_the_service_manager_reach_the_program() {
+    let word = random();
+    let mut b = Bundle::new("echo $LISTEN_FDS $LISTEN_PID; cat <&3; ls /proc/self/fd");
+    b.config["root"]["readonly"] = json!(false);
+    b.save();
+    std::fs::write(b.path("data"), format!("{word}\n")).unwrap();
+    let line = format!(
+        "LISTEN_PID=$$ LISTEN_FDS=1 exec {} --root state run {} 3<data",
+        binary().display(),
+        b.id
+    );
+    let o = std::process::Command::new("sh").args(["-c", &line]).current_dir(b.dir.path()).output();
+    let o = o.unwrap();
+    let got = String::from_utf8_lossy(&o.stdout).into_owned();
+    assert!(got.starts_with(&format!("1 1\n{word}\n")), "{}", text(&o));
+    // Another process's sockets are not ours to pass on.
+    let line = line.replace("LISTEN_PID=$$", "LISTEN_PID=1");
+    let o = std::process::Command::new("sh").args(["-c", &line]).current_dir(b.dir.path()).output();
+    let o = o.unwrap();
+    assert!(String::from_utf8_lossy(&o.stdout).starts_with("\n"), "{}", text(&o));
+}
+
+#[test]
+fn readiness_is_passed_on_to_the_service_manager() {
+    let b = Bundle::new("echo $NOTIFY_SOCKET; stat -c %F /run/notify/notify.sock; sleep 1000");
+    std::fs::create_dir(b.path("rootfs/run")).unwrap();
+    std::fs::create_dir(b.path("rootfs/run/notify")).unwrap();
+    b.save();
+    let manager = UnixDatagram::bind(b.path("manager")).unwrap();
+    let out = std::fs::File::create(b.path("out")).unwrap();
+    let mut child = b
+        .command(&["run", "-d", &b.id])
+        .env("NOTIFY_SOCKET", b.path("manager"))
+        .stdout(out.try_clone().unwrap())
+        .stderr(out)
+        .spawn()
+        .unwrap();
+    wait(|| b.out().lines().count() == 2, "the program's output");
+    assert_eq!(b.out(), "/run/notify/notify.sock\nsocket\n");
+    // As the program would: first something else, then that it is ready.
+    let inside = b.path("state").join(&b.id).join("notify/notify.sock");
+    let program = UnixDatagram::unbound().unwrap();
+    program.send_to(b"STATUS=x\nMAINPID=1\n", &inside).unwrap();
+    program.send_to(b"STATUS=y\nREADY=1\nMAINPID=1\n", &inside).unwrap();
+    let mut buf = [0u8; 256];
+    let n = manager.recv(&mut buf).unwrap();
+    let pid = b.state()["pid"].clone();
+    assert_eq!(String::from_utf8_lossy(&buf[..n]), format!("READY=1\nMAINPID={pid}\n"));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn poststop_hooks_run_whatever_happened_and_spoil_nothing() {
+    let mut b = Bundle::new("true");
+    let log = b.path("log");
+    let note = |word: &str, code: u8| {
+        let line = format!("echo {word} >> {}; exit {code}", log.display());
+        json!({"path": "/bin/sh", "args": ["sh", "-c", line]})
+    };
+    b.config["hooks"]["poststop"] = json!([note("first", 3), note("second", 0)]);
+    let o = b.run();
+    assert!(o.status.success(), "{}", text(&o));
+    let said = text(&o);
+    assert!(said.contains("level=warning") && said.contains("poststop hook #0"), "{said}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "first\nsecond\n");
+    // A create that fails on its way is a life as well.
+    b.config["hooks"]["createRuntime"] = json!([note("made", 9)]);
+    assert!(!b.run().status.success());
+    let all = "first\nsecond\nmade\nfirst\nsecond\n";
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), all);
+}
+
+#[test]
+fn device_rules_change_with_an_update() {
+    let mut b = Bundle::new("sleep 1000");
+    // 1:11 is kmsg, which no default rule allows.
+    b.config["linux"]["devices"] =
+        json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 11}]);
+    b.start();
+    let open = || b.rt(&["exec", &b.id, "sh", "-c", ": < /dev/own"]).status.success();
+    assert!(!open());
+    let update = |devices: Value| {
+        std::fs::write(b.path("r.json"), json!({"devices": devices}).to_string()).unwrap();
+        b.ok(&["update", "-r", "r.json", &b.id]);
+    };
+    let none = b.config["linux"]["resources"]["devices"].clone();
+    update(json!([none[0], {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"}]));
+    assert!(open());
+    update(none);
+    assert!(!open());
+    assert!(b.rt(&["exec", &b.id, "sh", "-c", ": < /dev/null"]).status.success());
+}
+
+#[test]
+fn figures_and_processes_in_runcs_shape() {
+    let b = Bundle::new("sleep 1000");
+    b.start();
+    let line: Value = serde_json::from_str(&b.ok(&["events", "--stats", &b.id])).unwrap();
+    let data = &line["data"];
+    assert_eq!(line["type"], "stats");
+    assert!(data["cpuset"]["cpus"].as_array().is_some_and(|c| !c.is_empty()), "{data}");
+    for at in ["/memory/kernelTCP/failcnt", "/memory/swap", "/cpu/usage/percpu_user", "/intel_rdt"] {
+        assert!(data.pointer(at).is_some(), "{at}: {data}");
+    }
+    let got = b.ok(&["ps", &b.id, "-o", "pid,args"]);
+    let pid = b.state()["pid"].to_string();
+    let lines: Vec<&str> = got.lines().collect();
+    assert!(lines[0].trim_start().starts_with("PID"), "{got}");
+    assert!(lines.len() == 2 && lines[1].contains(&pid) && lines[1].contains("sleep"), "{got}");
+    // A failed exec has a code of its own.
+    assert_eq!(b.rt(&["exec", &b.id, "/nothing"]).status.code(), Some(255));
+    let warned = b.rt(&["create", "-d", "x"]);
+    assert!(text(&warned).contains("flag provided but not defined: -d"), "{}", text(&warned));
+}
