@@ -496,9 +496,9 @@ mod tests {
     fn arrays_count_what_follows_their_padding() {
         let mut w = Writer::default();
         w.value(&Value::Properties(vec![("a".into(), Value::U32s(vec![1, 2]))]));
-        // Length 28, padding to 8, "a", signature "au", the array.
-        assert_eq!(w.bytes[..8], [28, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(w.bytes.len(), 36);
+        // Length 24, padding to 8, "a", signature "au", the array.
+        assert_eq!(w.bytes[..8], [24, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(w.bytes.len(), 32);
         assert!(decode_fields(SIGNAL, &[3, 1, b's', 0, 200, 0, 0, 0], Vec::new()).is_none());
     }
 }

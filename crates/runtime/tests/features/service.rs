@@ -82,9 +82,9 @@ fn poststop_hooks_run_whatever_happened_and_spoil_nothing() {
 #[test]
 fn device_rules_change_with_an_update() {
     let mut b = Bundle::new("sleep 1000");
-    // 1:11 is kmsg, which no default rule allows.
+    // FUSE's, which no default rule allows.
     b.config["linux"]["devices"] =
-        json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 11}]);
+        json!([{"path": "/dev/own", "type": "c", "major": 10, "minor": 229}]);
     b.start();
     let open = || b.rt(&["exec", &b.id, "sh", "-c", ": < /dev/own"]).status.success();
     assert!(!open());
@@ -93,7 +93,7 @@ fn device_rules_change_with_an_update() {
         b.ok(&["update", "-r", "r.json", &b.id]);
     };
     let none = b.config["linux"]["resources"]["devices"].clone();
-    update(json!([none[0], {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"}]));
+    update(json!([none[0], {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"}]));
     assert!(open());
     update(none);
     assert!(!open());
