@@ -38,7 +38,9 @@ fn describe(pid: &str) -> String {
     let mut fds = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         let number: i32 = entry.file_name().to_string_lossy().parse().unwrap_or(0);
-        if number > 2 && let Ok(link) = std::fs::read_link(entry.path()) {
+        if number > 2
+            && let Ok(link) = std::fs::read_link(entry.path())
+        {
             fds.push(link.display().to_string());
         }
     }

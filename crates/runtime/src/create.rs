@@ -12,6 +12,7 @@ use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
 use crate::namespaces::{self, Namespaces};
+use crate::netdev::NetDevices;
 use crate::process::{self, Prepared};
 use crate::procfs::ProcFs;
 use crate::seccomp::{self, Arch};
@@ -19,7 +20,7 @@ use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
 use crate::surroundings::Surroundings;
 use crate::sync::{Message, Sync, Waited, send_fd_to};
-use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs};
+use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs, sysctl};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
@@ -102,6 +103,9 @@ struct Parent<'a> {
     /// The process that comes back from [`spawn`] is not yet the container's.
     outside: bool,
     prepared: Prepared,
+    net_devices: NetDevices,
+    /// Who owns the container's cgroup: its root, where it may change it.
+    cgroup_owner: Option<u32>,
     create: &'a CreateOptionsRest,
     oom_score_adj: Option<i32>,
 }
@@ -145,6 +149,8 @@ impl<'a> Parent<'a> {
             limits: false,
             outside: false,
             prepared,
+            net_devices: NetDevices::parse(&linux.net_devices)?,
+            cgroup_owner: None,
             oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
             linux,
             record,
@@ -203,6 +209,7 @@ fn create_in(
     process::write_atomically(&made.dir.join(CONFIG), &bytes, 0o600)?;
     let namespaces = Namespaces::parse(&linux.namespaces)?;
     check_userns(&linux, &namespaces)?;
+    linux.sysctl.keys().try_for_each(|key| sysctl::check(key, &namespaces))?;
 
     let host = Host::detect(&proc)?;
     let user = caller.ordinary || !caller.host_userns;
@@ -216,35 +223,21 @@ fn create_in(
     };
     let cgroup = Cgroup::locate(&host, &path, id.as_str(), &resources)?;
     made.cgroup = cgroup.clone();
-    let mut record = new_record(
-        id,
-        &spec,
-        &bundle,
-        &namespaces,
-        cgroup,
-        caller,
-        create.no_new_keyring,
-    )?;
+    let mut record =
+        new_record(id, &spec, &bundle, &namespaces, cgroup, caller, create.no_new_keyring)?;
     record.unit = unit;
 
     let rest = CreateOptionsRest::new(&create);
     let own = Prepared::new(process, None, 0, &proc)?;
     let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, own)?;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
+    check_net_devices(&parent.net_devices, &namespaces, caller)?;
+    parent.cgroup_owner = cgroup_owner(&spec, &namespaces);
     parent.limits = namespaces.has(flag::CLONE_NEWUSER);
     let fifo = make_fifo(&made.dir)?;
     let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
     let init = Init {
-        root: root_plan(
-            &bundle,
-            &spec,
-            &namespaces,
-            &record,
-            &host,
-            caller,
-            &create,
-            &proc,
-        )?,
+        root: root_plan(&bundle, &spec, &namespaces, &record, &host, caller, &create, &proc)?,
         process: prepared,
         namespaces,
         stdio: create.stdio,
@@ -292,10 +285,7 @@ fn hand_on(spec: &mut Spec, create: &CreateOptions, dir: &Path) -> Result<()> {
 /// What the specification demands, and what is not offered.
 fn check(spec: &Spec) -> Result<Linux> {
     let linux = spec.linux.clone().ok_or_else(|| Error::config("linux", "is missing"))?;
-    for (set, name) in [
-        (linux.intel_rdt.is_some(), "linux.intelRdt"),
-        (!linux.net_devices.is_empty(), "linux.netDevices"),
-    ] {
+    for (set, name) in [(linux.intel_rdt.is_some(), "linux.intelRdt")] {
         if set {
             return Err(Error::Unsupported(name.into()));
         }
@@ -322,6 +312,29 @@ fn check_userns(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
         return Err(Error::config("linux.timeOffsets", "needs a new time namespace"));
     }
     Ok(())
+}
+
+fn check_net_devices(list: &NetDevices, namespaces: &Namespaces, caller: Caller) -> Result<()> {
+    let bad = |problem: &str| Err(Error::config("linux.netDevices", problem));
+    match (list.is_empty(), namespaces.has(flag::CLONE_NEWNET), caller.ordinary) {
+        (true, ..) => Ok(()),
+        (_, false, _) => bad("needs a network namespace in linux.namespaces"),
+        (.., true) => bad("only root may move interfaces out of its namespace"),
+        _ => Ok(()),
+    }
+}
+
+/// The container's root, as the host knows it, if it is to have its cgroup for itself: it is in a
+/// user and a cgroup namespace of its own, and sees its cgroup writable.
+fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
+    let own = flag::CLONE_NEWUSER | flag::CLONE_NEWCGROUP;
+    let writable = spec.mounts.iter().any(|m| {
+        m.kind.starts_with("cgroup")
+            && rootfs::options::parse(&m.options).one.set & sys::mount::ATTR_RDONLY == 0
+    });
+    let maps = &spec.linux.as_ref()?.uid_mappings;
+    let root = maps.iter().find(|m| m.container_id == 0 && m.size > 0);
+    root.filter(|_| namespaces.new & own == own && writable).map(|m| m.host_id)
 }
 
 fn root_path(bundle: &Path, spec: &Spec) -> Result<PathBuf> {
@@ -431,7 +444,11 @@ fn make_cgroup(parent: &mut Parent<'_>, made: &mut Made) -> Result<()> {
     let result =
         parent.record.cgroup.create(&parent.resources, parent.caller.rootless, device_rules);
     made.cgroup = parent.record.cgroup.clone();
-    result
+    result?;
+    match parent.cgroup_owner {
+        Some(uid) => parent.record.cgroup.delegate(uid),
+        None => Ok(()),
+    }
 }
 
 /// Kills a process that is not to be. It may be dead already; it is waited for in any case.
@@ -540,7 +557,7 @@ fn drive(
     cgroup_later: bool,
 ) -> Result<Option<OwnedFd>> {
     parent.record.pid = process.pid;
-    settle(parent, made, process.pid, cgroup_later)?;
+    settle(parent, made, process, cgroup_later)?;
     sync.go()?;
     let mut master = None;
     loop {
@@ -614,7 +631,13 @@ fn hand_over(parent: &mut Parent<'_>, sync: &Sync, process: &mut Child, pid: i32
 }
 
 /// What only the caller can do for the process: identity, id maps, cgroup, limits.
-fn settle(parent: &mut Parent<'_>, made: &mut Made, pid: i32, cgroup_later: bool) -> Result<()> {
+fn settle(
+    parent: &mut Parent<'_>,
+    made: &mut Made,
+    process: &Child,
+    cgroup_later: bool,
+) -> Result<()> {
+    let pid = process.pid;
     parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
     if parent.new_userns {
         namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.caller.ordinary)?;
@@ -623,17 +646,14 @@ fn settle(parent: &mut Parent<'_>, made: &mut Made, pid: i32, cgroup_later: bool
         if let Some(unit) = &parent.record.unit {
             let r = &parent.record;
             made.unit = Some(unit.clone());
-            let launch = Launch {
-                id: &r.id,
-                pid,
-                v2: r.cgroup.is_v2(),
-                annotations: &r.annotations,
-            };
+            let launch =
+                Launch { id: &r.id, pid, v2: r.cgroup.is_v2(), annotations: &r.annotations };
             unit.start(&launch, &parent.resources)?;
         }
         make_cgroup(parent, made)?;
         parent.record.cgroup.attach(pid)?;
     }
+    parent.net_devices.give(pid, &process.pidfd)?;
     if parent.limits {
         parent.prepared.limit(pid, u64::from(parent.outside))?;
     }

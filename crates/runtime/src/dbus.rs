@@ -210,7 +210,8 @@ impl Bus {
         }
         loop {
             let message = self.receive()?;
-            if message.kind == SIGNAL && message.member == member
+            if message.kind == SIGNAL
+                && message.member == member
                 && let Some(found) = f(&message)
             {
                 return Ok(found);

@@ -21,7 +21,7 @@ use crate::rootfs;
 use crate::spec::Spec;
 use crate::surroundings::Surroundings;
 use crate::sync::Sync;
-use crate::{Stdio, console, hooks};
+use crate::{Stdio, console, hooks, sysctl};
 
 /// Makes the state document for a status and a pid.
 type HookState = Box<dyn Fn(&str, i32) -> Vec<u8>>;
@@ -121,8 +121,7 @@ struct Start {
 fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Start)> {
     // The maps of a new user namespace are written by the caller, who must own this process's files
     // in /proc if it is not root. Nobody else is in the namespace until then.
-    let maps_first =
-        init.ordinary_caller && init.namespaces.new & flag::CLONE_NEWUSER != 0;
+    let maps_first = init.ordinary_caller && init.namespaces.new & flag::CLONE_NEWUSER != 0;
     if !maps_first {
         not_dumpable()?;
     }
@@ -164,7 +163,7 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
     wait_go()?;
     names(&init)?;
     for (key, value) in &linux.sysctl {
-        sysctl(&init.proc, key, value).step(|| format!("write sysctl {key:?}"))?;
+        sysctl::write(&init.proc, key, value).step(|| format!("write sysctl {key:?}"))?;
     }
     if let Some(slave) = built {
         console::connect(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
@@ -252,15 +251,6 @@ fn need_uts(init: &Init, field: &'static str) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(field, "unable to set hostname without a private UTS namespace"))
-}
-
-/// Writes /proc/sys/… ; dots or slashes separate, as in sysctl(8).
-fn sysctl(proc: &ProcFs, key: &str, value: &str) -> Result<()> {
-    let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
-    if path.split('/').any(|p| p.is_empty() || p == "." || p == "..") {
-        return Err(Error::config("linux.sysctl", "no such key"));
-    }
-    proc.write(&format!("sys/{path}"), value.as_bytes())
 }
 
 /// The last stretch: wait for `start`, run startContainer hooks, exec. The caller of create is

@@ -29,6 +29,7 @@ mod exec;
 mod hooks;
 mod init;
 mod namespaces;
+mod netdev;
 mod operate;
 mod process;
 mod procfs;
@@ -40,6 +41,7 @@ mod state;
 mod stats;
 mod surroundings;
 mod sync;
+mod sysctl;
 
 pub use cgroup::OomWatch;
 pub use error::{Error, Result};

@@ -187,7 +187,8 @@ fn map_helper(
     for m in maps {
         command.args([m.container_id, m.host_id, m.size].map(|n| n.to_string()));
     }
-    let way_out = format!("an ordinary user needs it for ids other than its own, and lines in {list}");
+    let way_out =
+        format!("an ordinary user needs it for ids other than its own, and lines in {list}");
     let output = command
         .stdin(std::process::Stdio::null())
         .output()

@@ -330,7 +330,8 @@ impl Ready {
     /// hold of: what that one says of descriptors is not believed.
     pub(crate) fn check_no_listener(&self) -> Result<()> {
         if self.filter.as_ref().is_some_and(Filter::notifies) {
-            let problem = "with SCMP_ACT_NOTIFY forbids what joining needs (clone, setsid, write …)";
+            let problem =
+                "with SCMP_ACT_NOTIFY forbids what joining needs (clone, setsid, write …)";
             return Err(Error::config("linux.seccomp", problem));
         }
         Ok(())
@@ -352,9 +353,8 @@ impl Ready {
         /// The same number on every architecture with a table here.
         const TIOCSCTTY: u64 = 0x540e;
         let Some(filter) = &self.filter else { return true };
-        let call = |name: &str, first: u64, second: u64| {
-            filter.passes(name, [first, second, 0, 0, 0, 0])
-        };
+        let call =
+            |name: &str, first: u64, second: u64| filter.passes(name, [first, second, 0, 0, 0, 0]);
         call("clone", sys::fork::FORK_SIBLING_FLAGS, 0)
             && ["write", "read", "close", "setsid", "execve", "exit_group"]
                 .iter()

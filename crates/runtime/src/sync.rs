@@ -170,13 +170,13 @@ impl Sync {
     /// or the time is over.
     pub(crate) fn wait(&self, pidfd: &OwnedFd, limit: Option<Duration>) -> Result<Waited> {
         let name = || "message of the container process";
-        let limit =
-            limit.map(Timespec::try_from).transpose().map_err(|_| Errno::INVAL).ctx("poll", name)?;
+        let limit = limit
+            .map(Timespec::try_from)
+            .transpose()
+            .map_err(|_| Errno::INVAL)
+            .ctx("poll", name)?;
         loop {
-            let mut fds = [
-                PollFd::new(&self.0, PollFlags::IN),
-                PollFd::new(pidfd, PollFlags::IN),
-            ];
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
             match poll(&mut fds, limit.as_ref()) {
                 Ok(0) => return Ok(Waited::TimeOver),
                 Ok(_) if fds[0].revents().is_empty() => return Ok(Waited::Ended),
@@ -196,9 +196,9 @@ impl Sync {
         let got = loop {
             let mut parts = [IoSliceMut::new(&mut buf)];
             match recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Err(Errno::INTR) => {}
-                // The other end died with a message of ours unread.
-                Err(Errno::CONNRESET) => return Ok((Message::End, 0)),
+                // The other end died with a message of ours unread: told once, and before what it
+                // had sent, which comes next.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 other => break other.ctx("receive", || "from the container process")?,
             }
         };

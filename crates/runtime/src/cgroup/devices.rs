@@ -142,8 +142,12 @@ mod tests {
             let list: Vec<DeviceRule> = serde_json::from_str(text).unwrap();
             effective(&list).unwrap()
         };
-        let now = rules(r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229}]"#);
-        let new = rules(r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":7,"minor":1}]"#);
+        let now = rules(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229}]"#,
+        );
+        let new = rules(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":7,"minor":1}]"#,
+        );
         let steps = transition(&now, &new);
         assert_eq!((steps[0].allow, steps[0].v1_line().as_str()), (false, "c 10:229 rwm"));
         assert_eq!((steps[1].allow, steps[1].v1_line().as_str()), (true, "c 7:1 rwm"));

@@ -85,7 +85,9 @@ impl Cgroup {
         if path.contains(':') && !path.starts_with('/') {
             return Err(Error::config(
                 "linux.cgroupsPath",
-                format!("{path:?} is systemd's form (slice:prefix:name), which goes with --systemd-cgroup"),
+                format!(
+                    "{path:?} is systemd's form (slice:prefix:name), which goes with --systemd-cgroup"
+                ),
             ));
         }
         let path = if path.is_empty() { id } else { path };
@@ -205,14 +207,22 @@ impl Cgroup {
     pub(crate) fn change_devices(&self, now: &[DeviceRule], new: &[DeviceRule]) -> Result<()> {
         let (now, new) = (devices::effective(now)?, devices::effective(new)?);
         match self {
-            Cgroup::None => Err(Error::config(
-                "linux.resources.devices",
-                "the container has no cgroup",
-            )),
+            Cgroup::None => {
+                Err(Error::config("linux.resources.devices", "the container has no cgroup"))
+            }
             Cgroup::V2 { dir } => devices_bpf::apply(dir, &new),
             Cgroup::V1 { dirs, .. } => v1::set_devices(dirs, &devices::transition(&now, &new)),
         }
         .step(|| "error setting device rules")
+    }
+
+    /// Gives the v2 cgroup to the container's root: the directory and the files that the kernel names
+    /// for that. Limits stay the host's.
+    pub(crate) fn delegate(&self, uid: u32) -> Result<()> {
+        match self {
+            Cgroup::V2 { dir } => v2::delegate(dir, uid),
+            _ => Ok(()),
+        }
     }
 
     /// The v2 directory, for CLONE_INTO_CGROUP.

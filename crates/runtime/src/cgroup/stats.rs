@@ -5,7 +5,8 @@ use std::path::Path;
 use super::{Cgroup, V1Dir, files, v1};
 use crate::error::Result;
 use crate::stats::{
-    BLKIO_TABLES, BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryStats, PidsStats, Psi, Stats,
+    BLKIO_TABLES, BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryStats, PidsStats, Psi,
+    Stats,
 };
 use crate::surroundings::number_list;
 

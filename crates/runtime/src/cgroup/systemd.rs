@@ -23,8 +23,7 @@ use crate::surroundings::number_list;
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const PRIVATE: &str = "/run/systemd/private";
 /// The end of a job, as a rule for signals.
-const JOBS: &str =
-    "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
+const JOBS: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 /// systemd's own limit for unit names.
 const NAME_LIMIT_BYTES: usize = 255;
 const CPU_LIMIT: usize = 8192;
@@ -70,9 +69,8 @@ impl Unit {
             (false, "") => format!("{name}.scope"),
             (false, prefix) => format!("{prefix}-{name}.scope"),
         };
-        let letters = |s: &str| {
-            s.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b))
-        };
+        let letters =
+            |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b));
         if !letters(&name) || name.len() > NAME_LIMIT_BYTES || name.starts_with('.') {
             return Err(bad(format!("{name:?} is no name of a systemd unit")));
         }
@@ -106,9 +104,7 @@ impl Unit {
     }
 
     fn connect(&self) -> Result<Bus> {
-        let way_out = || {
-            "the systemd cgroup driver (--systemd-cgroup) needs a running systemd; without it there is the cgroupfs driver"
-        };
+        let way_out = || "the systemd cgroup driver (--systemd-cgroup) needs a running systemd; without it there is the cgroupfs driver";
         if self.user {
             return Bus::connect(&user_bus()?, true).step(way_out);
         }
@@ -310,8 +306,9 @@ fn devices(r: &Resources, known: &str) -> Result<Vec<(String, Value)>> {
             (None, _) => Some(format!("{kind}-*")),
             (Some(major), None) => group(known, heading, major).map(|g| format!("{kind}-{g}")),
             // systemd looks the node up.
-            (Some(major), Some(minor)) => Some(format!("/dev/{kind}/{major}:{minor}"))
-                .filter(|path| Path::new(path).exists()),
+            (Some(major), Some(minor)) => {
+                Some(format!("/dev/{kind}/{major}:{minor}")).filter(|path| Path::new(path).exists())
+            }
         };
         list.extend(name.map(|name| (name, rule.letters())));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::files;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::{BlockIo, Cpu, HugepageLimit, Memory, Resources};
 
 const BASE: &str = "/sys/fs/cgroup";
@@ -60,6 +60,23 @@ fn enable_controllers(parent: &Path) -> Result<()> {
                     )
                 ) => {}
             Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// See [`super::Cgroup::delegate`].
+pub(super) fn delegate(dir: &Path, uid: u32) -> Result<()> {
+    /// What kernels without a list of their own would have in it.
+    const USUAL: &str = "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n";
+    let list = files::read_optional(Path::new("/sys/kernel/cgroup"), "delegate")?;
+    let list = list.unwrap_or_else(|| USUAL.to_owned());
+    for name in std::iter::once("").chain(list.lines()) {
+        let path = if name.is_empty() { dir.to_owned() } else { dir.join(name) };
+        match rustix::fs::chown(&path, Some(rustix::fs::Uid::from_raw(uid)), None) {
+            // A controller that this cgroup does not have.
+            Err(Errno::NOENT) if !name.is_empty() => {}
+            other => other.ctx("chown", || path.display().to_string())?,
         }
     }
     Ok(())

@@ -104,7 +104,7 @@ fn send(to: &Path, message: &[u8]) -> Result<()> {
     }
     .ctx("send", name)?;
     let kind = SocketType::DGRAM;
-    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
-        .ctx("socket", name)?;
+    let socket =
+        socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).ctx("socket", name)?;
     sendto(&socket, message, SendFlags::NOSIGNAL, &address).ctx("send", name).map(drop)
 }

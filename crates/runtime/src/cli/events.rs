@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::flags::{Flag, parse};
 use super::{Context, Outcome, one_id, say};
+use crate::ContainerId;
 use crate::state::Container;
 use crate::stats::{BLKIO_TABLES, Psi, Stats};
-use crate::ContainerId;
 
 pub(super) fn print(cx: &Context, args: &[String]) -> Outcome {
     let parsed = parse(args, &[Flag(&["interval"], true), Flag(&["stats"], false)])?;
@@ -69,7 +69,11 @@ fn stats_data(s: &Stats) -> Value {
     for (name, key) in BLKIO_TABLES {
         let of = s.blkio.iter().filter(|e| e.table == name);
         let list: Vec<Value> = of
-            .map(|e| without_zeroes(json!({"major": e.major, "minor": e.minor, "op": e.op, "value": e.value})))
+            .map(|e| {
+                without_zeroes(
+                    json!({"major": e.major, "minor": e.minor, "op": e.op, "value": e.value}),
+                )
+            })
             .collect();
         if !list.is_empty() {
             blkio.insert(key.to_owned(), list.into());
@@ -149,9 +153,7 @@ fn cpuset(s: &Stats) -> Value {
 }
 
 fn pressure(psi: &Psi) -> Value {
-    let one = |p: &crate::stats::Pressure| {
-        json!({"avg10": p.avg10, "avg60": p.avg60, "avg300": p.avg300, "total": p.total_us})
-    };
+    let one = |p: &crate::stats::Pressure| json!({"avg10": p.avg10, "avg60": p.avg60, "avg300": p.avg300, "total": p.total_us});
     json!({"some": one(&psi.some), "full": one(&psi.full)})
 }
 

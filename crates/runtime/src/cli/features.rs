@@ -43,7 +43,7 @@ fn document() -> serde_json::Value {
                 "flags": surroundings::FLAGS.map(|(word, _)| word),
             },
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         "annotations": {"dev.gantry.runtime.version": env!("CARGO_PKG_VERSION")},
     })

@@ -149,7 +149,9 @@ pub(super) fn ps(cx: &Context, args: &[String]) -> Outcome {
                 return Ok(say(&text));
             }
             if !options.is_empty() && options != ["-ef"] {
-                return Err(format!("ps options {options:?} need ps(1), which is not in PATH").into());
+                return Err(
+                    format!("ps options {options:?} need ps(1), which is not in PATH").into()
+                );
             }
             let mut text = String::from("UID          PID    PPID CMD\n");
             for pid in pids {

@@ -108,8 +108,7 @@ fn open_node(
     number: u64,
 ) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let node =
-        openat(dir, name, flags, Mode::empty()).ctx("open", || device.path.as_str())?;
+    let node = openat(dir, name, flags, Mode::empty()).ctx("open", || device.path.as_str())?;
     let stat = fstat(&node).ctx("stat", || device.path.as_str())?;
     let same = FileType::from_raw_mode(stat.st_mode) == kind
         && (kind == FileType::Fifo || stat.st_rdev == number);

@@ -7,9 +7,9 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, OFlags, ResolveFlags, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, fspick, move_mount, open_tree,
 };
 use sys::mount::{ATTR_ATIME_MASK, MountAttr, mount_setattr};
 
@@ -79,22 +79,14 @@ pub(super) fn detached(
     attrs: u64,
 ) -> Result<OwnedFd> {
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).ctx("fsopen", || kind)?;
-    let configure = || -> Result<(), Errno> {
+    let make = || -> Result<(), Errno> {
         if !source.is_empty() {
             fsconfig_set_string(fs.as_fd(), "source", source)?;
         }
-        for flag in flags {
-            fsconfig_set_flag(fs.as_fd(), *flag)?;
-        }
-        for item in data {
-            match item.split_once('=') {
-                Some((key, value)) => fsconfig_set_string(fs.as_fd(), key, value)?,
-                None => fsconfig_set_flag(fs.as_fd(), item.as_str())?,
-            }
-        }
+        configure(&fs, flags, data)?;
         fsconfig_create(fs.as_fd())
     };
-    configure().ctx("mount", || format!("{kind}{}", kernel_message(&fs)))?;
+    make().ctx("mount", || format!("{kind}{}", kernel_message(&fs)))?;
     let attrs = MountAttrFlags::from_bits_retain(u32::try_from(attrs).unwrap_or(0));
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs).ctx("fsmount", || kind)
 }
@@ -125,11 +117,17 @@ fn file_system(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> 
     if options.one.set & sys::mount::ATTR_RDONLY != 0 && !kernel && m.kind != "mqueue" {
         flags.push("ro");
     }
+    // What is copied up has to be written first.
+    let late = if options.copy_up { options.one.set & sys::mount::ATTR_RDONLY } else { 0 };
+    if late != 0 {
+        flags.retain(|f| *f != "ro");
+    }
+    let attrs = options.one.set & !late;
     let long = data.iter().any(|d| d.len() >= FSCONFIG_VALUE_LIMIT_BYTES);
     let made = if long {
         None
     } else {
-        match detached(&m.kind, &m.source, &flags, &data, options.one.set) {
+        match detached(&m.kind, &m.source, &flags, &data, attrs) {
             Ok(mount) => Some(mount),
             // No mount API (a sandboxed kernel).
             Err(e) if e.errno() == Some(Errno::NOSYS) => None,
@@ -146,9 +144,8 @@ fn file_system(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> 
             return Err(Error::config("mounts.options", "tmpcopyup is for tmpfs"));
         }
         copyup::copy(&target, &mount).step(|| "tmpcopyup")?;
-        if options.one.set & sys::mount::ATTR_RDONLY != 0 {
-            return Err(Error::config("mounts.options", "tmpcopyup with ro"));
-        }
+        change(&mount, Change { set: late, clear: 0 }, false)
+            .ctx("mount_setattr", || m.destination.as_str())?;
     }
     attach(&mount, &target).ctx("move_mount", || m.destination.as_str())?;
     finish(&mount, options).ctx("set mount attributes", || m.destination.as_str())
@@ -260,18 +257,36 @@ pub(super) fn propagate(mount: impl AsFd, flags: u64, recursive: bool) -> Result
     }
 }
 
+/// Of what is mounted at the place: attributes of the mount, and what the file system itself is to
+/// change (`size=`, `sync` …).
 fn remount(root: &Root<'_>, m: &Mount, options: &Options) -> Result<()> {
-    if !options.data.is_empty() || !options.flags.is_empty() {
-        return Err(Error::Unsupported(format!(
-            "remount of {:?} with file system options",
-            m.destination
-        )));
-    }
     let path = clean(&m.destination);
-    let target = open_in(root.fd(), &path, OFlags::PATH, ResolveFlags::empty())
-        .ctx("open", || m.destination.as_str())?;
-    change(&target, options.one, false).ctx("mount_setattr", || m.destination.as_str())?;
-    finish(&target, options).ctx("set mount attributes", || m.destination.as_str())
+    let text = || m.destination.as_str();
+    let target =
+        open_in(root.fd(), &path, OFlags::PATH, ResolveFlags::empty()).ctx("open", text)?;
+    if !options.bind && (!options.data.is_empty() || !options.flags.is_empty()) {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let fs = fspick(&target, c"", flags).ctx("fspick", text)?;
+        configure(&fs, &options.flags, &options.data)
+            .and_then(|()| fsconfig_reconfigure(fs.as_fd()))
+            .ctx("remount", || format!("{}{}", text(), kernel_message(&fs)))?;
+    }
+    change(&target, options.one, false).ctx("mount_setattr", text)?;
+    finish(&target, options).ctx("set mount attributes", text)
+}
+
+/// Sets flags and options of a file system that is being made or changed.
+fn configure(fs: &OwnedFd, flags: &[&str], data: &[String]) -> Result<(), Errno> {
+    for flag in flags {
+        fsconfig_set_flag(fs.as_fd(), *flag)?;
+    }
+    for item in data {
+        match item.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(fs.as_fd(), key, value)?,
+            None => fsconfig_set_flag(fs.as_fd(), item.as_str())?,
+        }
+    }
+    Ok(())
 }
 
 fn open_target(root: &Root<'_>, m: &Mount, leaf: Leaf) -> Result<(OwnedFd, bool)> {

@@ -12,8 +12,7 @@ impl Filter {
     /// cannot be known beforehand (pointers) are better given as 0.
     pub(crate) fn passes(&self, call: &str, args: [u64; 6]) -> bool {
         let arch = Arch::NATIVE;
-        let answer =
-            arch.number(call).and_then(|nr| answer(&self.program, arch.audit(), nr, args));
+        let answer = arch.number(call).and_then(|nr| answer(&self.program, arch.audit(), nr, args));
         matches!(answer, Some(RET_ALLOW | RET_LOG))
     }
 }

@@ -100,7 +100,9 @@ fn every_process_gets_a_seccomp_listener() {
     b.start();
     b.ok(&["exec", &b.id, "true"]);
     let seen = seen.join().unwrap();
-    assert!(seen.iter().all(|s| s["metadata"] == word.as_str() && s["fds"] == json!(["seccompFd"])));
+    assert!(
+        seen.iter().all(|s| s["metadata"] == word.as_str() && s["fds"] == json!(["seccompFd"]))
+    );
     assert_eq!(seen[0]["state"]["status"], "creating");
     assert_eq!(seen[1]["state"]["status"], "running");
     assert_ne!(seen[0]["pid"], seen[1]["pid"]);

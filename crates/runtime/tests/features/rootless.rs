@@ -59,7 +59,11 @@ fn an_ordinary_user_has_containers() {
 
     // A whole life, and a process that joins.
     change(&b, |c| c["process"]["args"] = json!(["sleep", "1000"]));
-    let line = format!("exec {} --root state run -d {} >out 2>&1 </dev/null", b.path("rt").display(), b.id);
+    let line = format!(
+        "exec {} --root state run -d {} >out 2>&1 </dev/null",
+        b.path("rt").display(),
+        b.id
+    );
     let mut sh = Command::new("sh");
     sh.args(["-c", &line]).current_dir(b.path("own")).uid(uid).gid(uid);
     let status = sh.status().unwrap();

@@ -93,7 +93,9 @@ fn device_rules_change_with_an_update() {
         b.ok(&["update", "-r", "r.json", &b.id]);
     };
     let none = b.config["linux"]["resources"]["devices"].clone();
-    update(json!([none[0], {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"}]));
+    update(
+        json!([none[0], {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"}]),
+    );
     assert!(open());
     update(none);
     assert!(!open());
@@ -108,7 +110,8 @@ fn figures_and_processes_in_runcs_shape() {
     let data = &line["data"];
     assert_eq!(line["type"], "stats");
     assert!(data["cpuset"]["cpus"].as_array().is_some_and(|c| !c.is_empty()), "{data}");
-    for at in ["/memory/kernelTCP/failcnt", "/memory/swap", "/cpu/usage/percpu_user", "/intel_rdt"] {
+    for at in ["/memory/kernelTCP/failcnt", "/memory/swap", "/cpu/usage/percpu_user", "/intel_rdt"]
+    {
         assert!(data.pointer(at).is_some(), "{at}: {data}");
     }
     let got = b.ok(&["ps", &b.id, "-o", "pid,args"]);

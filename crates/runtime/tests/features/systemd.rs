@@ -182,11 +182,8 @@ fn a_scope_of_systemd_is_the_containers_cgroup() {
         command
     };
     let out = std::fs::File::create(b.path("out")).unwrap();
-    let made = sd(&["run", "-d", &b.id])
-        .stdout(out.try_clone().unwrap())
-        .stderr(out)
-        .status()
-        .unwrap();
+    let made =
+        sd(&["run", "-d", &b.id]).stdout(out.try_clone().unwrap()).stderr(out).status().unwrap();
     assert!(made.success(), "{}", b.out());
     let unit = format!("pre-{}.scope", b.id);
     let dir = systemd.slice.join(&unit);

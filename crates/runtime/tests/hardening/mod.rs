@@ -87,7 +87,8 @@ fn a_container_in_anothers_pids_has_its_terminal_hooks_and_pid() {
     let first = Bundle::new("sleep 1000");
     first.start();
     let pid = first.state()["pid"].clone();
-    let mut b = Bundle::new("echo pid $$; grep -E 'NSpid|Seccomp:' /proc/self/status; cat /tmp/hook");
+    let mut b =
+        Bundle::new("echo pid $$; grep -E 'NSpid|Seccomp:' /proc/self/status; cat /tmp/hook");
     for ns in b.config["linux"]["namespaces"].as_array_mut().unwrap() {
         if ns["type"] == "pid" {
             ns["path"] = json!(format!("/proc/{pid}/ns/pid"));
@@ -107,7 +108,8 @@ fn a_container_in_anothers_pids_has_its_terminal_hooks_and_pid() {
 #[test]
 fn ids_that_mean_no_change_are_refused() {
     let bad = u32::MAX;
-    for (field, value) in [("uid", json!(bad)), ("gid", json!(bad)), ("additionalGids", json!([1, bad]))]
+    for (field, value) in
+        [("uid", json!(bad)), ("gid", json!(bad)), ("additionalGids", json!([1, bad]))]
     {
         let mut b = Bundle::new("id");
         b.config["process"]["user"][field] = value;
@@ -184,4 +186,29 @@ fn preserved_descriptors_are_the_callers_and_nothing_else() {
     assert!(text(&o).contains("file descriptor 3 is not open"), "{}", text(&o));
     let o = fds(&b, &exec(1), "3</etc/passwd 5</etc");
     assert_eq!(String::from_utf8_lossy(&o.stdout), "0\n1\n2\n3\n4\n", "{}", text(&o));
+}
+
+#[test]
+fn sysctls_of_the_host_are_refused() {
+    let panic = std::fs::read_to_string("/proc/sys/kernel/panic").unwrap();
+    let mut b =
+        Bundle::new("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmni");
+    b.config["linux"]["sysctl"] =
+        json!({"net.ipv4.ip_unprivileged_port_start": "7", "kernel/shmmni": "77"});
+    assert!(text(&b.run()).contains("7\n77\n"));
+    b.config["linux"]["sysctl"] = json!({"kernel.panic": "7"});
+    let got = text(&b.run());
+    assert!(got.contains("\\\"kernel.panic\\\" is not in a separate kernel namespace"), "{got}");
+    assert_eq!(std::fs::read_to_string("/proc/sys/kernel/panic").unwrap(), panic);
+    b.config["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}]);
+    b.config.as_object_mut().unwrap().remove("hostname");
+    for (key, want) in [
+        ("net.ipv4.ip_forward", "not allowed in host network namespace"),
+        ("kernel.shmmax", "is not allowed in the hosts ipc namespace"),
+        ("kernel.domainname", "is not in a separate kernel namespace"),
+    ] {
+        b.config["linux"]["sysctl"] = json!({ key: "1" });
+        let got = text(&b.run());
+        assert!(got.contains(want), "{got}");
+    }
 }

@@ -1,0 +1,104 @@
+//! What the container gets of the host: interfaces, its own cgroup, mounts that change afterwards.
+
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::{Bundle, binary, random, text, wait};
+
+/// Runs the runtime in a network namespace that `prepare` has made.
+fn in_network(b: &Bundle, prepare: &str) -> std::process::Output {
+    b.save();
+    let line = format!("set -e; {prepare}; exec {} --root state run {}", binary().display(), b.id);
+    let mut sh = Command::new("unshare");
+    sh.args(["-n", "sh", "-c", &line]).current_dir(b.dir.path());
+    sh.output().unwrap()
+}
+
+#[test]
+fn interfaces_move_in_with_their_addresses() {
+    let third = random() % 250 + 1;
+    let mut b = Bundle::new("ip -o addr; ip -o link; cat /sys/class/net/inside/operstate");
+    symlink("busybox", b.path("rootfs/bin/ip")).unwrap();
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "inside"}});
+    let prepare = format!(
+        "ip link add gt0 type veth peer name gt1; ip addr add 10.9.{third}.3/24 dev gt0; \
+         ip link set gt0 up; ip link set gt1 up"
+    );
+    let o = in_network(&b, &prepare);
+    let got = text(&o);
+    assert!(o.status.success(), "{got}");
+    assert!(got.contains(&format!("inside    inet 10.9.{third}.3/24")), "{got}");
+    let line = got.lines().find(|l| l.contains("inside@")).unwrap_or_default();
+    assert!(line.contains(",UP"), "{got}");
+    assert!(!got.contains("gt0"), "{got}");
+
+    b.config["linux"]["netDevices"] = json!({"absent": {}});
+    let got = text(&in_network(&b, "true"));
+    assert!(
+        got.contains("linux.netDevices: move \\\"absent\\\"") && got.contains("no such device"),
+        "{got}"
+    );
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "a/b"}});
+    assert!(text(&in_network(&b, "true")).contains("no interface's name"));
+    b.config["linux"]["netDevices"] = json!({"gt0": {}});
+    let keep = |n: &Value| n["type"] != "network";
+    b.config["linux"]["namespaces"].as_array_mut().unwrap().retain(keep);
+    assert!(text(&in_network(&b, "true")).contains("needs a network namespace"));
+}
+
+#[test]
+fn a_cgroup_of_its_own_belongs_to_the_containers_root() {
+    for writable in [true, false] {
+        let base = 100_000 + random() % 100_000;
+        let mut b = Bundle::new("mkdir /sys/fs/cgroup/below && echo made; sleep 1000");
+        b.wrap = Some("mount -t cgroup2 none /sys/fs/cgroup".into());
+        let map = json!([{"containerID": 0, "hostID": base, "size": 65536}]);
+        b.config["linux"]["uidMappings"] = map.clone();
+        b.config["linux"]["gidMappings"] = map;
+        b.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        for m in b.config["mounts"].as_array_mut().unwrap() {
+            if m["type"] == "cgroup" && writable {
+                m["options"] = json!(["nosuid", "noexec", "nodev", "relatime"]);
+            }
+        }
+        b.start();
+        wait(|| !b.out().is_empty(), "the program's output");
+        assert_eq!(b.out().contains("made"), writable, "{}", b.out());
+        let dir = {
+            let path = b.cgroup("unified");
+            if path.exists() { path } else { b.cgroup("").components().collect() }
+        };
+        let owner = |file: &str| std::fs::metadata(dir.join(file)).unwrap().uid();
+        let want = if writable { base } else { 0 };
+        for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            assert_eq!(owner(file), want, "{file}");
+        }
+        assert_eq!(owner("cgroup.freeze"), 0);
+    }
+}
+
+#[test]
+fn a_remount_changes_the_file_system_and_copies_come_up_read_only() {
+    let mut b = Bundle::new(
+        "grep -E ' /(small|full) ' /proc/self/mountinfo; cat /full/f; touch /full/g; touch /small/x",
+    );
+    let word = random();
+    std::fs::create_dir(b.path("rootfs/full")).unwrap();
+    std::fs::write(b.path("rootfs/full/f"), format!("{word}\n")).unwrap();
+    std::fs::create_dir(b.path("rootfs/small")).unwrap();
+    let mounts = b.config["mounts"].as_array_mut().unwrap();
+    let tmpfs = |at: &str, options: &[&str]| json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
+    mounts.push(tmpfs("/small", &["size=64k"]));
+    mounts.push(tmpfs("/small", &["remount", "size=128k", "noexec"]));
+    mounts.push(tmpfs("/full", &["tmpcopyup", "ro"]));
+    let got = text(&b.run());
+    let line = |at: &str| {
+        got.lines().find(|l| l.contains(&format!(" {at} "))).unwrap_or_default().to_owned()
+    };
+    assert!(line("/small").contains("size=128k") && line("/small").contains("noexec"), "{got}");
+    assert!(line("/full").contains(" ro"), "{got}");
+    assert!(got.contains(&word.to_string()), "{got}");
+    assert_eq!(got.matches("Read-only file system").count(), 1, "{got}");
+}
