@@ -5,7 +5,7 @@ use store_api::{Labels, Timestamp};
 use types::{ContainerId, Platform, validate_name};
 
 use super::{
-    Container, dir_of, merge,
+    Container, dir_of, links, merge,
     record::{Attachment, ImageUse, NewRecord, Record},
     spec, validate,
 };
@@ -264,6 +264,7 @@ impl Engine {
             return Ok(BTreeMap::new());
         }
         let main = self.networks.find(&host.network_mode).map_err(named_only)?;
+        let links = self.settle_links(host)?;
         let mut networks = BTreeMap::new();
         let own = [host.network_mode.clone(), main.name.clone(), main.id.clone(), "default".into()];
         let given = own.iter().find_map(|key| endpoints.remove(key)).flatten();
@@ -271,6 +272,14 @@ impl Engine {
         if given.mac_address.is_empty() {
             // Where clients below API 1.44 put it.
             given.mac_address.clone_from(&config.mac_address);
+        }
+        // The CLI gives links of a user network twice.
+        for link in links {
+            let (id, alias) = links::parse(&link)?;
+            let has = |have: &String| links::parse(have).is_ok_and(|(_, known)| known == alias);
+            if !given.links.iter().any(has) {
+                given.links.push(format!("{id}:{alias}"));
+            }
         }
         networks.insert(main.name.clone(), attachment(&main, given)?);
         for (name, settings) in endpoints {
@@ -295,7 +304,6 @@ pub(crate) fn attachment(
 ) -> Result<Attachment> {
     let addresses = settings.ipam_config.clone().unwrap_or_default();
     for (set, field) in [
-        (!settings.links.is_empty(), "Links"),
         (!settings.driver_opts.is_empty(), "DriverOpts"),
         (settings.gw_priority != 0, "GwPriority"),
         (!addresses.link_local_ips.is_empty(), "IPAMConfig.LinkLocalIPs"),
@@ -315,6 +323,9 @@ pub(crate) fn attachment(
         return Err(Error::invalid(
             "network-scoped alias is supported only for containers in user defined networks",
         ));
+    }
+    for link in &settings.links {
+        links::parse(link)?;
     }
     let settings = EndpointSettings { network_id: network.id.clone(), ..settings };
     Ok(Attachment { settings, ifname: String::new(), host_ifname: String::new(), gateway: false })
@@ -358,7 +369,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         if set { Err(Error::not_implemented(format!("HostConfig.{field}"))) } else { Ok(()) }
     };
     let resources = &host.resources;
-    refuse(!host.links.is_empty(), "Links")?;
     refuse(!host.storage_opt.is_empty(), "StorageOpt")?;
     refuse(!matches!(host.userns_mode.as_str(), "" | "host"), "UsernsMode")?;
     if !matches!(host.isolation.as_str(), "" | "default") {

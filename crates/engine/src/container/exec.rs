@@ -296,7 +296,12 @@ impl Engine {
         } else {
             spec::capabilities(&record.host_config)?
         };
-        let mut env = merge::process_env(&record.config, &record.hostname());
+        let mut env = merge::process_env(
+            &record.config,
+            &record.hostname(),
+            // One that ended meanwhile has nothing to tell.
+            self.link_env(record).unwrap_or_default(),
+        );
         if request.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
             env.push("TERM=xterm".into());
         }

@@ -96,7 +96,7 @@ impl Engine {
         Ok(self.resolv(record, &network::resolv::host_text())?.upstreams)
     }
 
-    fn hosts_text(&self, record: &Record, hostname: &str) -> Result<String> {
+    pub(super) fn hosts_text(&self, record: &Record, hostname: &str) -> Result<String> {
         if record.host_config.network_mode == "host" && record.host_config.extra_hosts.is_empty() {
             let host = read_limited(Path::new("/etc/hosts"), RESOLV_LIMIT_BYTES);
             return Ok(String::from_utf8_lossy(&host.unwrap_or_default()).into_owned());
@@ -108,7 +108,7 @@ impl Engine {
                 addresses.extend(text.parse::<IpAddr>().ok());
             }
         }
-        let mut extra = Vec::new();
+        let mut extra = self.link_hosts(record)?;
         for entry in &record.host_config.extra_hosts {
             extra.push(self.extra_host(entry)?);
         }

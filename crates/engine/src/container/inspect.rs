@@ -65,7 +65,10 @@ impl Engine {
                 config.hostname = record.hostname();
                 config
             },
-            host_config: record.host_config.clone(),
+            host_config: api_types::HostConfig {
+                links: self.shown_links(&record),
+                ..record.host_config.clone()
+            },
             ..ContainerInspect::default()
         })
     }

@@ -90,11 +90,12 @@ fn merge_health(config: &mut Config, image: Option<&HealthConfig>) {
 
 /// The environment of the process: defaults, then the container's own (moby
 /// `container.CreateDaemonEnvironment`).
-pub(crate) fn process_env(config: &Config, hostname: &str) -> Vec<String> {
+pub(crate) fn process_env(config: &Config, hostname: &str, links: Vec<String>) -> Vec<String> {
     let mut defaults = vec![DEFAULT_PATH.to_string(), format!("HOSTNAME={hostname}")];
     if config.tty {
         defaults.push("TERM=xterm".into());
     }
+    defaults.extend(links);
     merge_env_over(defaults, &config.env)
 }
 

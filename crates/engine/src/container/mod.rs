@@ -13,6 +13,7 @@ mod exit;
 mod files;
 mod initfile;
 mod inspect;
+pub(crate) mod links;
 mod list;
 mod logopts;
 mod logs;

@@ -135,6 +135,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) no_new_privileges: bool,
     /// The static init that becomes pid 1 with `--init`.
     pub(crate) init: Option<PathBuf>,
+    /// Variables that tell of linked containers.
+    pub(crate) link_env: Vec<String>,
 }
 
 /// What `--security-opt` says.
@@ -262,7 +264,7 @@ fn first_process(
         with_init.append(&mut args);
         args = with_init;
     }
-    let mut env = merge::process_env(config, &record.hostname());
+    let mut env = merge::process_env(config, &record.hostname(), input.link_env.clone());
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         let home = if input.user.home.is_empty() { "/" } else { &input.user.home };
         env.push(format!("HOME={home}"));

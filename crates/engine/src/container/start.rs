@@ -107,6 +107,9 @@ impl Engine {
             record.status = Status::Running { pid, started_at, paused: false };
             record.volumes_filled = true;
         })?;
+        if record.host_config.network_mode == "bridge" {
+            self.refresh_links_to(container);
+        }
         self.volume_use_events(&record, true);
         self.container_event(container, "start");
         self.watch_exit(container.clone());
@@ -236,6 +239,7 @@ impl Engine {
             default_ulimits: &self.config.default_ulimits,
             no_new_privileges: self.config.no_new_privileges,
             init,
+            link_env: self.link_env(record)?,
         })
     }
 

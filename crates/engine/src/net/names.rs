@@ -9,7 +9,7 @@ use std::{
 use api_types::EndpointSettings;
 use network::dns::{Answer, EndpointScope, Resolver};
 
-use crate::container::record::Record;
+use crate::container::{links, record::Record};
 
 /// A container's place on a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ struct Entry {
     canonical: String,
     names: BTreeSet<String>,
     addresses: Vec<IpAddr>,
+    /// Names that only this container has for others: alias, and the other's name or id.
+    links: BTreeMap<String, String>,
 }
 
 /// Entries by network id.
@@ -56,6 +58,14 @@ impl Table {
             canonical: format!("{}.{network_name}", record.name),
             names: dns_names(record, settings).iter().map(|n| n.to_ascii_lowercase()).collect(),
             addresses: addresses.collect(),
+            links: settings
+                .links
+                .iter()
+                .filter_map(|link| {
+                    let (other, alias) = links::parse(link).ok()?;
+                    Some((alias.to_ascii_lowercase(), other.to_ascii_lowercase()))
+                })
+                .collect(),
         };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let entries = table.entry(network_id.into()).or_default();
@@ -81,9 +91,15 @@ impl Resolver for Table {
         let mut v6 = Vec::new();
         let mut known = false;
         for network in &scope.networks {
-            for entry in table.get(network).into_iter().flatten() {
-                let canonical = entry.canonical.eq_ignore_ascii_case(name);
-                if !canonical && !entry.names.contains(name) {
+            let entries = table.get(network).map_or(&[][..], Vec::as_slice);
+            let own = entries.iter().find(|entry| entry.container == scope.container);
+            // A link comes before whoever has that name.
+            let name = own.and_then(|own| own.links.get(name)).map_or(name, String::as_str);
+            for entry in entries {
+                let is_meant = entry.names.contains(name)
+                    || entry.canonical.eq_ignore_ascii_case(name)
+                    || entry.container == name;
+                if !is_meant {
                     continue;
                 }
                 known = true;
