@@ -139,11 +139,13 @@ impl Bus {
     }
 
     fn authenticate(&mut self) -> Result<()> {
-        self.write(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        // All at once, as systemd's own clients do: its server would leave a message alone that comes
+        // together with a BEGIN, until there is another.
+        self.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for _ in 0..4 {
             let line = self.line()?;
             if line.starts_with("OK") {
-                return self.write(b"BEGIN\r\n");
+                return Ok(());
             }
             if !line.starts_with("DATA") {
                 return Err(self.bad(&format!("authentication was answered by {line:?}")));
