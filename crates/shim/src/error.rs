@@ -25,6 +25,14 @@ pub enum Error {
         /// The runtime's own chain.
         text: String,
     },
+    /// A helper process has failed, and this is what it said.
+    #[error("{text}")]
+    Told {
+        /// gRPC status code.
+        code: i32,
+        /// Its chain.
+        text: String,
+    },
     /// A system call failed.
     #[error("{operation} {object}")]
     Sys {
@@ -102,6 +110,7 @@ impl Error {
     pub(crate) fn code(&self) -> i32 {
         match self {
             Error::Refused { kind, .. } => kind.grpc_code(),
+            Error::Told { code, .. } => *code,
             Error::Json { .. } | Error::Decode { .. } => ErrorKind::InvalidArgument.grpc_code(),
             Error::Runtime { .. } | Error::Sys { .. } | Error::Io { .. } => CODE_UNKNOWN,
         }

@@ -10,9 +10,10 @@
 //! `GANTRY_SHIM_SOCKET_DIR` names, else in `/run/containerd`.
 //!
 //! One thread, one epoll loop, no tokio, no locks. Nothing in the loop waits for a client: what
-//! does not fit into a bounded buffer stops that process's output, and nothing else. The calls
-//! into the runtime (create, start, exec, delete) are made in the loop and do wait. Every buffer
-//! and table has a named limit beside the code that fills it.
+//! does not fit into a bounded buffer stops that process's output, and nothing else. What joins a
+//! running container (exec) is made by short-lived helper processes (see `helper`), because the
+//! container can hold it up; the other calls into the runtime (create, start, delete) are made in
+//! the loop and do wait. Every buffer and table has a named limit beside the code that fills it.
 
 pub mod attach;
 pub mod bundle;
@@ -20,6 +21,7 @@ mod diagnostics;
 mod error;
 mod events;
 pub mod forward;
+mod helper;
 pub mod init;
 mod launch;
 mod logfile;
@@ -30,6 +32,7 @@ mod rootfs;
 mod server;
 mod service;
 mod shim;
+mod start;
 mod stats;
 mod stdio;
 mod streams;

@@ -1,6 +1,6 @@
 //! The OCI runtime: linked, or another program with runc's command line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -142,7 +142,7 @@ impl Oci {
                 if options.no_new_keyring {
                     arguments.push("--no-new-keyring".into());
                 }
-                program.launch("create", arguments, stdio, id)
+                program.launch("create", arguments, stdio, id, 0)
             }
         }
     }
@@ -156,8 +156,14 @@ impl Oci {
         }
     }
 
-    /// `process`: the OCI process object as JSON.
-    pub(crate) fn exec(&self, id: &str, process: &[u8], stdio: ChildStdio) -> Result<Made> {
+    /// `process`: the OCI process object as JSON. `number`: one that no other call has.
+    pub(crate) fn exec(
+        &self,
+        id: &str,
+        process: &[u8],
+        stdio: ChildStdio,
+        number: u64,
+    ) -> Result<Made> {
         match self {
             Oci::Linked(linked) => {
                 let process = serde_json::from_slice(process)
@@ -176,11 +182,16 @@ impl Oci {
                     .and_then(made)
             }
             Oci::Program(program) => {
-                let file = program.bundle.join("process.json");
+                let file = program.bundle.join(format!("process.{number}.json"));
                 crate::bundle::write_atomic(&file, process)?;
                 let arguments =
-                    vec!["exec".into(), "--detach".into(), "--process".into(), file.into()];
-                program.launch("exec", arguments, stdio, id)
+                    vec!["exec".into(), "--detach".into(), "--process".into(), (&file).into()];
+                let made = program.launch("exec", arguments, stdio, id, number);
+                // The bundle's end is theirs at the latest.
+                for file in [file, program.log(number), program.pid_file(number)] {
+                    drop(std::fs::remove_file(file));
+                }
+                made
             }
         }
     }
@@ -323,14 +334,14 @@ fn made(created: runtime::Created) -> Result<Made> {
 }
 
 impl Program {
-    fn command(&self) -> Command {
+    fn command(&self, number: u64) -> Command {
         let mut command = Command::new(&self.path);
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .args(["--log-format", "json"])
             .arg("--log")
-            .arg(self.log())
+            .arg(self.log(number))
             .arg("--root")
             .arg(&self.root);
         if self.systemd_cgroup {
@@ -340,15 +351,23 @@ impl Program {
         command
     }
 
-    fn log(&self) -> PathBuf {
-        self.bundle.join("log.json")
+    /// Calls with different numbers may run at the same time.
+    fn log(&self, number: u64) -> PathBuf {
+        match number {
+            0 => self.bundle.join("log.json"),
+            n => self.bundle.join(format!("log.{n}.json")),
+        }
+    }
+
+    fn pid_file(&self, number: u64) -> PathBuf {
+        self.bundle.join(format!("program.{number}.pid"))
     }
 
     fn run(&self, operation: &'static str, arguments: &[&str]) -> Result<Vec<u8>> {
         // Absent is as good as removed.
-        drop(std::fs::remove_file(self.log()));
+        drop(std::fs::remove_file(self.log(0)));
         let mut child = self
-            .command()
+            .command(0)
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -362,11 +381,16 @@ impl Program {
                 .context("read the output of", || self.path.clone())?;
         }
         let status = child.wait().context("wait for", || self.path.clone())?;
-        if status.success() { Ok(output) } else { Err(self.failure(operation, &status)) }
+        if status.success() { Ok(output) } else { Err(self.failure(operation, &status, 0)) }
     }
 
-    fn failure(&self, operation: &'static str, status: &std::process::ExitStatus) -> Error {
-        let log = crate::bundle::read_limited(&self.log(), OUTPUT_BYTES_MAX);
+    fn failure(
+        &self,
+        operation: &'static str,
+        status: &std::process::ExitStatus,
+        number: u64,
+    ) -> Error {
+        let log = crate::bundle::read_limited(&self.log(number), OUTPUT_BYTES_MAX);
         let log = log.ok().flatten().unwrap_or_default();
         let said = log.split(|b| *b == b'\n').rev().find_map(|line| {
             let line: serde_json::Value = serde_json::from_slice(line).ok()?;
@@ -383,12 +407,13 @@ impl Program {
         mut arguments: Vec<OsString>,
         stdio: ChildStdio,
         id: &str,
+        number: u64,
     ) -> Result<Made> {
-        let pid_file = self.bundle.join("program.pid");
+        let pid_file = self.pid_file(number);
         arguments.extend(["--pid-file".into(), pid_file.clone().into()]);
-        // Both are absent unless an earlier attempt failed.
-        drop(std::fs::remove_file(self.log()));
-        let mut command = self.command();
+        // Absent unless an earlier attempt failed.
+        drop(std::fs::remove_file(self.log(number)));
+        let mut command = self.command(number);
         let console = match stdio {
             ChildStdio::Fds { stdin, stdout, stderr } => {
                 command.stdin(stdin).stdout(stdout).stderr(stderr);
@@ -396,7 +421,7 @@ impl Program {
             }
             ChildStdio::Console => {
                 let mut path = self.socket_prefix.as_os_str().to_owned();
-                path.push(OsStr::new(".con"));
+                path.push(format!(".{number}"));
                 let path = PathBuf::from(path);
                 drop(std::fs::remove_file(&path));
                 let listener = std::os::unix::net::UnixListener::bind(&path)
@@ -425,7 +450,7 @@ impl Program {
         };
         let status = status?;
         if !status.success() {
-            return Err(self.failure(operation, &status));
+            return Err(self.failure(operation, &status, number));
         }
         let text = std::fs::read_to_string(&pid_file)
             .context("read", || pid_file.display().to_string())?;

@@ -35,9 +35,11 @@ pub(crate) enum Kind {
     Events,
     /// Port forwarding.
     Forward,
+    /// A helper that starts an exec; id = the process.
+    Helper,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Listener,
     Kind::AttachListener,
     Kind::Signal,
@@ -50,6 +52,7 @@ const KINDS: [Kind; 12] = [
     Kind::Oom,
     Kind::Events,
     Kind::Forward,
+    Kind::Helper,
 ];
 
 /// Bits of a token that are the id.

@@ -37,6 +37,8 @@ pub(crate) struct Container {
 pub(crate) enum Stage {
     /// The first process waits for Start; or an exec was added (without a pid yet).
     Created,
+    /// A helper makes the exec'd process.
+    Starting,
     Running,
     Stopped(Exit),
 }
@@ -70,6 +72,8 @@ pub(crate) struct Io {
     pub(crate) log: Option<JsonLog>,
     /// The terminal, for its size.
     pub(crate) master: Option<OwnedFd>,
+    /// For the terminal that is yet to come.
+    pub(crate) size: Option<rustix::termios::Winsize>,
     /// Attached clients.
     pub(crate) clients: Vec<u64>,
     /// After the exit: until when output of processes left behind is waited for.

@@ -1,6 +1,7 @@
 //! The ttrpc server: frames in, calls of `service`, frames out.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use prost::Message;
 use protos::shim::TASK_SERVICE;
@@ -14,6 +15,7 @@ use types::ErrorKind;
 use crate::error::{Error, Result};
 use crate::poll::{Kind, OutBuf};
 use crate::process::Conn;
+use crate::service::Call;
 use crate::shim::Shim;
 
 /// Clients at once.
@@ -158,14 +160,20 @@ impl Shim {
             };
             return self.answer(conn, stream, Err(error));
         }
-        match self.call(conn, stream, &request.method, &request.payload) {
+        let nanos = u64::try_from(request.timeout_nano).ok().filter(|nanos| *nanos > 0);
+        let call = Call { conn, stream, timeout: nanos.map(Duration::from_nanos) };
+        match self.call(call, &request.method, &request.payload) {
             Ok(Some(payload)) => self.answer(conn, stream, Ok(payload)),
             Ok(None) => {}
             Err(error) => {
-                self.diagnostics.debug(&format!("{}: {}", request.method, error.chain()));
+                self.note_failure(&request.method, &error);
                 self.answer(conn, stream, Err(error));
             }
         }
+    }
+
+    fn note_failure(&mut self, method: &str, error: &Error) {
+        self.diagnostics.debug(&format!("{method}: {}", error.chain()));
     }
 
     /// Notes that a call of this client waits.
@@ -178,11 +186,24 @@ impl Shim {
         Ok(())
     }
 
-    /// Answers a call that waited.
-    pub(crate) fn end_waiting(&mut self, conn: u64, stream: u32, answer: Result<Vec<u8>>) {
+    /// Notes that a call does not wait any more, without answering it.
+    pub(crate) fn cancel_waiting(&mut self, conn: u64) {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.waiting = conn.waiting.saturating_sub(1);
         }
+    }
+
+    /// Answers a call that waited, as one that is answered at once.
+    pub(crate) fn end_call(&mut self, call: &Call, method: &str, answer: Result<Vec<u8>>) {
+        if let Err(error) = &answer {
+            self.note_failure(method, error);
+        }
+        self.end_waiting(call.conn, call.stream, answer);
+    }
+
+    /// Answers a call that waited.
+    pub(crate) fn end_waiting(&mut self, conn: u64, stream: u32, answer: Result<Vec<u8>>) {
+        self.cancel_waiting(conn);
         self.answer(conn, stream, answer);
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use prost::Message;
 use protos::shim as api;
@@ -25,10 +26,17 @@ const EXECS_MAX: usize = 1024;
 /// What an answer to Connect names as the shim's version.
 const SHIM_VERSION: &str = env!("CARGO_PKG_VERSION");
 const SIGKILL: u32 = 9;
-/// Status of an exec that could not be started.
-const START_FAILED: u32 = 255;
 
-type Answer = Result<Option<Vec<u8>>>;
+pub(crate) type Answer = Result<Option<Vec<u8>>>;
+
+/// Where a call came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) conn: u64,
+    pub(crate) stream: u32,
+    /// How long its client waits.
+    pub(crate) timeout: Option<Duration>,
+}
 
 fn decode<T: Message + Default>(object: &'static str, payload: &[u8]) -> Result<T> {
     T::decode(payload).map_err(|source| Error::Decode { object, source })
@@ -56,11 +64,11 @@ struct CreateOptions {
 
 impl Shim {
     /// Answers a call, or `None` if the answer comes later.
-    pub(crate) fn call(&mut self, conn: u64, stream: u32, method: &str, payload: &[u8]) -> Answer {
+    pub(crate) fn call(&mut self, call: Call, method: &str, payload: &[u8]) -> Answer {
         match method {
             "State" => self.state(&decode("StateRequest", payload)?),
             "Create" => self.create(decode("CreateTaskRequest", payload)?),
-            "Start" => self.start(&decode("StartRequest", payload)?),
+            "Start" => self.start(call, &decode("StartRequest", payload)?),
             "Delete" => self.delete(&decode("DeleteRequest", payload)?),
             "Pids" => self.pids(&decode("PidsRequest", payload)?),
             "Pause" => self.pause(&decode::<api::PauseRequest>("PauseRequest", payload)?.id),
@@ -71,7 +79,7 @@ impl Shim {
             "ResizePty" => self.resize_pty(&decode("ResizePtyRequest", payload)?),
             "CloseIO" => self.close_io(&decode("CloseIORequest", payload)?),
             "Update" => self.update(&decode("UpdateTaskRequest", payload)?),
-            "Wait" => self.wait(conn, stream, &decode("WaitRequest", payload)?),
+            "Wait" => self.wait(call, &decode("WaitRequest", payload)?),
             "Stats" => self.stats(&decode("StatsRequest", payload)?),
             "Connect" => self.connect(&decode("ConnectRequest", payload)?),
             "Shutdown" => {
@@ -231,73 +239,6 @@ impl Shim {
         }
     }
 
-    fn start(&mut self, request: &api::StartRequest) -> Answer {
-        let key = self.find(&request.id, &request.exec_id)?;
-        if self.process(key)?.stage != Stage::Created {
-            let text = format!("cannot start a {} process", self.stage_name(key));
-            return Err(Error::precondition(text));
-        }
-        let pid = if request.exec_id.is_empty() {
-            self.container(&request.id)?.oci.start(&request.id)?;
-            let process = self.process(key)?;
-            process.stage = Stage::Running;
-            let pid = process.pid;
-            let event = api::TaskStart { container_id: request.id.clone(), pid };
-            self.events.publish(&self.poller, "/tasks/start", "TaskStart", &event);
-            pid
-        } else {
-            self.start_exec(key, request)?
-        };
-        encode(&api::StartResponse { pid })
-    }
-
-    fn start_exec(&mut self, key: u64, request: &api::StartRequest) -> Result<u32> {
-        let container = self.container(&request.id)?;
-        let (uid, gid) = (container.io_uid, container.io_gid);
-        let process =
-            self.processes.get(&key).ok_or_else(|| Error::not_found("process does not exist"))?;
-        let texts = process.texts.clone();
-        let parsed = Parsed::new(&texts)?;
-        let namespace = &self.setup.namespace;
-        let names = Names { namespace, container: &request.id, uid, gid };
-        let (child, streams) = streams::open(&parsed, texts.terminal, &names)?.split();
-        let made = match container.oci.exec(&request.id, &process.spec, child) {
-            Ok(made) => made,
-            Err(error) => {
-                self.end_silently(key, START_FAILED);
-                return Err(error);
-            }
-        };
-        let pid = made.pid;
-        let process = self.process(key)?;
-        process.pid = pid;
-        process.pidfd = Some(made.pidfd);
-        process.spec = Vec::new();
-        process.stage = Stage::Running;
-        self.adopt_streams(key, streams, made.master)?;
-        let event = api::TaskExecStarted {
-            container_id: request.id.clone(),
-            exec_id: request.exec_id.clone(),
-            pid,
-        };
-        self.events.publish(&self.poller, "/tasks/exec-started", "TaskExecStarted", &event);
-        Ok(pid)
-    }
-
-    /// Ends a process that never ran: nobody but its clients is told.
-    fn end_silently(&mut self, key: u64, status: u32) {
-        if let Some(process) = self.processes.get_mut(&key) {
-            process.stage = Stage::Stopped(Exit { status, at: api::now() });
-            process.spec = Vec::new();
-            for (conn, stream) in std::mem::take(&mut process.waiters) {
-                let answer = wait_answer(Exit { status, at: api::now() });
-                self.end_waiting(conn, stream, Ok(answer));
-            }
-        }
-        self.close_input_of_ended(key);
-        self.after_drain(key);
-    }
-
     fn exec(&mut self, request: api::ExecProcessRequest) -> Answer {
         if request.exec_id.is_empty() {
             return Err(Error::invalid("exec id is empty"));
@@ -355,6 +296,7 @@ impl Shim {
             }
             Stage::Created if is_init => self.end_created(&request.id, key)?,
             Stage::Created => self.end_silently(key, 0),
+            Stage::Starting => self.cancel_start(key, deleted()),
             Stage::Stopped(_) => {}
         }
         if is_init {
@@ -415,8 +357,10 @@ impl Shim {
         for key in gone {
             if let Some(process) = self.processes.get_mut(&key) {
                 process.gone = true;
-                if process.stage == Stage::Created {
-                    self.end_silently(key, 128 + SIGKILL);
+                match process.stage {
+                    Stage::Created => self.end_silently(key, 128 + SIGKILL),
+                    Stage::Starting => self.cancel_start(key, deleted()),
+                    Stage::Running | Stage::Stopped(_) => {}
                 }
             }
             self.forget_if_done(key);
@@ -429,7 +373,7 @@ impl Shim {
         let (bundle, paused) = (container.bundle.display().to_string(), container.paused);
         let process = self.process(key)?;
         let (status, exit) = match process.stage {
-            Stage::Created => (api::status::CREATED, None),
+            Stage::Created | Stage::Starting => (api::status::CREATED, None),
             Stage::Running if paused && process.exec_id.is_empty() => (api::status::PAUSED, None),
             Stage::Running => (api::status::RUNNING, None),
             Stage::Stopped(exit) => (api::status::STOPPED, Some(exit)),
@@ -502,10 +446,10 @@ impl Shim {
         let process = self.process(key)?;
         match process.stage {
             Stage::Stopped(_) => return Err(crate::oci::finished()),
-            Stage::Created if !process.exec_id.is_empty() => {
+            Stage::Created | Stage::Starting if !process.exec_id.is_empty() => {
                 return Err(Error::precondition("cannot kill a process that was not started"));
             }
-            Stage::Created | Stage::Running => {}
+            Stage::Created | Stage::Starting | Stage::Running => {}
         }
         if request.exec_id.is_empty() {
             self.container(&request.id)?.oci.kill(&request.id, signal, request.all)?;
@@ -527,11 +471,15 @@ impl Shim {
         empty()
     }
 
-    /// Sets the size of a process's terminal, in characters. Without a terminal: nothing to do.
+    /// Sets the size of a process's terminal, in characters, now or when there is one. Without a
+    /// terminal: nothing to do.
     pub(crate) fn resize(&mut self, key: u64, width: u16, height: u16) -> Result<()> {
         let process = self.process(key)?;
-        let Some(master) = &process.io.master else { return Ok(()) };
         let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        let Some(master) = &process.io.master else {
+            process.io.size = Some(size);
+            return Ok(());
+        };
         rustix::termios::tcsetwinsize(master, size).context("resize", || "terminal")
     }
 
@@ -562,13 +510,13 @@ impl Shim {
         empty()
     }
 
-    fn wait(&mut self, conn: u64, stream: u32, request: &api::WaitRequest) -> Answer {
+    fn wait(&mut self, call: Call, request: &api::WaitRequest) -> Answer {
         let key = self.find(&request.id, &request.exec_id)?;
         if let Some(exit) = self.process(key)?.exit() {
             return Ok(Some(wait_answer(exit)));
         }
-        self.begin_waiting(conn)?;
-        self.process(key)?.waiters.push((conn, stream));
+        self.begin_waiting(call.conn)?;
+        self.process(key)?.waiters.push((call.conn, call.stream));
         Ok(None)
     }
 
@@ -600,14 +548,20 @@ impl Shim {
         self.events.publish(&self.poller, "/tasks/exit", "TaskExit", &event);
     }
 
-    fn stage_name(&self, key: u64) -> &'static str {
+    pub(crate) fn stage_name(&self, key: u64) -> &'static str {
         match self.processes.get(&key).map(|p| p.stage) {
             Some(Stage::Created) => "created",
+            Some(Stage::Starting) => "starting",
             Some(Stage::Running) => "running",
             Some(Stage::Stopped(_)) => "stopped",
             None => "deleted",
         }
     }
+}
+
+/// Answer to the Start of what is deleted meanwhile.
+fn deleted() -> Error {
+    Error::precondition("the process was deleted before its program was reached")
 }
 
 fn create_options(any: Option<&protos::Any>) -> Result<CreateOptions> {

@@ -16,6 +16,7 @@ use crate::events::Publisher;
 use crate::forward::Forwarder;
 use crate::poll::{Kind, Poller, Ready};
 use crate::process::{Client, Conn, Container, Process, Stage};
+use crate::start::Starts;
 
 /// One read of a stream or socket.
 const SCRATCH_BYTES: usize = 32 << 10;
@@ -54,6 +55,7 @@ pub(crate) struct Shim {
     pub(crate) processes: BTreeMap<u64, Process>,
     pub(crate) events: Publisher,
     pub(crate) forwarder: Forwarder,
+    pub(crate) starts: Starts,
     pub(crate) diagnostics: Diagnostics,
     pub(crate) scratch: Vec<u8>,
     next_id: u64,
@@ -90,6 +92,7 @@ impl Shim {
             processes: BTreeMap::new(),
             events,
             forwarder: Forwarder::default(),
+            starts: Starts::default(),
             diagnostics,
             scratch: vec![0; SCRATCH_BYTES],
             next_id: 1,
@@ -132,14 +135,20 @@ impl Shim {
                 self.events.on_ready(&self.poller, ready.flags);
                 self.progress();
             }
+            Kind::Helper => self.on_helper(ready.id),
             Kind::Forward => self.forwarder.on_ready(&self.poller, ready.id, ready.flags),
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let drains = self.processes.values().filter_map(|p| p.io.drain_until);
-        let others =
-            [self.events.deadline(), self.forwarder.deadline(), self.shutdown, self.lonely];
+        let others = [
+            self.events.deadline(),
+            self.forwarder.deadline(),
+            self.starts.deadline(),
+            self.shutdown,
+            self.lonely,
+        ];
         drains.chain(others.into_iter().flatten()).min()
     }
 
@@ -165,6 +174,7 @@ impl Shim {
         if self.forwarder.deadline().is_some_and(|at| at <= now) {
             self.forwarder.on_deadline(&self.poller, now);
         }
+        self.on_start_deadlines(now);
         let due: Vec<u64> = self
             .processes
             .iter()
@@ -269,7 +279,7 @@ impl Shim {
         }
     }
 
-    fn on_exit(&mut self, pid: u32, status: u32) {
+    pub(crate) fn on_exit(&mut self, pid: u32, status: u32) {
         let living = |p: &Process| p.pid == pid && p.stage != Stage::Created && p.exit().is_none();
         let starting = |p: &Process| p.pid == pid && p.stage == Stage::Created;
         let key =
@@ -281,6 +291,9 @@ impl Shim {
                     if process.io.log.as_mut().is_some_and(|log| log.owns_child(pid)) {
                         return;
                     }
+                }
+                if !self.helper_ended(pid) {
+                    self.note_stray(pid, status);
                 }
             }
         }
@@ -357,7 +370,7 @@ impl Process {
     pub(crate) fn exit(&self) -> Option<Exit> {
         match self.stage {
             Stage::Stopped(exit) => Some(exit),
-            Stage::Created | Stage::Running => None,
+            Stage::Created | Stage::Starting | Stage::Running => None,
         }
     }
 }

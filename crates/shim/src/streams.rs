@@ -289,6 +289,9 @@ impl Shim {
     ) -> Result<()> {
         if let Some(master) = master {
             set_nonblocking(&master)?;
+            if let Some(size) = self.processes.get_mut(&key).and_then(|p| p.io.size.take()) {
+                rustix::termios::tcsetwinsize(&master, size).context("resize", || "terminal")?;
+            }
             let clone = |fd: &OwnedFd| fd.try_clone().context("dup", || "terminal");
             let fd = clone(&master)?;
             opened.stdin = Some(clone(&master)?);

@@ -2,6 +2,7 @@
 //! runs need runc.
 #![allow(clippy::unwrap_used)]
 
+mod hostile;
 mod support;
 
 use std::io::{Read, Write};

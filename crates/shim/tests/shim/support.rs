@@ -354,13 +354,15 @@ pub(crate) type Answer<T> = Result<T, Refusal>;
 pub(crate) struct Ttrpc {
     stream: UnixStream,
     next: u32,
+    /// Told to the shim with every call.
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Ttrpc {
     pub(crate) fn connect(socket: &Path) -> Ttrpc {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Ttrpc { stream, next: 1 }
+        Ttrpc { stream, next: 1, timeout: None }
     }
 
     pub(crate) fn call<R: Message + Default>(
@@ -372,6 +374,7 @@ impl Ttrpc {
             service: api::TASK_SERVICE.into(),
             method: method.into(),
             payload: message.encode_to_vec(),
+            timeout_nano: self.timeout.map_or(0, |t| i64::try_from(t.as_nanos()).unwrap()),
             ..Default::default()
         };
         let stream = self.next;

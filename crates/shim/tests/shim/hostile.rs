@@ -1,0 +1,134 @@
+//! Containers that do what they can to hold up their shim.
+
+use std::time::{Duration, Instant};
+
+use protos::shim as api;
+
+use crate::support::{Answer, Task, Ttrpc, World, eventually, isolated, process, random_name};
+
+/// Stops whatever is new in the pid namespace.
+const STOPPER: &str = "while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
+                       [ $p = 1 ] || kill -STOP $p; done; done 2>/proc/1/fd/1";
+
+/// Starts an exec on a connection of its own.
+fn start_aside(task: &Task, exec: &str, timeout: Option<Duration>) -> Aside {
+    let mut ttrpc = Ttrpc::connect(&task.socket);
+    ttrpc.timeout = timeout;
+    let request = api::StartRequest { id: task.id.clone(), exec_id: exec.into() };
+    std::thread::spawn(move || ttrpc.call("Start", &request))
+}
+
+type Aside = std::thread::JoinHandle<Answer<api::StartResponse>>;
+
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+}
+
+fn pids(task: &mut Task) -> Vec<u32> {
+    let request = api::PidsRequest { id: task.id.clone() };
+    let answer: api::PidsResponse = task.call("Pids", &request).unwrap();
+    answer.processes.into_iter().map(|p| p.pid).collect()
+}
+
+/// Starts execs until one is held up on its way; those that got past it are killed.
+fn held_up(task: &mut Task, timeout: Option<Duration>) -> (String, Aside) {
+    loop {
+        let exec = random_name("e");
+        task.exec(&exec, &process(&["/bin/sleep", "1000"]), "", "");
+        let started = start_aside(task, &exec, timeout);
+        eventually("the exec is started or held", || {
+            started.is_finished() || pids(task).iter().any(|pid| is_stopped(*pid))
+        });
+        // It may have been stopped after its program was reached, which is told in a moment.
+        let moment = Instant::now() + Duration::from_millis(500);
+        while !started.is_finished() && Instant::now() < moment {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !started.is_finished() && task.state(&exec).status == api::status::CREATED {
+            return (exec, started);
+        }
+        drop(started.join().unwrap());
+        if task.kill(&exec, 9).is_ok() {
+            task.wait(&exec);
+        }
+        task.delete(&exec).unwrap();
+    }
+}
+
+#[test]
+fn a_stopped_exec_stops_nothing_else() {
+    isolated("hostile::a_stopped_exec_stops_nothing_else", |runtime| {
+        let world = World::new(runtime);
+        let id = random_name("c");
+        let log = world.path("c.log");
+        let script = format!("(while :; do echo tick; done) & {STOPPER}");
+        // The ticking one is a child that must go on.
+        let script = script.replace("[ $p = 1 ]", "[ $p = 1 ] || [ $p = $! ]");
+        let mut task = world.create(&id, &["/bin/sh", "-c", &script], |r| {
+            r.stdout = format!("gantry://json-file{}?max-size=100000", log.display());
+        });
+        task.start("").unwrap();
+        let patience = Duration::from_secs(2);
+        let mut held = 0;
+        while held < 2 {
+            let before = Instant::now();
+            let (exec, started) = held_up(&mut task, Some(patience));
+            let mut slowest = Duration::ZERO;
+            let logged = std::fs::metadata(&log).unwrap().modified().unwrap();
+            while !started.is_finished() {
+                let asked = Instant::now();
+                assert_eq!(task.state("").status, api::status::RUNNING);
+                slowest = slowest.max(asked.elapsed());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let Err(refusal) = started.join().unwrap() else {
+                // It was stopped right after it had reached its program.
+                task.kill(&exec, 9).unwrap();
+                task.wait(&exec);
+                task.delete(&exec).unwrap();
+                continue;
+            };
+            assert!(refusal.message.contains("not reached in time"), "{}", refusal.message);
+            assert!(slowest < patience / 2, "State took {slowest:?}");
+            assert!(before.elapsed() >= patience);
+            assert!(std::fs::metadata(&log).unwrap().modified().unwrap() > logged, "no output");
+            // Nothing of the attempt stays, in the container or beside it.
+            eventually("what was stopped is gone", || {
+                !pids(&mut task).iter().any(|pid| is_stopped(*pid))
+            });
+            assert_eq!(task.wait(&exec), 255);
+            task.delete(&exec).unwrap();
+            held += 1;
+        }
+        task.kill("", 9).unwrap();
+        assert_eq!(task.wait(""), 137);
+        task.finish();
+    });
+}
+
+#[test]
+fn a_held_exec_ends_with_its_container() {
+    isolated("hostile::a_held_exec_ends_with_its_container", |runtime| {
+        let world = World::new(runtime);
+        let id = random_name("c");
+        let mut task = world.create(&id, &["/bin/sh", "-c", STOPPER], |_| {});
+        task.start("").unwrap();
+        let (exec, started) = held_up(&mut task, None);
+        // Deleting the exec ends its start.
+        task.delete(&exec).unwrap();
+        let refusal = started.join().unwrap().unwrap_err();
+        assert!(refusal.message.contains("was deleted"), "{}", refusal.message);
+        eventually("what was stopped is gone", || {
+            !pids(&mut task).iter().any(|pid| is_stopped(*pid))
+        });
+        let before = Instant::now();
+        let (_, started) = held_up(&mut task, None);
+        task.kill("", 9).unwrap();
+        assert_eq!(task.wait(""), 137);
+        // Either is true: that it was not started, and that it was and has been killed.
+        drop(started.join().unwrap());
+        assert!(before.elapsed() < Duration::from_secs(20));
+        task.finish();
+    });
+}
