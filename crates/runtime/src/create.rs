@@ -15,6 +15,7 @@ use crate::namespaces::{self, Namespaces};
 use crate::netdev::NetDevices;
 use crate::process::{self, Prepared};
 use crate::procfs::ProcFs;
+use crate::rdt::{self, Rdt};
 use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
@@ -26,7 +27,7 @@ use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs, 
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
     process::check_preserved(create.preserve_fds)?;
     let dir = state_dir(opts, id)?;
-    let mut made = Made { dir, cgroup: Cgroup::None, unit: None };
+    let mut made = Made { dir, cgroup: Cgroup::None, unit: None, rdt: None };
     let result = create_in(&mut made, opts, id, create);
     if result.is_err() {
         made.undo();
@@ -39,6 +40,7 @@ struct Made {
     dir: PathBuf,
     cgroup: Cgroup,
     unit: Option<Unit>,
+    rdt: Option<Rdt>,
 }
 
 impl Made {
@@ -46,6 +48,9 @@ impl Made {
     fn undo(&self) {
         if let Some(unit) = &self.unit {
             drop(unit.stop());
+        }
+        if let Some(rdt) = &self.rdt {
+            drop(rdt.delete());
         }
         drop(self.cgroup.delete());
         drop(std::fs::remove_dir_all(&self.dir));
@@ -231,6 +236,9 @@ fn create_in(
     let own = Prepared::new(process, None, 0, &proc)?;
     let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, own)?;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
+    if parent.linux.intel_rdt.is_some() {
+        rdt::root(&parent.proc, "linux.intelRdt")?;
+    }
     check_net_devices(&parent.net_devices, &namespaces, caller)?;
     parent.cgroup_owner = cgroup_owner(&spec, &namespaces);
     parent.limits = namespaces.has(flag::CLONE_NEWUSER);
@@ -285,16 +293,8 @@ fn hand_on(spec: &mut Spec, create: &CreateOptions, dir: &Path) -> Result<()> {
 /// What the specification demands, and what is not offered.
 fn check(spec: &Spec) -> Result<Linux> {
     let linux = spec.linux.clone().ok_or_else(|| Error::config("linux", "is missing"))?;
-    for (set, name) in [(linux.intel_rdt.is_some(), "linux.intelRdt")] {
-        if set {
-            return Err(Error::Unsupported(name.into()));
-        }
-    }
     if !linux.mount_label.is_empty() && !Path::new("/sys/fs/selinux").exists() {
         return Err(Error::config("linux.mountLabel", "selinux is not enabled on the host"));
-    }
-    if !linux.mount_label.is_empty() {
-        return Err(Error::Unsupported("linux.mountLabel".into()));
     }
     rootfs::check(spec)?;
     Ok(linux)
@@ -654,6 +654,13 @@ fn settle(
         parent.record.cgroup.attach(pid)?;
     }
     parent.net_devices.give(pid, &process.pidfd)?;
+    if let Some(spec) = &parent.linux.intel_rdt {
+        let root = rdt::root(&parent.proc, "linux.intelRdt")?;
+        let class = Rdt::create(&root, &parent.record.id, spec)?;
+        made.rdt = Some(class.clone());
+        class.join(pid)?;
+        parent.record.rdt = Some(class);
+    }
     if parent.limits {
         parent.prepared.limit(pid, u64::from(parent.outside))?;
     }

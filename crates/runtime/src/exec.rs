@@ -89,6 +89,9 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
     let spawned = spawn(job, into, moved, &patience)?;
     let Spawned { sync, pid, pidfd, console, listener } = spawned;
     let result = (|| -> Result<Option<OwnedFd>> {
+        if let Some(rdt) = &record.rdt {
+            rdt.join(pid)?;
+        }
         if let Some(number) = listener {
             record.send_listener(&pidfd, number, "running", pid)?;
         }

@@ -33,6 +33,7 @@ mod netdev;
 mod operate;
 mod process;
 mod procfs;
+mod rdt;
 mod rootfs;
 pub mod seccomp;
 pub mod selfexe;
@@ -272,6 +273,14 @@ pub fn resume(opts: &Options, id: &ContainerId) -> Result<()> {
 /// [`Error::WrongStatus`] for a stopped container; the kernel's refusal of a value.
 pub fn update(opts: &Options, id: &ContainerId, resources: &spec::Resources) -> Result<()> {
     operate::update(opts, id, resources)
+}
+
+/// Changes the schemata of a container's class of cache and memory bandwidth.
+///
+/// # Errors
+/// [`Error::Config`] for a container that was made without `linux.intelRdt`.
+pub fn update_rdt(opts: &Options, id: &ContainerId, rdt: &spec::IntelRdt) -> Result<()> {
+    operate::update_rdt(opts, id, rdt)
 }
 
 /// Pids (in the caller's pid namespace) of every process in the container's cgroup and below.

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
 use crate::hooks;
-use crate::spec::Resources;
+use crate::spec::{IntelRdt, Resources};
 use crate::state::{Container, State, Status};
 use crate::{ContainerId, Options};
 
@@ -101,6 +101,9 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
         note(unit.stop());
     }
     note(r.cgroup.delete());
+    if let Some(rdt) = &r.rdt {
+        note(rdt.delete());
+    }
     let state = r.hook_state("stopped", 0);
     let warnings = hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle));
     // The state goes only when the cgroup is gone, so that delete can be called again.
@@ -149,6 +152,15 @@ pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) ->
     }
     container.record.cgroup.change_devices(&now, &resources.devices)?;
     container.save_devices(&resources.devices)
+}
+
+/// Changes the container's class of cache and memory bandwidth.
+pub(crate) fn update_rdt(opts: &Options, id: &ContainerId, rdt: &IntelRdt) -> Result<()> {
+    let container = Container::load(opts, id)?;
+    match &container.record.rdt {
+        Some(class) => class.update(rdt),
+        None => Err(Error::config("linux.intelRdt", "the container was made without it")),
+    }
 }
 
 pub(crate) fn list(opts: &Options) -> Result<Vec<State>> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Cgroup, Unit};
 use crate::error::{Context, Error, Result, Step};
 use crate::procfs::{self, ProcFs};
+use crate::rdt::Rdt;
 use crate::seccomp::Filter;
 use crate::spec::{self, Hook, Spec};
 use crate::surroundings::Surroundings;
@@ -96,6 +97,8 @@ pub(crate) struct Record {
     /// systemd's unit around the cgroup.
     #[serde(default)]
     pub(crate) unit: Option<Unit>,
+    #[serde(default)]
+    pub(crate) rdt: Option<Rdt>,
     /// `CLONE_NEW*` of the namespaces that exec joins.
     pub(crate) namespaces: u64,
     /// The container has a pid namespace of its own: all its processes die with the first.
@@ -233,6 +236,7 @@ impl Record {
             annotations: spec.annotations.clone(),
             cgroup: Cgroup::None,
             unit: None,
+            rdt: None,
             namespaces: 0,
             own_pidns: false,
             setgroups: true,

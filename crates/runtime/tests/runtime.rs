@@ -425,7 +425,7 @@ fn an_unknown_limit_fails_and_leaves_nothing() {
     assert!(!b.cgroup("memory").exists() && !b.path("state").join(&b.id).exists());
     b.config["linux"]["resources"].as_object_mut().unwrap().remove("memory");
     b.config["linux"]["intelRdt"] = json!({"closID": "x"});
-    assert!(text(&b.run()).contains("linux.intelRdt is not supported"));
+    assert!(text(&b.run()).contains("linux.intelRdt: the host has no resctrl file system"));
     assert!(text(&b.rt(&["checkpoint", &b.id])).contains("not offered"));
 }
 

@@ -37,7 +37,7 @@ fn document() -> serde_json::Value {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {
                 "modes": surroundings::MODES.map(|(word, _)| word),
                 "flags": surroundings::FLAGS.map(|(word, _)| word),

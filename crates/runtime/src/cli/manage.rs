@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, one_id, say};
-use crate::spec::{BlockIo, Cpu, Memory, Pids, Resources};
+use crate::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids, Resources};
 use crate::state::read_file;
 use crate::{ContainerId, State};
 
@@ -235,16 +235,20 @@ const UPDATE: &[Flag] = &[
 pub(super) fn update(cx: &Context, args: &[String]) -> Outcome {
     let parsed = parse(args, UPDATE)?;
     let id = one_id(&parsed, "update")?;
-    for refused in ["l3-cache-schema", "mem-bw-schema"] {
-        if parsed.value(refused).is_some() {
-            return Err(format!("update --{refused} is not supported").into());
-        }
-    }
     let resources = match parsed.value("resources") {
         Some(path) => from_file(path)?,
         None => from_flags(&parsed)?,
     };
+    let schema = |name: &str| parsed.value(name).unwrap_or_default().to_owned();
+    let rdt = IntelRdt {
+        l3_cache_schema: schema("l3-cache-schema"),
+        mem_bw_schema: schema("mem-bw-schema"),
+        ..IntelRdt::default()
+    };
     crate::update(&cx.options, &id, &resources)?;
+    if rdt != IntelRdt::default() {
+        crate::update_rdt(&cx.options, &id, &rdt)?;
+    }
     Ok(0)
 }
 

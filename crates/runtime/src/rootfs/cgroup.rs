@@ -74,7 +74,7 @@ fn version_1(root: &Root<'_>, m: &Mount, options: &Options) -> Result<OwnedFd> {
     };
     let base = clean(&m.destination);
     let at = target(root, &base)?;
-    let data = ["mode=755".to_owned()];
+    let data: Vec<String> = std::iter::once("mode=755".to_owned()).chain(root.context()).collect();
     let attrs = HARDENED | (options.one.set & !ATTR_RDONLY);
     let tmpfs = detached("tmpfs", "tmpfs", &[], &data, attrs)?;
     attach(&tmpfs, &at).ctx("move_mount", || m.destination.as_str())?;

@@ -82,7 +82,8 @@ fn mask_one(root: &Root<'_>, path: &str, covers: &mut Covers) -> Result<()> {
     let cover = match &covers.empty {
         Some(first) => clone_tree(first, false).ctx("open_tree", || "empty tmpfs")?,
         None => {
-            let data = ["nr_blocks=1".to_owned(), "nr_inodes=1".to_owned(), "mode=0555".to_owned()];
+            let options = ["nr_blocks=1", "nr_inodes=1", "mode=0555"].map(str::to_owned);
+            let data: Vec<String> = options.into_iter().chain(root.context()).collect();
             detached("tmpfs", "tmpfs", &["ro"], &data, ATTR_RDONLY)?
         }
     };

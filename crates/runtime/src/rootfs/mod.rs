@@ -49,6 +49,9 @@ pub(crate) struct Plan {
     pub(crate) sources: Vec<Option<OwnedFd>>,
 }
 
+/// The option that sets the label of all files.
+const CONTEXT: &str = "context=";
+
 /// The root while it is being built.
 pub(crate) struct Root<'a> {
     fd: OwnedFd,
@@ -63,12 +66,20 @@ pub(crate) struct Root<'a> {
     /// Waits until the caller has made the cgroup, and enters the cgroup namespace, once; needed before a
     /// cgroup file system is mounted.
     cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
+    /// `linux.mountLabel`; empty where there is none.
+    label: String,
     index: usize,
 }
 
 impl Root<'_> {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The SELinux context of everything in a file system that is made for the container, as its
+    /// option.
+    fn context(&self) -> Option<String> {
+        (!self.label.is_empty()).then(|| format!("{CONTEXT}{}", self.label))
     }
 
     fn idmapped(&self) -> Result<Option<OwnedFd>> {
@@ -149,6 +160,7 @@ pub(crate) fn build<'a>(
         sources: &plan.sources,
         null: masks::null_device()?,
         cgroup_ready,
+        label: spec.linux.as_ref().map(|l| l.mount_label.clone()).unwrap_or_default(),
         index: 0,
     };
     for (index, m) in spec.mounts.iter().enumerate() {

@@ -112,6 +112,10 @@ fn file_system(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> 
         let mode = fstat(&target).ctx("stat", || m.destination.as_str())?.st_mode & 0o7777;
         data.push(format!("mode={mode:o}"));
     }
+    // No policy labels proc and sysfs; mqueue has its label on its root alone.
+    if !kernel && m.kind != "mqueue" {
+        data.extend(root.context());
+    }
     let mut flags = options.flags.clone();
     // A superblock that others share (cgroup, sysfs of a net namespace) is never made read-only.
     if options.one.set & sys::mount::ATTR_RDONLY != 0 && !kernel && m.kind != "mqueue" {
@@ -139,6 +143,12 @@ fn file_system(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> 
         let again = open_target(root, m, Leaf::Directory)?.0;
         return finish(&again, options).ctx("set mount attributes", || m.destination.as_str());
     };
+    if m.kind == "mqueue" && !root.label.is_empty() {
+        let at = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(at.as_str(), "security.selinux", root.label.as_bytes(), flags)
+            .ctx("set linux.mountLabel of", || m.destination.as_str())?;
+    }
     if options.copy_up {
         if m.kind != "tmpfs" {
             return Err(Error::config("mounts.options", "tmpcopyup is for tmpfs"));
@@ -155,6 +165,12 @@ fn file_system(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> 
 /// without the mount API.
 fn legacy(target: &OwnedFd, m: &Mount, options: &Options, data: &[String]) -> Result<()> {
     let at = format!("/proc/self/fd/{}", target.as_raw_fd());
+    // A label may have commas in it; mount(2) takes quotes for that, fsconfig(2) would keep them.
+    let quoted = |item: &String| match item.strip_prefix(super::CONTEXT) {
+        Some(label) => format!("{}\"{label}\"", super::CONTEXT),
+        None => item.clone(),
+    };
+    let data: Vec<String> = data.iter().map(quoted).collect();
     let data = std::ffi::CString::new(data.join(","))
         .map_err(|_| Error::config("mounts.options", "NUL inside"))?;
     let flags = ms_flags(options.one.set);
