@@ -25,9 +25,9 @@ bench: ## ratios against the peers, in one run (root)
 bench-runtime: ## ratios of the runtime against runc, crun and, where it builds, youki (root)
 	scripts/bench-runtime
 
-conformance: ## the runtimes against the OCI specification; CONFORMANCE_RUNTIME="/path [words]" for another
+conformance: ## the runtimes against the OCI specification, and the attacks on ours; CONFORMANCE_RUNTIME="/path [words]" for another
 	cargo build -p gantry
-	cargo test -p gantry-testkit --test runtime -- --nocapture
+	CONFORMANCE_LONG=1 cargo test -p gantry-testkit --test runtime -- --nocapture
 
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke

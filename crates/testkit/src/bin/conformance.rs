@@ -1,8 +1,9 @@
-//! `conformance [--security] [--no-cgroups] [--only WORD] RUNTIME [WORD…]`: looks at the properties of
-//! the OCI runtime specification with that runtime (`WORD…` come before its commands), or attacks it,
-//! and writes a line of JSON for each. `--only` takes properties whose names contain the word. It
-//! mounts a file system on `/run/conformance` of its mount namespace, so run it in one of its own:
-//! `sandbox conformance /usr/sbin/runc`. Exit code 1 if anything failed.
+//! `conformance [--security] [--no-cgroups] [--long] [--only WORD] RUNTIME [WORD…]`: looks at the
+//! properties of the OCI runtime specification with that runtime (`WORD…` come before its commands), or
+//! attacks it, and writes a line of JSON for each. `--only` takes properties whose names contain the
+//! word, `--long` takes no samples. It mounts a file system on `/run/conformance` of its mount
+//! namespace, so run it in one of its own: `sandbox conformance /usr/sbin/runc`. Exit code 1 if anything
+//! failed.
 #![allow(clippy::print_stdout)] // its output is its purpose
 
 use std::path::Path;
@@ -12,12 +13,14 @@ use testkit::Result;
 use testkit::command::Cmd;
 use testkit::oci::{Ground, Outcome, Property, Runtime, Verdict, properties, run, security};
 
-const USAGE: &str = "usage: conformance [--security] [--no-cgroups] [--only WORD] RUNTIME [WORD…]";
+const USAGE: &str =
+    "usage: conformance [--security] [--no-cgroups] [--long] [--only WORD] RUNTIME [WORD…]";
 const WORK: &str = "/run/conformance";
 
 struct Wanted {
     properties: Vec<Property>,
     runtime: Runtime,
+    long: bool,
 }
 
 fn main() -> ExitCode {
@@ -36,18 +39,23 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut args: Vec<String>) -> Option<Wanted> {
-    let (mut attacks, mut cgroups, mut only) = (false, true, None);
+    let (mut attacks, mut cgroups, mut long, mut only) = (false, true, false, None);
     while args.first().is_some_and(|arg| arg.starts_with("--")) {
         match args.remove(0).as_str() {
             "--security" => attacks = true,
             "--no-cgroups" => cgroups = false,
+            "--long" => long = true,
             "--only" if !args.is_empty() => only = Some(args.remove(0)),
             _ => return None,
         }
     }
     let mut properties = if attacks { security::all() } else { properties::all() };
     properties.retain(|property| only.as_ref().is_none_or(|word| property.name.contains(word)));
-    (!args.is_empty()).then_some(Wanted { properties, runtime: Runtime { argv: args, cgroups } })
+    (!args.is_empty()).then_some(Wanted {
+        properties,
+        runtime: Runtime { argv: args, cgroups },
+        long,
+    })
 }
 
 /// Whether nothing failed.
@@ -56,7 +64,7 @@ fn conformance(wanted: Wanted) -> Result<bool> {
         Cmd::host("mkdir", [WORK]).ok()?;
     }
     Cmd::host("mount", ["-t", "tmpfs", "-o", "mode=755", "conformance", WORK]).ok()?;
-    let ground = Ground { runtime: wanted.runtime, work: WORK.into() };
+    let ground = Ground { runtime: wanted.runtime, work: WORK.into(), long: wanted.long };
     let failed = AtomicBool::new(false);
     let tell = |verdict: Verdict| {
         failed.fetch_or(verdict.outcome == Outcome::Fail, Ordering::Relaxed);
@@ -74,6 +82,7 @@ fn nothing_left() -> Result<Verdict> {
         property: "suite/nothing-left".to_owned(),
         outcome: Outcome::Pass,
         text: String::new(),
+        took_ms: 0,
     };
     if Cmd::host("umount", [WORK]).output()?.code() == 0 {
         Cmd::host("rmdir", [WORK]).ok()?;

@@ -170,6 +170,11 @@ impl Pending {
         lossy(&self.err)
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("wait for", &self.shown)?.is_some())
+    }
+
     /// Waits until standard output has this text.
     pub fn wait_for(&self, text: &str) -> Result<String> {
         wait::until_ok(&format!("{text:?} of {}", self.shown), self.limit, || {

@@ -12,7 +12,11 @@ pub enum Arg {
     Data(Vec<u8>),
     /// What the call of this index gave.
     Result(usize),
+    /// The address of [`SCRATCH_BYTES`] bytes that all calls share.
+    Scratch,
 }
+
+pub const SCRATCH_BYTES: usize = 64;
 
 /// One call: its number and at most six arguments (32 bit: five).
 #[derive(Debug, Clone)]
@@ -37,48 +41,67 @@ const BASE: u32 = 0x0040_0000;
 
 /// A program for x86-64; numbers may have the x32 bit.
 pub fn x86_64(calls: &[SysCall]) -> Vec<u8> {
-    const MOVE: [[u8; 2]; 6] =
-        [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
-    const FROM_STACK: [[u8; 4]; 6] = [
-        [0x48, 0x8b, 0xbc, 0x24],
-        [0x48, 0x8b, 0xb4, 0x24],
-        [0x48, 0x8b, 0x94, 0x24],
-        [0x4c, 0x8b, 0x94, 0x24],
-        [0x4c, 0x8b, 0x84, 0x24],
-        [0x4c, 0x8b, 0x8c, 0x24],
-    ];
+    program_64(calls, None)
+}
+
+/// A program for x86-64 that makes its calls so many times, and keeps no results: none may refer to
+/// a former one.
+pub fn x86_64_repeated(calls: &[SysCall], times: u64) -> Vec<u8> {
+    program_64(calls, Some(times))
+}
+
+fn program_64(calls: &[SysCall], times: Option<u64>) -> Vec<u8> {
     const HEADERS: u32 = 64 + 56;
-    let (mut code, mut fixes, mut data) = (Vec::new(), Vec::new(), Vec::new());
-    let load = |code: &mut Vec<u8>, op: &[u8], value: u64| {
-        code.extend(op);
-        code.extend(value.to_le_bytes());
-    };
+    let mut code = Vec::new();
+    let (mut fixes, mut data) = (Vec::new(), vec![0; SCRATCH_BYTES]);
+    if let Some(times) = times {
+        load_64(&mut code, [0x49, 0xbc], times); // mov r12
+    }
+    let begin = code.len();
     for (index, call) in calls.iter().enumerate() {
         for (place, arg) in call.args.iter().enumerate() {
             match arg {
-                Arg::Number(value) => load(&mut code, &MOVE[place], *value),
+                Arg::Number(value) => load_64(&mut code, MOVE_64[place], *value),
+                Arg::Scratch => {
+                    load_64(&mut code, MOVE_64[place], 0);
+                    fixes.push((code.len() - 8, 0));
+                }
                 Arg::Data(bytes) => {
-                    load(&mut code, &MOVE[place], 0);
+                    load_64(&mut code, MOVE_64[place], 0);
                     fixes.push((code.len() - 8, data.len()));
                     data.extend(bytes);
                     data.resize(data.len().next_multiple_of(8), 0);
                 }
                 Arg::Result(of) => {
-                    code.extend(FROM_STACK[place]);
+                    code.extend(FROM_STACK_64[place]);
                     code.extend(word(8 * (index - 1 - of)).to_le_bytes());
                 }
             }
         }
-        load(&mut code, &[0x48, 0xb8], call.number);
-        code.extend([0x0f, 0x05, 0x50]); // syscall; push rax
+        load_64(&mut code, [0x48, 0xb8], call.number);
+        code.extend([0x0f, 0x05]); // syscall
+        if times.is_none() {
+            code.push(0x50); // push rax
+        }
     }
-    load(&mut code, &MOVE[0], 1);
-    code.extend([0x48, 0x89, 0xe6]); // mov rsi, rsp
-    load(&mut code, &MOVE[2], u64::from(word(8 * calls.len())));
-    load(&mut code, &[0x48, 0xb8], 1);
+    let length = if times.is_some() {
+        let back = word(code.len() - begin + 9);
+        code.extend([0x49, 0xff, 0xcc, 0x0f, 0x85]); // dec r12; jnz
+        code.extend(back.wrapping_neg().to_le_bytes());
+        load_64(&mut code, MOVE_64[0], 1);
+        load_64(&mut code, MOVE_64[1], 0);
+        fixes.push((code.len() - 8, 0));
+        SCRATCH_BYTES
+    } else {
+        load_64(&mut code, MOVE_64[0], 1);
+        code.extend([0x48, 0x89, 0xe6]); // mov rsi, rsp
+        8 * calls.len()
+    };
+    load_64(&mut code, MOVE_64[2], u64::from(word(length)));
+    load_64(&mut code, [0x48, 0xb8], 1);
     code.extend([0x0f, 0x05]);
-    load(&mut code, &MOVE[0], 0);
-    load(&mut code, &[0x48, 0xb8], 60);
+    load_64(&mut code, MOVE_64[0], 0);
+    load_64(&mut code, [0x48, 0xb8], 60);
     code.extend([0x0f, 0x05]);
     code.resize(code.len().next_multiple_of(8), 0);
     let start = BASE + HEADERS;
@@ -90,6 +113,24 @@ pub fn x86_64(calls: &[SysCall]) -> Vec<u8> {
     let mut file = header_64(start, HEADERS + word(code.len()));
     file.extend(code);
     file
+}
+
+/// `mov`, of a constant of 64 bits, to the registers of the arguments.
+const MOVE_64: [[u8; 2]; 6] =
+    [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
+/// `mov`, from the stack, to the same.
+const FROM_STACK_64: [[u8; 4]; 6] = [
+    [0x48, 0x8b, 0xbc, 0x24],
+    [0x48, 0x8b, 0xb4, 0x24],
+    [0x48, 0x8b, 0x94, 0x24],
+    [0x4c, 0x8b, 0x94, 0x24],
+    [0x4c, 0x8b, 0x84, 0x24],
+    [0x4c, 0x8b, 0x8c, 0x24],
+];
+
+fn load_64(code: &mut Vec<u8>, op: [u8; 2], value: u64) {
+    code.extend(op);
+    code.extend(value.to_le_bytes());
 }
 
 /// The file's and its only segment's header, for a file of `size` bytes that begins at `start`.
@@ -120,7 +161,7 @@ pub fn i386(calls: &[SysCall]) -> Vec<u8> {
     const MOVE: [u8; 5] = [0xbb, 0xb9, 0xba, 0xbe, 0xbf];
     const FROM_STACK: [u8; 5] = [0x9c, 0x8c, 0x94, 0xb4, 0xbc];
     const HEADERS: u32 = 52 + 32;
-    let (mut code, mut fixes, mut data) = (Vec::<u8>::new(), Vec::new(), Vec::<u8>::new());
+    let (mut code, mut fixes, mut data) = (Vec::new(), Vec::new(), vec![0; SCRATCH_BYTES]);
     let load = |code: &mut Vec<u8>, op: u8, value: u32| {
         code.push(op);
         code.extend(value.to_le_bytes());
@@ -129,6 +170,10 @@ pub fn i386(calls: &[SysCall]) -> Vec<u8> {
         for (place, arg) in call.args.iter().enumerate() {
             match arg {
                 Arg::Number(value) => load(&mut code, MOVE[place], low(*value)),
+                Arg::Scratch => {
+                    load(&mut code, MOVE[place], 0);
+                    fixes.push((code.len() - 4, 0));
+                }
                 Arg::Data(bytes) => {
                     load(&mut code, MOVE[place], 0);
                     fixes.push((code.len() - 4, data.len()));
@@ -225,5 +270,20 @@ mod tests {
         assert_eq!(ran(&x86_64(&calls), true), [3, -2, 0, -9]);
         let calls = [open(5, "/"), open(5, &missing), close(6, 0), close(6, 0)];
         assert_eq!(ran(&i386(&calls), false), [3, -2, 0, -9]);
+    }
+
+    #[test]
+    fn repeated_calls_and_the_shared_bytes() {
+        let times = u64::from(crate::random::number(2..500));
+        let into = |number, size| SysCall {
+            number,
+            args: vec![Arg::Scratch, Arg::Number(size), Arg::Number(0)],
+        };
+        // getcwd(2) writes its answer there.
+        let got = ran(&x86_64_repeated(&[into(79, 64)], times), true);
+        assert_eq!(got.len(), SCRATCH_BYTES / 8);
+        assert_ne!(got.last().copied(), Some(0), "a path begins with a slash: {got:?}");
+        let got = ran(&x86_64(&[into(79, 64), into(79, 0)]), true);
+        assert!(got[0] > 0 && got[1] == -34, "{got:?}");
     }
 }

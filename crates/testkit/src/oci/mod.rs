@@ -37,6 +37,8 @@ pub struct Ground {
     pub runtime: Runtime,
     /// A directory on a file system that allows devices and set-user-id files.
     pub work: PathBuf,
+    /// As many rounds as an attack may need, where a sample is enough otherwise.
+    pub long: bool,
 }
 
 /// Why a property does not hold.
@@ -82,6 +84,7 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// What was seen instead, or why it was skipped.
     pub text: String,
+    pub took_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,12 +114,14 @@ pub fn run(ground: &Ground, properties: &[Property], tell: &(dyn Fn(Verdict) + S
 }
 
 fn look(ground: &Ground, property: &Property) -> Verdict {
+    let begin = std::time::Instant::now();
     let (outcome, text) = match (property.check)(ground) {
         Ok(()) => (Outcome::Pass, String::new()),
         Err(Failure::Skipped(why)) => (Outcome::Skip, why),
         Err(failure) => (Outcome::Fail, failure.to_string()),
     };
-    Verdict { property: property.name.to_owned(), outcome, text }
+    let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Verdict { property: property.name.to_owned(), outcome, text, took_ms }
 }
 
 /// Whether it holds; `seen` is for the message.

@@ -61,6 +61,8 @@ pub(crate) fn complaints(verdicts: &[Verdict], known: &BTreeMap<String, Known>) 
 fn differences_are_of_properties_that_there_are() {
     let mut names: Vec<&str> =
         testkit::oci::properties::all().iter().map(|property| property.name).collect();
+    names.extend(testkit::oci::security::all().iter().map(|property| property.name));
+    names.extend(crate::attacks::names());
     names.sort_unstable();
     for pair in names.windows(2) {
         assert_ne!(pair[0], pair[1], "two properties of one name");
@@ -74,8 +76,12 @@ fn differences_are_of_properties_that_there_are() {
 
 #[test]
 fn an_unlisted_failure_and_a_stale_line_are_complained_about() {
-    let verdict =
-        |outcome| Verdict { property: "a/b".to_owned(), outcome, text: "seen".to_owned() };
+    let verdict = |outcome| Verdict {
+        property: "a/b".to_owned(),
+        outcome,
+        text: "seen".to_owned(),
+        took_ms: 0,
+    };
     let none = BTreeMap::new();
     assert_eq!(complaints(&[verdict(Outcome::Fail)], &none), ["a/b: seen"]);
     assert!(complaints(&[verdict(Outcome::Pass), verdict(Outcome::Skip)], &none).is_empty());

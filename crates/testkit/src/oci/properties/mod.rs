@@ -20,6 +20,11 @@ mod userns;
 
 use super::{Checked, Ground, Property};
 
+/// A container on a terminal: what it showed until its end.
+pub(super) fn session(bundle: &mut super::bundle::Bundle<'_>) -> Checked<String> {
+    terminal::session(bundle, "")
+}
+
 const fn p(name: &'static str, check: fn(&Ground) -> Checked) -> Property {
     Property { name, check }
 }

@@ -68,14 +68,14 @@ fn opened(b: &mut Bundle<'_>) -> Checked<File> {
     let socket = path.display().to_string();
     let run = b.call(&["run", "-d", "--console-socket", &socket, &b.id]).start()?;
     // A runtime that fails would leave us waiting for its connection.
-    listener.set_nonblocking(true).map_err(io("set non-blocking"))?;
     let mut run = run;
     let connected = crate::wait::until("the console", crate::oci::call::LIMIT, || {
-        let mut poll = [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)];
-        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        (rustix::event::poll(&mut poll, Some(&none)) == Ok(1)).then_some(())
+        match readable(&listener, 0) {
+            true => Some(true),
+            false => matches!(run.has_ended(), Ok(true)).then_some(false),
+        }
     });
-    if connected.is_err() {
+    if !matches!(connected, Ok(true)) {
         return Err(Failure::Violated(format!("no console: {}", run.stderr())));
     }
     let (fd, _) = receive(&listener)?;
@@ -96,10 +96,21 @@ fn until_text(master: &mut File, text: &str) -> Checked<String> {
     Ok(all)
 }
 
+/// Whether there is something to read within so many seconds.
+fn readable(fd: &impl std::os::fd::AsFd, seconds: i64) -> bool {
+    let mut poll = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: seconds, tv_nsec: 0 };
+    rustix::event::poll(&mut poll, Some(&limit)).is_ok_and(|count| count > 0)
+}
+
+/// So long a terminal may be silent, in seconds.
+const SILENCE_SECONDS: i64 = 15;
+
 /// All that comes until the other end is closed, which reads as an error.
 fn until_end(master: &mut File) -> String {
     let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
-    while let Ok(count @ 1..) = master.read(&mut chunk) {
+    while readable(master, SILENCE_SECONDS) {
+        let Ok(count @ 1..) = master.read(&mut chunk) else { break };
         all.extend_from_slice(&chunk[..count]);
     }
     String::from_utf8_lossy(&all).into_owned()
