@@ -194,14 +194,18 @@ impl JsonLog {
             self.file = Some(file);
         }
         let Some(file) = self.file.as_mut() else { return Ok(()) };
+        // Somebody may have truncated it since (`: > FILE`, logrotate's copytruncate).
+        self.size = file.metadata()?.len();
         match file.write_all(bytes) {
             Ok(()) => {
                 self.size += len64(bytes.len());
                 Ok(())
             }
             Err(error) => {
-                // Readers want whole lines. If even this fails, they skip the damaged one.
-                drop(file.set_len(self.size));
+                // Readers want whole lines. If even this fails, they skip the damaged one. Never
+                // longer than it is: that would fill it with zeroes.
+                let keep = file.metadata().map_or(self.size, |now| now.len().min(self.size));
+                drop(file.set_len(keep));
                 Err(error)
             }
         }
@@ -425,6 +429,25 @@ mod tests {
             let size = entry.unwrap().metadata().unwrap().len();
             assert!(size < 300, "{size}");
         }
+    }
+
+    #[test]
+    fn a_file_truncated_by_others_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log =
+            JsonLog::open(LogOptions { max_size: Some(400), max_file: 2, ..options(&path) })
+                .unwrap();
+        for n in 0..20 {
+            log.write(0, format!("line {n}\n").as_bytes());
+            std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        }
+        log.write(0, b"last\n");
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(log.size, length);
+        assert_eq!(read(&path).len(), 1);
+        // Its size is what counts for rotation, not what was written over time.
+        assert!(!dir.path().join("l.1").exists());
     }
 
     #[test]
