@@ -329,32 +329,32 @@ impl Shim {
                 self.pause_output(key, stream);
                 return;
             }
-            if !self.read_output(key, stream) {
+            if self.read_output(key, stream).is_none() {
                 return;
             }
         }
     }
 
-    /// Reads once and passes on; false when there is nothing now, or nothing more.
-    fn read_output(&mut self, key: u64, stream: usize) -> bool {
-        let Some(process) = self.processes.get_mut(&key) else { return false };
-        let Some(output) = &mut process.io.outputs[stream] else { return false };
+    /// Reads once and passes on; how many bytes. `None` when there is nothing now, or nothing more.
+    fn read_output(&mut self, key: u64, stream: usize) -> Option<usize> {
+        let process = self.processes.get_mut(&key)?;
+        let output = process.io.outputs[stream].as_mut()?;
         let mut scratch = std::mem::take(&mut self.scratch);
         let read = rustix::io::read(&output.fd, &mut scratch[..]);
         let more = match read {
-            Err(Errno::AGAIN) => false,
-            Err(Errno::INTR) => true,
+            Err(Errno::AGAIN) => None,
+            Err(Errno::INTR) => Some(0),
             // A terminal whose last user has closed it answers EIO.
             Ok(0) | Err(_) => {
                 self.end_output(key, stream);
-                false
+                None
             }
             Ok(n) => {
                 if let Some(log) = &mut process.io.log {
                     log.write(stream, &scratch[..n]);
                 }
                 self.pass_on(key, stream, &scratch[..n]);
-                true
+                Some(n)
             }
         };
         self.scratch = scratch;
@@ -477,9 +477,12 @@ impl Shim {
     /// The process has ended: takes what its pipes hold.
     pub(crate) fn drain_at_exit(&mut self, key: u64) {
         for stream in 0..2 {
-            let mut budget = EXIT_BYTES_MAX / self.scratch.len().max(1);
-            while budget > 0 && self.read_output(key, stream) {
-                budget -= 1;
+            let mut left = EXIT_BYTES_MAX;
+            // A terminal gives a few KiB a read, whatever is asked for: bytes count, not reads.
+            while left > 0
+                && let Some(read) = self.read_output(key, stream)
+            {
+                left = left.saturating_sub(read);
             }
         }
         if let Some(process) = self.processes.get_mut(&key)
@@ -499,7 +502,7 @@ impl Shim {
                 .is_some_and(|p| p.io.outputs[stream].as_ref().is_some_and(|o| !o.ended));
             if open && !self.is_blocked(key, stream) {
                 let mut budget = READS_PER_TURN;
-                while budget > 0 && self.read_output(key, stream) {
+                while budget > 0 && self.read_output(key, stream).is_some() {
                     budget -= 1;
                 }
                 if budget > 0 {

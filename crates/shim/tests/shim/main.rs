@@ -204,6 +204,38 @@ fn terminal_and_its_size() {
 }
 
 #[test]
+fn a_terminals_log_is_whole_when_the_exit_is_told() {
+    isolated("a_terminals_log_is_whole_when_the_exit_is_told", |runtime| {
+        let world = World::new(runtime);
+        let id = random_name("c");
+        let log = world.path("c.log");
+        // As much as a terminal holds, about, without stopping the writer.
+        let script = "stty -opost; yes 0123456789abcde | head -c 8000";
+        let mut task = world.create(&id, &["/bin/sh", "-c", script], |r| {
+            r.terminal = true;
+            r.stdout = format!("gantry://json-file{}", log.display());
+        });
+        let connect = api::ConnectRequest { id: id.clone() };
+        let shim: api::ConnectResponse = task.call("Connect", &connect).unwrap();
+        let shim = rustix::process::Pid::from_raw(i32::try_from(shim.shim_pid).unwrap()).unwrap();
+        task.start("").unwrap();
+        // The shim finds the output and the exit at the same time.
+        rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+        let stat = format!("/proc/{}/stat", task.pid);
+        eventually("the container has ended", || {
+            std::fs::read_to_string(&stat).map_or(true, |s| s.contains(") Z "))
+        });
+        rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(task.wait(""), 0);
+        let text = std::fs::read_to_string(&log).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let bytes: usize = lines.map(|l| l["log"].as_str().unwrap().len()).sum();
+        assert_eq!(bytes, 8000);
+        task.finish();
+    });
+}
+
+#[test]
 fn exec_in_a_running_container() {
     isolated("exec_in_a_running_container", |runtime| {
         let mut world = World::new(runtime);
