@@ -1,7 +1,7 @@
 //! The ttrpc server: frames in, calls of `service`, frames out.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use protos::shim::TASK_SERVICE;
@@ -20,6 +20,8 @@ use crate::shim::Shim;
 
 /// Clients at once.
 const CONNS_MAX: usize = 256;
+/// Time until accepting is tried again when it could not be done.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client that does not take its answers is cut off at this many bytes.
 const ANSWERS_BYTES_MAX: usize = 8 << 20;
 /// Calls of one client that wait (Wait); the rest is refused.
@@ -36,11 +38,19 @@ pub(crate) fn is_ours(fd: &OwnedFd) -> bool {
 /// A descriptor that is given up when there are no others, so that a client who cannot be served is
 /// turned away: in the queue it would wake the loop without end.
 #[derive(Debug)]
-pub(crate) struct Spare(Option<OwnedFd>);
+pub(crate) struct Spare {
+    spare: Option<OwnedFd>,
+    /// Until when no listener is to be asked.
+    pub(crate) paused: Option<Instant>,
+}
+
+fn spare() -> Option<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
 
 impl Spare {
     pub(crate) fn new() -> Self {
-        Self(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok())
+        Self { spare: spare(), paused: None }
     }
 
     /// The next client of a listener that does not block.
@@ -50,23 +60,52 @@ impl Spare {
             match rustix::net::accept_with(listener, flags) {
                 Ok(fd) => return Some(fd),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::MFILE | Errno::NFILE) => {
-                    self.0 = None;
-                    let turned_away = rustix::net::accept_with(listener, flags);
-                    let is_empty = turned_away.is_err();
-                    drop(turned_away);
-                    *self = Self::new();
-                    if is_empty {
-                        return None;
+                Err(Errno::MFILE | Errno::NFILE) if self.spare.is_some() => {
+                    self.spare = None;
+                    let turned_away = rustix::net::accept_with(listener, flags).map(drop);
+                    self.spare = spare();
+                    match turned_away {
+                        Ok(()) | Err(Errno::INTR | Errno::CONNABORTED) => {}
+                        Err(Errno::AGAIN) => return None,
+                        Err(_) => return self.pause(),
                     }
                 }
-                Err(_) => return None,
+                Err(Errno::AGAIN) => return None,
+                // No memory, or no spare to give up: the queue is left alone for a moment.
+                Err(_) => return self.pause(),
             }
         }
+    }
+
+    fn pause(&mut self) -> Option<OwnedFd> {
+        self.paused = Some(Instant::now() + ACCEPT_PAUSE);
+        None
     }
 }
 
 impl Shim {
+    /// After [`Spare::accept`] could not even turn clients away: they wait, unheard, for a moment.
+    pub(crate) fn pause_listeners(&mut self) {
+        if self.spare.paused.is_some() {
+            self.listen(EventFlags::empty());
+        }
+    }
+
+    pub(crate) fn resume_listeners(&mut self) {
+        self.spare.paused = None;
+        if self.spare.spare.is_none() {
+            self.spare.spare = spare();
+        }
+        self.listen(EventFlags::IN);
+    }
+
+    /// At the shim's end they are not registered any more, which is as well.
+    fn listen(&self, flags: EventFlags) {
+        self.poller.modify(&self.listener, Kind::Listener, 0, flags);
+        // Asked once more than needed if all its places are taken.
+        self.poller.modify(&self.attach_listener, Kind::AttachListener, 0, flags);
+    }
+
     /// Takes new clients in.
     pub(crate) fn on_listener(&mut self) {
         while let Some(fd) = self.spare.accept(&self.listener) {

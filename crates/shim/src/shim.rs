@@ -121,8 +121,14 @@ impl Shim {
 
     fn dispatch(&mut self, ready: Ready) {
         match ready.kind {
-            Kind::Listener => self.on_listener(),
-            Kind::AttachListener => self.on_attach_listener(),
+            Kind::Listener => {
+                self.on_listener();
+                self.pause_listeners();
+            }
+            Kind::AttachListener => {
+                self.on_attach_listener();
+                self.pause_listeners();
+            }
             Kind::Signal => self.on_signal(),
             Kind::Conn => self.on_conn(ready.id, ready.flags),
             Kind::Attach => self.on_client(ready.id, ready.flags),
@@ -146,6 +152,7 @@ impl Shim {
             self.events.deadline(),
             self.forwarder.deadline(),
             self.starts.deadline(),
+            self.spare.paused,
             self.shutdown,
             self.lonely,
         ];
@@ -173,6 +180,9 @@ impl Shim {
         }
         if self.forwarder.deadline().is_some_and(|at| at <= now) {
             self.forwarder.on_deadline(&self.poller, now);
+        }
+        if self.spare.paused.is_some_and(|at| at <= now) {
+            self.resume_listeners();
         }
         self.on_start_deadlines(now);
         let due: Vec<u64> = self
