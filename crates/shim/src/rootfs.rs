@@ -118,6 +118,10 @@ fn parse(mount: &Mount) -> Result<Parsed<'_>> {
             match option {
                 "bind" => parsed.bind = Some(false),
                 "rbind" => parsed.bind = Some(true),
+                // Overlay would be given them as its own, and answer "invalid argument".
+                _ if option.starts_with("uidmap=") || option.starts_with("gidmap=") => {
+                    return Err(Error::unsupported(format!("rootfs mount option {option}")));
+                }
                 "loop" => return Err(Error::unsupported("rootfs mount option loop")),
                 "" => {}
                 _ => parsed.data.push(option),
@@ -161,7 +165,12 @@ fn mount_filesystem(mount: &Mount, parsed: &Parsed<'_>, target: &Path) -> Result
     let name = || format!("{} {} at {}", mount.kind, mount.source, target.display());
     let data = parsed.data.join(",");
     if data.len() > DATA_BYTES_MAX {
-        return mount_long(mount, parsed, target).context("mount", name);
+        let short = (mount.kind == "overlay").then(|| shortened(&parsed.data)).flatten();
+        let mounted = match short {
+            Some((base, data)) => mount_from(base, mount, parsed.flags, &data, target),
+            None => mount_long(mount, parsed, target),
+        };
+        return mounted.context("mount", name);
     }
     let data = CString::new(data).map_err(|_| Error::invalid("NUL in a mount option"))?;
     rustix::mount::mount(
@@ -212,6 +221,70 @@ fn mount_long(mount: &Mount, parsed: &Parsed<'_>, target: &Path) -> Result<(), E
     m::move_mount(&mount, "", here, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
+/// Overlay's options with paths that start at the directory which the layers have in common, if
+/// they fit into a page then.
+fn shortened<'a>(data: &[&'a str]) -> Option<(&'a str, String)> {
+    let layers = data.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
+    let first = layers.split(':').next()?;
+    let mut base = &first[..first.rfind('/')?];
+    // A backslash keeps a colon from ending a path: not for us to take apart.
+    if layers.contains(['\\', ',']) || !layers.split(':').all(|layer| layer.starts_with('/')) {
+        return None;
+    }
+    for layer in layers.split(':') {
+        while !layer.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')) {
+            base = &base[..base.rfind('/')?];
+        }
+    }
+    let cut = |path: &'a str| {
+        let rest = path.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
+        rest.filter(|rest| !rest.is_empty()).unwrap_or(path)
+    };
+    let options: Vec<String> = data
+        .iter()
+        .map(|option| match option.strip_prefix("lowerdir=") {
+            Some(layers) => {
+                format!("lowerdir={}", layers.split(':').map(cut).collect::<Vec<_>>().join(":"))
+            }
+            None => (*option).to_owned(),
+        })
+        .collect();
+    let text = options.join(",");
+    (!base.is_empty() && text.len() <= DATA_BYTES_MAX).then_some((base, text))
+}
+
+/// Mounts from within `base`, in a process of its own: the shim's directory stays what it is.
+fn mount_from(
+    base: &str,
+    mount: &Mount,
+    flags: MountFlags,
+    data: &str,
+    target: &Path,
+) -> Result<(), Errno> {
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let child = sys::clone::clone_process(&sys::clone::CloneOptions::default(), || {
+        let mounted = rustix::process::chdir(base).and_then(|()| {
+            let kind = mount.kind.as_str();
+            rustix::mount::mount(mount.source.as_str(), target, kind, flags, Some(data.as_c_str()))
+        });
+        mounted.map_or_else(Errno::raw_os_error, |()| 0)
+    })?;
+    let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&child.pidfd));
+    loop {
+        match rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+            Ok(status) => {
+                return match status.and_then(|status| status.exit_status()) {
+                    Some(0) => Ok(()),
+                    Some(number) => Err(Errno::from_raw_os_error(number)),
+                    None => Err(Errno::INTR),
+                };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -232,6 +305,27 @@ mod tests {
         assert_eq!(parsed.flags, MountFlags::RDONLY);
         assert_eq!(parsed.data, ["lowerdir=/a:/b", "volatile"]);
         assert!(parsed.propagation.unwrap().contains(MountPropagationFlags::REC));
+    }
+
+    #[test]
+    fn many_layers_are_named_from_their_directory() {
+        let layers: Vec<String> =
+            (0..100).map(|n| format!("/var/lib/store/snapshots/long-enough-{n}/fs")).collect();
+        let lower = format!("lowerdir={}", layers.join(":"));
+        let (base, data) = shortened(&["volatile", "upperdir=/u", &lower]).unwrap();
+        assert_eq!(base, "/var/lib/store/snapshots");
+        assert!(data.starts_with("volatile,upperdir=/u,lowerdir=long-enough-0/fs:long-enough-1/"));
+        assert_eq!(shortened(&["lowerdir=/a/x:b"]), None);
+        assert_eq!(shortened(&["lowerdir=/a/x:/b/y"]), None);
+        assert_eq!(shortened(&[r"lowerdir=/a/x\:z:/a/y"]), None);
+    }
+
+    #[test]
+    fn options_that_map_ids_are_refused_by_name() {
+        for option in ["uidmap=0:100000:65536", "gidmap=0:100000:65536"] {
+            let error = parse(&mount(&[option])).map(drop).unwrap_err();
+            assert!(error.to_string().contains(option));
+        }
     }
 
     #[test]

@@ -236,6 +236,45 @@ fn a_terminals_log_is_whole_when_the_exit_is_told() {
 }
 
 #[test]
+fn a_root_of_many_layers_is_mounted() {
+    isolated("a_root_of_many_layers_is_mounted", |runtime| {
+        let world = World::new(runtime);
+        let id = random_name("c");
+        let tmpfs = world.path("tmpfs");
+        std::fs::create_dir(&tmpfs).unwrap();
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&tmpfs).status();
+        assert!(mounted.unwrap().success());
+        let long = "x".repeat(60);
+        let mut layers = vec![world.path(&format!("{id}.d")).display().to_string()];
+        for n in 0..60 {
+            let layer = tmpfs.join(format!("{long}/{n}/fs"));
+            std::fs::create_dir_all(layer.join(format!("layer{n}"))).unwrap();
+            layers.push(layer.display().to_string());
+        }
+        for name in ["upper", "work"] {
+            std::fs::create_dir(tmpfs.join(name)).unwrap();
+        }
+        let mut task =
+            world.create(&id, &["/bin/sh", "-c", "exit $(ls -d /layer* | wc -l)"], |r| {
+                r.rootfs = vec![api::Mount {
+                    kind: "overlay".into(),
+                    source: "overlay".into(),
+                    options: vec![
+                        format!("workdir={}", tmpfs.join("work").display()),
+                        format!("upperdir={}", tmpfs.join("upper").display()),
+                        format!("lowerdir={}", layers.join(":")),
+                    ],
+                    ..Default::default()
+                }];
+            });
+        task.start("").unwrap();
+        assert_eq!(task.wait(""), 60);
+        task.finish();
+    });
+}
+
+#[test]
 fn exec_in_a_running_container() {
     isolated("exec_in_a_running_container", |runtime| {
         let mut world = World::new(runtime);

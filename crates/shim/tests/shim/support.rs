@@ -149,7 +149,9 @@ impl World {
             std::fs::create_dir_all(root.join(name)).unwrap();
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "sleep", "head", "wc", "stty", "tty", "yes", "true", "md5sum"] {
+        for applet in
+            ["sh", "ls", "cat", "sleep", "head", "wc", "stty", "tty", "yes", "true", "md5sum"]
+        {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
