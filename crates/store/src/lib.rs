@@ -7,6 +7,7 @@
 //!
 //! On disk, below `Config::root` (0700):
 //! - `meta.db`: redb, all records; moved to `meta.damaged-TIME` and rebuilt if it cannot be read
+//! - `meta.rebuilding`: there while the database is not complete; a start that finds it rebuilds again
 //! - `records/TABLE/HASH.json`, `snapshots/N/record.json`: the same records, one file each, from
 //!   which it is rebuilt
 //! - `content/blobs/ALGORITHM/HEX`, `content/ingest/HASH/{ref.json,data}`
@@ -209,7 +210,7 @@ pub(crate) struct Core {
 impl Core {
     fn open(config: &Config) -> Result<Arc<Self>> {
         check_root(&config.root)?;
-        if config.layers != LayerForm::Directories {
+        if config.layers == LayerForm::Index {
             check_root(&config.state)?;
         }
         make_directories(&config.root, &config.state)?;
@@ -237,8 +238,12 @@ impl Core {
         }
         core.load_namespaces()?;
         core.load_ingests()?;
-        core.reconcile_snapshots()?;
-        core.reconcile_content()?;
+        core.reconcile_snapshots(opened)?;
+        core.reconcile_content(opened)?;
+        if opened == Opened::Created {
+            core.db.flush()?;
+            db::finish_rebuild(&core.root)?;
+        }
         let core = Arc::new(core);
         core.start_threads()?;
         Ok(core)
@@ -320,7 +325,7 @@ impl TaskHost for Host {
 }
 
 /// Mount options are one text with `,` and `:` as its marks: a data root that has them is refused.
-fn check_root(root: &Path) -> Result<()> {
+pub(crate) fn check_root(root: &Path) -> Result<()> {
     let text = root.to_str().filter(|text| !text.contains([',', ':', '\\', '\n']));
     if text.is_none() || !root.is_absolute() {
         return Err(Error::invalid(format!(

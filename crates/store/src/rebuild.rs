@@ -8,11 +8,23 @@ use types::{Algorithm, Digest, Digester};
 use crate::{
     Core,
     content::{BUFFER_BYTES, ContentRecord},
-    db::{Durable, Table, lock},
+    db::{Durable, Opened, Table, lock},
     error::{Error, Result},
     images::ImageRecord,
     snapshots::{SnapshotRecord, child_key},
 };
+
+fn digest_of_file(like: &Digest, path: &std::path::Path) -> std::io::Result<Digest> {
+    let mut file = std::fs::File::open(path)?;
+    let mut digester = Digester::new(like.algorithm());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer)? {
+            0 => return Ok(digester.finish()),
+            n => digester.update(&buffer[..n]),
+        }
+    }
+}
 
 impl Core {
     /// Fills an empty database from the records beside it, and from the blobs: those that an image or
@@ -115,28 +127,26 @@ impl Core {
         Ok(true)
     }
 
-    /// Every blob with its size; damaged ones are removed.
+    /// Every blob with its size; damaged ones are removed, unreadable ones left out.
     fn verified_blobs(&self) -> Result<BTreeMap<Digest, u64>> {
         let mut blobs = self.blob_files()?;
         let mut bad = Vec::new();
         for digest in blobs.keys() {
             let path = self.blob_path(digest);
-            let mut file = std::fs::File::open(&path).map_err(Error::io("open blob", &path))?;
-            let mut digester = Digester::new(digest.algorithm());
-            let mut buffer = vec![0; BUFFER_BYTES];
-            loop {
-                match std::io::Read::read(&mut file, &mut buffer)
-                    .map_err(Error::io("read blob", &path))?
-                {
-                    0 => break,
-                    n => digester.update(&buffer[..n]),
+            let found = digest_of_file(digest, &path);
+            match found.map_err(Error::io("read blob", &path)) {
+                Ok(found) if found == *digest => continue,
+                Ok(_) => {
+                    tracing::warn!(digest = %digest, "a damaged blob is removed");
+                    std::fs::remove_file(&path).map_err(Error::io("remove blob", &path))?;
+                }
+                Err(error) => {
+                    // One bad sector must not keep all other images away.
+                    let error = store_api::Error::from(error);
+                    tracing::warn!(digest = %digest, error = %error, "a blob cannot be read");
                 }
             }
-            if digester.finish() != *digest {
-                tracing::warn!(digest = %digest, "a damaged blob is removed");
-                std::fs::remove_file(&path).map_err(Error::io("remove blob", &path))?;
-                bad.push(digest.clone());
-            }
+            bad.push(digest.clone());
         }
         for digest in bad {
             blobs.remove(&digest);
@@ -162,8 +172,9 @@ impl Core {
     }
 
     /// A record whose blob is gone or cut short (the power went before it was synced) goes; a blob
-    /// without a record goes too.
-    pub(crate) fn reconcile_content(&self) -> Result<()> {
+    /// without a record goes too, unless the records were just rebuilt: what those miss stays until the
+    /// next start.
+    pub(crate) fn reconcile_content(&self, opened: Opened) -> Result<()> {
         let mut files = self.blob_files()?;
         let mut used = BTreeSet::new();
         let _blobs = lock(&self.blobs);
@@ -181,6 +192,9 @@ impl Core {
                 }
                 Ok(())
             })?;
+        }
+        if opened == Opened::Created {
+            return Ok(());
         }
         files.retain(|digest, _| !used.contains(digest));
         for digest in files.keys() {

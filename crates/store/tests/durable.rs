@@ -238,6 +238,47 @@ async fn database_lost_or_damaged() {
     }
 }
 
+/// A rebuild that is interrupted anywhere is done again by the next start, and nothing is lost: neither
+/// what it had not come to, nor by a power cut, which takes the journal.
+#[tokio::test(flavor = "multi_thread")]
+async fn rebuild_interrupted() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let said = killed_after(root, 12);
+    {
+        let (store, _) = open(root).await;
+        store.flush().await.unwrap();
+    }
+    std::fs::remove_file(root.join("root/meta.db")).unwrap();
+    for _ in 0..6 {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["victim", "--exact", "--nocapture"])
+            .env(ROOT, root)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let victim = Victim(child);
+        // The database is made before anything is in it: from here on any instant is one to die at.
+        while !root.join("root/meta.db").exists() {
+            std::thread::yield_now();
+        }
+        let spins = random::number(0..200);
+        for _ in 0..spins {
+            std::thread::yield_now();
+        }
+        drop(victim);
+        drop(std::fs::remove_file(root.join("state/journal")));
+    }
+    let (_store, services) = open(root).await;
+    for (kind, name) in &said {
+        match kind.as_str() {
+            "image" => assert_whole(&services, name).await,
+            "kept" => assert_container(&services, name, true).await,
+            _ => {}
+        }
+    }
+}
+
 /// A container's snapshot that only its label holds, as that of one never started, and its parents
 /// outlive every collection of every life of the store; what nothing holds goes.
 #[tokio::test(flavor = "multi_thread")]

@@ -10,8 +10,11 @@ use std::{
 use super::{Change, Key, Table};
 use crate::error::{Error, Result};
 
-/// Bytes of a journal that is read at start; a larger one is not ours.
+/// Bytes of a journal that is read at start. It is rewritten long before it has so many: a larger one is
+/// refused, since a part of it would be a wrong state.
 const MAX_BYTES: u64 = 256 << 20;
+/// The journal is rewritten when it exceeds this, and twice what the last rewriting left in it.
+const FULL_BYTES: u64 = 1 << 20;
 
 /// A change as it is read back.
 pub(super) struct Replayed {
@@ -31,6 +34,8 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// After the last rewriting.
+    rewritten_bytes: u64,
     boot_id: String,
 }
 
@@ -40,13 +45,20 @@ impl Journal {
             .map(|text| text.trim().to_string())
             .unwrap_or_default();
         let mut file = options().open(&path).map_err(Error::io("open journal", &path))?;
+        let bytes = file.metadata().map_err(Error::io("stat journal", &path))?.len();
+        if bytes > MAX_BYTES {
+            return Err(Error::invalid(format!(
+                "journal {}: {bytes} bytes, more than the {MAX_BYTES} that can be its own; the store does not open with a part of it",
+                path.display()
+            )));
+        }
         let mut content = Vec::new();
         std::io::Read::by_ref(&mut file)
             .take(MAX_BYTES)
             .read_to_end(&mut content)
             .map_err(Error::io("read journal", &path))?;
         let (changes, valid) = replay(&content, &boot_id);
-        let mut journal = Self { path, file, bytes: valid, boot_id };
+        let mut journal = Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id };
         if valid == 0 {
             journal.rewrite(&BTreeMap::new())?;
         } else {
@@ -55,8 +67,9 @@ impl Journal {
         Ok((journal, changes))
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    /// Would rewriting it pay?
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes > FULL_BYTES.max(self.rewritten_bytes.saturating_mul(2))
     }
 
     /// Appends one frame with all of `changes`; on failure the journal is as it was.
@@ -90,6 +103,7 @@ impl Journal {
             }
         }
         self.bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        self.rewritten_bytes = self.bytes;
         Ok(())
     }
 

@@ -9,13 +9,14 @@
 //! a database that is lost or damaged is rebuilt from them (`rebuild.rs`).
 
 mod journal;
+mod opening;
 mod records;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -27,15 +28,11 @@ use redb::{ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::journal::Journal;
-pub(crate) use self::records::RecordFile;
+pub(crate) use self::{opening::finish_rebuild, records::RecordFile};
 use crate::error::{Error, Result};
 
-/// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
-const CACHE_BYTES: usize = 2 << 20;
 /// How long a write that nobody waits for may stay without a durable commit.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
-/// The journal is rewritten when it exceeds this.
-const JOURNAL_BYTES: u64 = 1 << 20;
 /// The format of every record's value.
 const RECORD_VERSION: u32 = 1;
 
@@ -140,33 +137,14 @@ pub(crate) struct Db {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     Existing,
-    /// New, or moved aside and made anew.
+    /// New, moved aside and made anew, or left by a rebuild that did not reach its end.
     Created,
 }
 
 impl Db {
     /// Opens `ROOT/meta.db`, moving a damaged one aside, and replays `STATE/journal`.
     pub(crate) fn open(root: &Path, state: &Path) -> Result<(Self, Opened)> {
-        let path = root.join("meta.db");
-        let existed = path.exists();
-        let (main, opened) = match open_main(&path) {
-            Ok(main) => (main, if existed { Opened::Existing } else { Opened::Created }),
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(Error::db("open: another daemon uses it: lock")(
-                    redb::DatabaseError::DatabaseAlreadyOpen,
-                ));
-            }
-            Err(error) if existed => {
-                let aside = move_aside(&path)?;
-                tracing::error!(
-                    error = %error,
-                    moved_to = %aside.display(),
-                    "the metadata database is damaged; it is rebuilt from the records beside it"
-                );
-                (open_main(&path).map_err(Error::db("create"))?, Opened::Created)
-            }
-            Err(error) => return Err(Error::db("create")(error)),
-        };
+        let (main, opened) = opening::open(root)?;
         let (journal, batches) = Journal::open(state.join("journal"))?;
         let mut overlay = Overlay::default();
         for change in batches {
@@ -263,7 +241,7 @@ impl Db {
         let journaled = journal.append(&changes);
         let only_ephemeral = changes.values().all(|change| change.ephemeral);
         self.apply(changes)?;
-        let journal_full = journal.bytes() > JOURNAL_BYTES;
+        let journal_full = journal.is_full();
         drop(journal);
         match journaled {
             Ok(()) if durable == Durable::Now => self.flush()?,
@@ -318,7 +296,9 @@ impl Db {
             .map(|(key, pending)| (key.clone(), pending.clone()))
             .collect();
         if batch.is_empty() {
-            return Ok(());
+            // Ephemeral records alone fill the journal too.
+            let full = lock(&self.writer).is_full();
+            return if full { self.rewrite_journal() } else { Ok(()) };
         }
         let mut sync_files = false;
         for ((table, key), pending) in &batch {
@@ -570,25 +550,6 @@ fn decode<T: DeserializeOwned>(table: Table, name: &str, value: &[u8]) -> Result
 
 fn key_of(namespace: &str, name: &str) -> String {
     format!("{namespace}\0{name}")
-}
-
-fn open_main(path: &Path) -> Result<redb::Database, redb::DatabaseError> {
-    let mut builder = redb::Builder::new();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-    builder.create(path)
-}
-
-/// Renames a damaged database so that it can be looked at; answers its new name.
-fn move_aside(path: &Path) -> Result<PathBuf> {
-    let now = store_api::Timestamp::now().seconds;
-    let mut aside = path.with_extension(format!("damaged-{now}"));
-    let mut n = 0;
-    while aside.exists() {
-        n += 1;
-        aside = path.with_extension(format!("damaged-{now}-{n}"));
-    }
-    std::fs::rename(path, &aside).map_err(Error::io("move aside the damaged database", path))?;
-    Ok(aside)
 }
 
 /// The lock whatever happened to its last holder: every value behind these locks is valid at every

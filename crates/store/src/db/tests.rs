@@ -134,7 +134,10 @@ fn run(steps: &[Step]) {
                 ground.db().flush().unwrap();
                 flush = true;
             }
-            Step::Kill => assert_eq!(ground.open(), Opened::Existing),
+            Step::Kill => {
+                super::finish_rebuild(&ground.directory.path().join("root")).unwrap();
+                assert_eq!(ground.open(), Opened::Existing);
+            }
             Step::PowerCut => {
                 ground.db = None;
                 std::fs::remove_file(ground.directory.path().join("state/journal")).unwrap();
@@ -202,4 +205,77 @@ fn journal_of_another_boot() {
     put(ground.db(), Durable::Soon, "k", 2);
     ground.open();
     assert_eq!(ground.all().len(), 1);
+}
+
+/// A database that cannot be opened now is not a damaged one.
+#[test]
+fn unopenable_is_not_damaged() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Now, "k", 1);
+    ground.db = None;
+    let root = ground.directory.path().join("root");
+    super::finish_rebuild(&root).unwrap();
+    let database = root.join("meta.db");
+    std::fs::rename(&database, root.join("kept")).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    assert!(Db::open(&root, &ground.directory.path().join("state")).is_err());
+    assert!(database.is_dir());
+    std::fs::remove_dir(&database).unwrap();
+    std::fs::rename(root.join("kept"), &database).unwrap();
+    assert_eq!(ground.open(), Opened::Existing);
+    assert_eq!(ground.all().len(), 1);
+}
+
+/// A database counts as new until its rebuild has ended, and so does an empty file.
+#[test]
+fn unfinished_until_it_is_said() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Now, "k", 1);
+    assert_eq!(ground.open(), Opened::Created);
+    let root = ground.directory.path().join("root");
+    super::finish_rebuild(&root).unwrap();
+    assert_eq!(ground.open(), Opened::Existing);
+    ground.db = None;
+    std::fs::write(root.join("meta.db"), b"").unwrap();
+    assert_eq!(ground.open(), Opened::Created);
+    assert_eq!(ground.open(), Opened::Created);
+}
+
+/// Records that are never flushed do not make the journal grow without end.
+#[test]
+fn journal_of_ephemeral_records_is_bounded() {
+    let mut ground = Ground::new();
+    let journal = ground.directory.path().join("state/journal");
+    let text = "x".repeat(10_000);
+    for _ in 0..500 {
+        for value in [Some(&text), None] {
+            ground
+                .db()
+                .write(Durable::Ephemeral, |tx| match value {
+                    Some(text) => tx.put(Table::Images, "ns", "e", text),
+                    None => {
+                        tx.delete(Table::Images, "ns", "e");
+                        Ok(())
+                    }
+                })
+                .unwrap();
+        }
+        assert!(std::fs::metadata(&journal).unwrap().len() < 2 << 20);
+    }
+    put(ground.db(), Durable::Ephemeral, "kept", 1);
+    ground.open();
+    assert_eq!(ground.all().len(), 1);
+}
+
+/// A journal of which only a part could be read is refused, and left as it is.
+#[test]
+fn oversized_journal() {
+    let mut ground = Ground::new();
+    ground.db = None;
+    let journal = ground.directory.path().join("state/journal");
+    let bytes = (256 << 20) + 1;
+    std::fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(bytes).unwrap();
+    let path = ground.directory.path();
+    assert!(Db::open(&path.join("root"), &path.join("state")).is_err());
+    assert_eq!(std::fs::metadata(&journal).unwrap().len(), bytes);
 }

@@ -18,7 +18,7 @@ pub(crate) use self::{
 };
 use crate::{
     Core,
-    db::{Durable, Table, Tx},
+    db::{Durable, Opened, Table, Tx},
     error::{Error, Result},
     filters::{Fields, Filters, label},
     labels,
@@ -375,8 +375,9 @@ impl Core {
 
     /// Brings records and directories together after a start: a record without its directory (the
     /// power went before it was synced) goes, with what stands on it; a directory without a record
-    /// (an ephemeral one, or one whose record never became durable) goes into the trash.
-    pub(crate) fn reconcile_snapshots(&self) -> Result<()> {
+    /// (an ephemeral one, or one whose record never became durable) goes into the trash, unless the
+    /// records were just rebuilt: what those miss stays until the next start.
+    pub(crate) fn reconcile_snapshots(&self, opened: Opened) -> Result<()> {
         let present = self.disk.present()?;
         let mut used = BTreeSet::new();
         for ns in self.namespaces() {
@@ -411,6 +412,9 @@ impl Core {
                 }
                 Ok(())
             })?;
+        }
+        if opened == Opened::Created {
+            return Ok(());
         }
         for id in present.difference(&used) {
             self.disk.discard(*id)?;

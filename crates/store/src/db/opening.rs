@@ -1,0 +1,99 @@
+use std::{
+    fs::File,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use redb::{DatabaseError, StorageError};
+
+use super::Opened;
+use crate::error::{Error, Result};
+
+/// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
+const CACHE_BYTES: usize = 2 << 20;
+/// Lies beside the database from before it is made until all records are in it.
+const MARKER: &str = "meta.rebuilding";
+
+/// Opens `ROOT/meta.db`. A damaged one is moved aside; one that merely cannot be opened now is an error,
+/// since nothing is wrong with it.
+pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
+    let path = root.join("meta.db");
+    let marker = root.join(MARKER);
+    let bytes = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+        Err(error) => return Err(Error::io("stat the database", path)(error)),
+    };
+    if bytes == 0 {
+        mark(root, &marker)?;
+        return Ok((create(&path).map_err(Error::db("create"))?, Opened::Created));
+    }
+    match create(&path) {
+        Ok(main) if marker.exists() => Ok((main, Opened::Created)),
+        Ok(main) => Ok((main, Opened::Existing)),
+        Err(error) if is_damage(&error) => {
+            mark(root, &marker)?;
+            let aside = move_aside(&path)?;
+            tracing::error!(
+                error = %error,
+                moved_to = %aside.display(),
+                "the metadata database is damaged; it is rebuilt from the records beside it"
+            );
+            Ok((create(&path).map_err(Error::db("create"))?, Opened::Created))
+        }
+        Err(error @ DatabaseError::DatabaseAlreadyOpen) => {
+            Err(Error::db("open: another daemon uses it: lock")(error))
+        }
+        Err(error) => Err(Error::db("open")(error)),
+    }
+}
+
+/// All records are in the database, and durably so.
+pub(crate) fn finish_rebuild(root: &Path) -> Result<()> {
+    let marker = root.join(MARKER);
+    match std::fs::remove_file(&marker) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("remove", marker)(error)),
+        Ok(()) => sync(root),
+    }
+}
+
+fn mark(root: &Path, marker: &Path) -> Result<()> {
+    File::create(marker).and_then(|file| file.sync_all()).map_err(Error::io("create", marker))?;
+    sync(root)
+}
+
+fn sync(root: &Path) -> Result<()> {
+    File::open(root).and_then(|file| file.sync_all()).map_err(Error::io("sync", root))
+}
+
+/// Do the bytes of the file say that it is no whole database? redb says so of a bad header by an error
+/// of this kind too.
+fn is_damage(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::Storage(StorageError::Io(error)) => {
+            matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+        }
+        _ => false,
+    }
+}
+
+fn create(path: &Path) -> std::result::Result<redb::Database, DatabaseError> {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create(path)
+}
+
+/// Renames a damaged database so that it can be looked at; answers its new name.
+fn move_aside(path: &Path) -> Result<PathBuf> {
+    let now = store_api::Timestamp::now().seconds;
+    let mut aside = path.with_extension(format!("damaged-{now}"));
+    let mut n = 0;
+    while aside.exists() {
+        n += 1;
+        aside = path.with_extension(format!("damaged-{now}-{n}"));
+    }
+    std::fs::rename(path, &aside).map_err(Error::io("move aside the damaged database", path))?;
+    Ok(aside)
+}
