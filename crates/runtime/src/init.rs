@@ -21,7 +21,7 @@ use crate::rootfs;
 use crate::spec::Spec;
 use crate::surroundings::Surroundings;
 use crate::sync::Sync;
-use crate::{Stdio, console, hooks, sysctl};
+use crate::{Stdio, console, hooks, netdev, sysctl};
 
 /// Makes the state document for a status and a pid.
 type HookState = Box<dyn Fn(&str, i32) -> Vec<u8>>;
@@ -140,6 +140,9 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
         become_root(&init.namespaces)?;
     }
     init.surroundings.take_on()?;
+    if init.namespaces.new & flag::CLONE_NEWNET != 0 {
+        netdev::loopback_up()?;
+    }
     let new_cgroupns = init.namespaces.new & flag::CLONE_NEWCGROUP != 0;
     let entered = std::cell::Cell::new(!new_cgroupns);
     // The namespace's root is the cgroup that the process is in: the caller has put it there.

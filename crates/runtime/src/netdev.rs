@@ -153,6 +153,14 @@ fn configure(pidfd: &OwnedFd, moved: &[(&str, Vec<Vec<u8>>)]) -> Result<()> {
     Ok(())
 }
 
+/// Brings up `lo` of the calling process's new network namespace.
+pub(crate) fn loopback_up() -> Result<()> {
+    /// The first interface of every namespace.
+    const LO: i32 = 1;
+    let set = Netlink::open()?.request(NEWLINK, ACK, &link(LO, IFF_UP));
+    set.ctx("set up", || "lo of the network namespace").map(drop)
+}
+
 /// A route netlink socket.
 struct Netlink {
     socket: OwnedFd,

@@ -18,6 +18,7 @@ pub mod seccomp;
 pub mod shim;
 pub mod title;
 pub mod trace;
+pub mod tree;
 
 /// A raw system call's answer as a Result.
 pub(crate) fn check(rc: libc::c_long) -> Result<i32, rustix::io::Errno> {

@@ -149,6 +149,14 @@ pub(crate) fn build<'a>(
         Mode::empty(),
     )
     .ctx("open", name)?;
+    if plan
+        .propagation
+        .is_some_and(|(flags, recursive)| !recursive || !is_cut(flags | MountPropagationFlags::REC))
+    {
+        // Every mount of the copy; the root gets what the spec wants when all is done.
+        let private = MountPropagationFlags::PRIVATE.bits().into();
+        mounts::propagate(&fd, private, true).ctx("change propagation", name)?;
+    }
     mounts::attach(&fd, &at).ctx("move_mount", name)?;
     let mut root = Root {
         fd,
@@ -180,15 +188,20 @@ pub(crate) fn build<'a>(
     Ok(root)
 }
 
+/// Whether nothing that is mounted reaches the host, wherever it is, once "/" is changed so.
+fn is_cut(flags: MountPropagationFlags) -> bool {
+    let one_way = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::PRIVATE;
+    flags.contains(MountPropagationFlags::REC) && flags.intersects(one_way)
+}
+
 /// Cuts mount propagation to the host, before anything is mounted.
 fn isolate(plan: &Plan) -> Result<()> {
     let (flags, recursive) = plan.propagation.unwrap_or((MountPropagationFlags::DOWNSTREAM, true));
     let flags = if recursive { flags | MountPropagationFlags::REC } else { flags };
     mount_change("/", flags).ctx("change propagation", || "/")?;
-    if !flags.contains(MountPropagationFlags::DOWNSTREAM)
-        && !flags.contains(MountPropagationFlags::PRIVATE)
-    {
-        // pivot_root refuses a parent mount that is shared: the one that the root is on.
+    if !is_cut(flags) {
+        // What the root is on may still be shared: pivot_root refuses such a parent, and what is
+        // mounted in a copy of it would show on the host.
         let mut at = Some(plan.rootfs.as_path());
         while let Some(path) = at {
             match mount_change(path, MountPropagationFlags::PRIVATE) {

@@ -102,3 +102,48 @@ fn a_remount_changes_the_file_system_and_copies_come_up_read_only() {
     assert!(got.contains(&word.to_string()), "{got}");
     assert_eq!(got.matches("Read-only file system").count(), 1, "{got}");
 }
+
+#[test]
+fn nothing_that_the_container_mounts_shows_on_the_host() {
+    for (word, wanted) in [
+        ("private", None),
+        ("rprivate", None),
+        ("slave", None),
+        ("rslave", Some("master:")),
+        ("shared", Some("shared:")),
+        ("rshared", Some("shared:")),
+        ("unbindable", Some("unbindable")),
+    ] {
+        let mut b = Bundle::new("grep -E '^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ / ' /proc/self/mountinfo");
+        // A host whose mounts are all shared, as systemd makes them; the rootfs is a mount of its own.
+        let mounts = b.path("mounts");
+        let prepare = format!(
+            "mount --make-rshared /; mount --bind {root} {root}; mount --make-shared {root}; \
+             trap 'cat /proc/self/mountinfo > {mounts}' EXIT",
+            root = b.path("rootfs").display(),
+            mounts = mounts.display()
+        );
+        b.config["linux"]["rootfsPropagation"] = json!(word);
+        b.save();
+        let line = format!("{prepare}; {} --root state run {}", binary().display(), b.id);
+        let mut sh = Command::new("unshare");
+        sh.args(["-m", "sh", "-c", &line]).current_dir(b.dir.path());
+        let o = sh.output().unwrap();
+        let got = text(&o);
+        assert!(o.status.success(), "{word}: {got}");
+        let marks = ["shared:", "master:", "unbindable"];
+        let has = marks.iter().filter(|m| got.contains(**m)).copied().collect::<Vec<_>>();
+        let want: Vec<&str> = wanted.iter().copied().collect();
+        assert_eq!(has, want, "{word}: {got}");
+        let after = std::fs::read_to_string(&mounts).unwrap();
+        let inside = format!("{}/", b.path("rootfs").display());
+        assert!(!after.contains(&inside), "{word}: {after}");
+    }
+}
+
+#[test]
+fn the_loopback_of_a_new_network_namespace_is_up() {
+    let b = Bundle::new("ip -o addr show lo");
+    symlink("busybox", b.path("rootfs/bin/ip")).unwrap();
+    assert!(text(&b.run()).contains("127.0.0.1/8"), "{}", text(&b.run()));
+}
