@@ -369,6 +369,28 @@ pub struct RuncOptions {
     pub criu_work_path: String,
 }
 
+/// `containerd.types.RuntimeInfo`: what a shim answers to `-info`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub version: Option<RuntimeVersion>,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<Any>,
+    #[prost(message, optional, tag = "4")]
+    pub features: Option<Any>,
+}
+
+/// `containerd.types.RuntimeVersion`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeVersion {
+    #[prost(string, tag = "1")]
+    pub version: String,
+    #[prost(string, tag = "2")]
+    pub revision: String,
+}
+
 /// `containerd.runc.v1.ProcessDetails`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ProcessDetails {

@@ -46,7 +46,10 @@ struct Flags {
     address: String,
     publish_binary: String,
     bundle: String,
+    socket: String,
     debug: bool,
+    version: bool,
+    info: bool,
     action: String,
 }
 
@@ -58,6 +61,17 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
         return crate::logfile::compress(Path::new(path));
     }
     let flags = parse(arguments)?;
+    if flags.version {
+        let text = format!(
+            "{}:\n  Version:  {}\n  Revision: \n\n",
+            crate::PROGRAM_NAME,
+            env!("CARGO_PKG_VERSION")
+        );
+        return std::io::stdout().write_all(text.as_bytes()).context("print", || "version");
+    }
+    if flags.info {
+        return info();
+    }
     match flags.action.as_str() {
         "start" => start(&flags),
         "delete" => delete(&flags),
@@ -101,13 +115,17 @@ fn parse(arguments: Vec<OsString>) -> Result<Flags> {
             "address" => flags.address = value()?,
             "publish-binary" => flags.publish_binary = value()?,
             "bundle" => flags.bundle = value()?,
-            "debug" => {
-                flags.debug = inline.as_deref().is_none_or(|v| v == "true" || v == "1");
-            }
+            "socket" => flags.socket = value()?,
+            "v" => flags.version = is_true(inline.as_deref()),
+            "info" => flags.info = is_true(inline.as_deref()),
+            "debug" => flags.debug = is_true(inline.as_deref()),
             _ => {
                 return Err(Error::invalid(format!("flag provided but not defined: -{name}")));
             }
         }
+    }
+    if flags.version || flags.info {
+        return Ok(flags);
     }
     if flags.namespace.is_empty() {
         return Err(Error::invalid("shim namespace cannot be empty"));
@@ -118,6 +136,29 @@ fn parse(arguments: Vec<OsString>) -> Result<Flags> {
         }
     }
     Ok(flags)
+}
+
+fn is_true(value: Option<&str>) -> bool {
+    value.is_none_or(|value| value == "true" || value == "1")
+}
+
+/// What containerd 2 asks before it uses a runtime; the options on standard input come back.
+fn info() -> Result<()> {
+    let bytes = options_on_stdin()?;
+    let options = (!bytes.is_empty())
+        .then(|| protos::Any::decode(&bytes[..]))
+        .transpose()
+        .map_err(|source| Error::Decode { object: "options on standard input", source })?;
+    let info = protos::shim::RuntimeInfo {
+        name: "io.containerd.gantry.v2".to_owned(),
+        version: Some(protos::shim::RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: String::new(),
+        }),
+        options,
+        features: None,
+    };
+    std::io::stdout().write_all(&info.encode_to_vec()).context("print", || "RuntimeInfo")
 }
 
 fn current_dir() -> Result<PathBuf> {
@@ -145,7 +186,10 @@ fn setup(flags: &Flags, bundle: &Path) -> Result<Setup> {
     Ok(Setup {
         namespace: flags.namespace.clone(),
         ttrpc_address: environment("TTRPC_ADDRESS").map(PathBuf::from),
-        socket: Path::new(&directory).join(hash),
+        socket: match flags.socket.as_str() {
+            "" => Path::new(&directory).join(hash),
+            given => PathBuf::from(given.strip_prefix("unix://").unwrap_or(given)),
+        },
     })
 }
 
@@ -264,11 +308,10 @@ fn prefer_as_victim() {
     }
 }
 
-/// The cgroup that the runtime options on standard input name for the shim.
-fn shim_cgroup() -> Result<Option<String>> {
+fn options_on_stdin() -> Result<Vec<u8>> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let mut bytes = Vec::new();
     stdin
@@ -276,6 +319,12 @@ fn shim_cgroup() -> Result<Option<String>> {
         .take(OPTIONS_BYTES_MAX)
         .read_to_end(&mut bytes)
         .context("read", || "options on standard input")?;
+    Ok(bytes)
+}
+
+/// The cgroup that the runtime options on standard input name for the shim.
+fn shim_cgroup() -> Result<Option<String>> {
+    let bytes = options_on_stdin()?;
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -372,6 +421,12 @@ mod tests {
         assert!(flags.debug);
         assert_eq!(flags.action, "start");
         assert_eq!(parse(words("--namespace=n -id=x delete")).unwrap().action, "delete");
+        // Those of containerd 2.
+        assert!(parse(words("-v")).unwrap().version);
+        assert!(parse(words("-info")).unwrap().info);
+        let flags = parse(words("-namespace n -id x -socket unix:///run/s -debug start")).unwrap();
+        let setup = setup(&flags, Path::new("/nowhere")).unwrap();
+        assert_eq!(setup.socket, Path::new("/run/s"));
     }
 
     #[test]
