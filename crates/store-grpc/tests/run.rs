@@ -26,6 +26,9 @@ fn main() {
     if arguments.first().is_some_and(|name| name == shim::PROGRAM_NAME) {
         std::process::exit(shim::main(arguments.split_off(1)));
     }
+    if testkit::single::is_answered("run") {
+        return;
+    }
     let Ok(namespace) = std::env::var(NAMESPACE) else { std::process::exit(in_namespaces()) };
     // `ctr` makes its FIFOs there.
     let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).status().unwrap();

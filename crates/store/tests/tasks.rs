@@ -32,6 +32,9 @@ fn main() {
     if std::env::args().next().is_some_and(|name| name == shim::PROGRAM_NAME) {
         std::process::exit(shim::main(arguments));
     }
+    if testkit::single::is_answered("tasks") {
+        return;
+    }
     if std::env::var(GROUP).is_err() {
         let group = testkit::random::name("gantry-store-test-");
         let status = Command::new("unshare")

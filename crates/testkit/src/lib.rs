@@ -27,6 +27,7 @@ pub mod peer;
 pub mod random;
 pub mod registry;
 pub mod sandbox;
+pub mod single;
 pub mod terminal;
 pub mod wait;
 

@@ -1,0 +1,15 @@
+//! Test programs that are one test, with a `main` of their own, beside the standard harness.
+
+/// Answers a test runner's questions for a program that is the one test `name`: whether the program
+/// has nothing more to do, because it was only listed, or another test was asked for.
+pub fn is_answered(name: &str) -> bool {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if has("--list") {
+        if !has("--ignored") {
+            println!("{name}: test");
+        }
+        return true;
+    }
+    has("--ignored") || (has("--exact") && !has(name))
+}
