@@ -42,6 +42,8 @@ pub(super) const ALL: &[Property] = &[
     p("errors/device-type-unknown", device_type),
     p("errors/seccomp-action-unknown", seccomp_action),
     p("errors/seccomp-architecture-unknown", seccomp_architecture),
+    p("errors/seccomp-notify-without-a-listener", notify_nowhere),
+    p("errors/rdt-without-resctrl", rdt),
     p("errors/log-json", log_json),
     p("errors/log-text", log_text),
 ];
@@ -335,6 +337,23 @@ fn seccomp_architecture(g: &Ground) -> Checked {
     b.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": [name],
                "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_ERRNO"}]});
     has("run", &b.refused()?, &name)
+}
+
+fn notify_nowhere(g: &Ground) -> Checked {
+    let mut b = Bundle::new(g, "true")?;
+    b.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": format!("/run/{}", random::token(8)),
+        "syscalls": [{"names": ["iopl"], "action": "SCMP_ACT_NOTIFY"}]});
+    b.refused().map(drop)
+}
+
+fn rdt(g: &Ground) -> Checked {
+    if std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        return crate::oci::skip("this machine has resctrl");
+    }
+    let mut b = Bundle::new(g, "true")?;
+    b.config["linux"]["intelRdt"] = json!({"closID": random::token(6), "l3CacheSchema": "L3:0=f"});
+    has("run", &b.refused()?.to_lowercase(), "rdt")
 }
 
 /// What a shim reads: the last line of this kind is the message.

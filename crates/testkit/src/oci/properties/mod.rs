@@ -15,6 +15,7 @@ mod options;
 mod paths;
 mod process;
 mod seccomp;
+mod sockets;
 mod terminal;
 mod userns;
 
@@ -45,6 +46,7 @@ pub fn all() -> Vec<Property> {
         devices::ALL,
         cgroups::ALL,
         seccomp::ALL,
+        sockets::ALL,
         hooks::ALL,
         terminal::ALL,
         exec::ALL,

@@ -32,7 +32,7 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> Failure {
 }
 
 /// The descriptor and the bytes that come over a console socket.
-fn receive(listener: &UnixListener) -> Checked<(OwnedFd, String)> {
+pub(super) fn receive(listener: &UnixListener) -> Checked<(OwnedFd, String)> {
     let (stream, _) = listener.accept().map_err(io("accept"))?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
