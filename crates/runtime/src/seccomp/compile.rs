@@ -16,6 +16,7 @@ use super::assemble::{
     search,
 };
 use super::tables::{NONE, SYSCALLS};
+use super::tables_arm::{ARM, PRIVATE};
 use crate::error::{Error, Result};
 use crate::spec::{Seccomp, SeccompArg};
 
@@ -44,6 +45,8 @@ pub enum Arch {
     X32,
     /// 64-bit Arm.
     Aarch64,
+    /// 32-bit programs on 64-bit Arm.
+    Arm,
 }
 
 impl Arch {
@@ -56,16 +59,20 @@ impl Arch {
             Arch::X86_64 | Arch::X32 => 0xc000_003e,
             Arch::X86 => 0x4000_0003,
             Arch::Aarch64 => 0xc000_00b7,
+            Arch::Arm => 0x4000_0028,
         }
     }
 
     pub(super) fn number(self, name: &str) -> Option<u32> {
+        if self == Arch::Arm {
+            return Some(ARM[ARM.binary_search_by(|row| row.0.cmp(name)).ok()?].1);
+        }
         let row = &SYSCALLS[SYSCALLS.binary_search_by(|row| row.0.cmp(name)).ok()?];
         let number = match self {
             Arch::X86_64 => row.1,
             Arch::X32 => row.2,
             Arch::X86 => row.3,
-            Arch::Aarch64 => row.4,
+            Arch::Aarch64 | Arch::Arm => row.4,
         };
         (number != NONE).then_some(number)
     }
@@ -73,7 +80,7 @@ impl Arch {
 
 /// Architecture names of the specification that have a table here.
 pub fn known_archs() -> &'static [&'static str] {
-    &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]
+    &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]
 }
 
 /// Action names.
@@ -265,6 +272,7 @@ fn architectures(names: &[String], native: Arch) -> Result<Vec<Arch>> {
             Some("X86") => Arch::X86,
             Some("X32") => Arch::X32,
             Some("AARCH64") => Arch::Aarch64,
+            Some("ARM") if native == Arch::Aarch64 => Arch::Arm,
             // Without a table their calls stay in the "other architecture" case: killed.
             Some(
                 "ARM" | "MIPS" | "MIPS64" | "MIPS64N32" | "MIPSEL" | "MIPSEL64" | "MIPSEL64N32"
@@ -317,16 +325,19 @@ fn table(arch: Arch, rules: &[Named<'_>], default: u32) -> Vec<sys::seccomp::Ins
             }
         }
     }
-    let highest = calls.keys().next_back().copied();
+    let highest = calls.keys().copied().filter(|n| arch != Arch::Arm || *n < PRIVATE).max();
     let mut ranges = ranges(calls, default);
     // A profile that forbids by default answers "no such call" for calls newer than itself.
     let forbids = !matches!(default, RET_ALLOW | RET_LOG) && default & RET_TRACE != RET_TRACE;
     if forbids && let Some(highest) = highest {
         let decision = Decision { rules: Vec::new(), otherwise: RET_ERRNO | ENOSYS };
+        let private = ranges.partition_point(|r| r.start < PRIVATE);
+        let private = if arch == Arch::Arm { ranges.split_off(private) } else { Vec::new() };
         ranges.retain(|r| r.start <= highest);
         ranges.push(Range { start: highest + 1, decision });
+        ranges.extend(private);
     }
-    search(&ranges, arch != Arch::X86)
+    search(&ranges, !matches!(arch, Arch::X86 | Arch::Arm))
 }
 
 fn ranges(calls: BTreeMap<u32, Decision>, default: u32) -> Vec<Range> {

@@ -20,6 +20,31 @@ fn the_table_is_sorted() {
 }
 
 #[test]
+fn programs_of_32_bits_on_64_bit_arm() {
+    const A64: u32 = 0xc000_00b7;
+    const A32: u32 = 0x4000_0028;
+    assert!(ARM.is_sorted_by(|a, b| a.0 < b.0));
+    let s = section(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_AARCH64","SCMP_ARCH_ARM"],
+        "syscalls":[{"names":["read","set_tls","clone3"],"action":"SCMP_ACT_ALLOW"},
+                    {"names":["ioctl"],"action":"SCMP_ACT_ALLOW",
+                     "args":[{"index":1,"value":7,"op":"SCMP_CMP_EQ"}]}]}"#,
+    );
+    let f = compile(&s, Arch::Aarch64).unwrap().unwrap();
+    let r = |arch, nr| run(&f.program, arch, nr, [0; 6]);
+    assert_eq!((r(A64, 63), r(A64, 3)), (RET_ALLOW, RET_ERRNO | 1));
+    assert_eq!((r(A32, 3), r(A32, 63)), (RET_ALLOW, RET_ERRNO | 1));
+    // The upper half of an argument does not count there.
+    assert_eq!(run(&f.program, A32, 54, [0, 7 | 1 << 32, 0, 0, 0, 0]), RET_ALLOW);
+    assert_eq!(run(&f.program, A64, 29, [0, 7 | 1 << 32, 0, 0, 0, 0]), RET_ERRNO | 1);
+    assert_eq!(r(A32, 436), RET_ERRNO | 38, "newer than the profile");
+    assert_eq!((r(A32, 0xf_0005), r(A32, 0xf_0006)), (RET_ALLOW, RET_ERRNO | 1));
+    // Elsewhere there are no such programs.
+    let f = compile(&s, Arch::X86_64).unwrap().unwrap();
+    assert_eq!(run(&f.program, A32, 3, [0; 6]), RET_KILL_THREAD);
+}
+
+#[test]
 fn errno_default_allow_list_and_newer_calls() {
     let s = section(
         r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,

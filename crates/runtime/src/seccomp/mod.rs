@@ -8,6 +8,7 @@ mod ask;
 mod assemble;
 mod compile;
 pub(crate) mod tables;
+mod tables_arm;
 
 use std::os::fd::OwnedFd;
 
