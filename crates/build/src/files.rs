@@ -44,8 +44,5 @@ pub(crate) fn touch(path: &Path) -> io::Result<()> {
 }
 
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    Ok(sys::tree::remove(path)?)
 }

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::{Mode, OFlags};
 use store::{Config, Store};
 use store_api::{Container, Descriptor, Labels, Namespaces as _, RuntimeInfo, Services, Timestamp};
 use suite::{labels, transfer};
@@ -315,6 +316,27 @@ async fn labelled_snapshots_are_not_collected() {
     }
     services.extras.collect_garbage().await.unwrap();
     suite::assert_kind(services.snapshots.stat(&base).await, types::ErrorKind::NotFound);
+}
+
+/// A container's directories are as deep as it likes: their removal and their size need no more for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_directories() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let (_store, services) = open(root).await;
+    services.snapshots.prepare("deep", None, labels(&[])).await.unwrap();
+    let upper = std::fs::read_dir(root.join("root/snapshots")).unwrap().next().unwrap().unwrap();
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(upper.path().join("fs"), flags, Mode::empty()).unwrap();
+    for _ in 0..30_000 {
+        rustix::fs::mkdirat(&at, c"d", Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, c"d", flags, Mode::empty()).unwrap();
+    }
+    assert_eq!(services.snapshots.usage("deep").await.unwrap().inodes, 30_001);
+    services.snapshots.remove("deep").await.unwrap();
+    while std::fs::read_dir(root.join("root/trash")).unwrap().count() > 0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A second store on the same directories is refused; once the first is gone, it opens.

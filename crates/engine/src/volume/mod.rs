@@ -272,12 +272,7 @@ impl Volumes {
         }
         state.known.remove(name);
         drop(state);
-        match fs::remove_dir_all(&trash) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("empty", &trash, &error))
-            }
-            _ => Ok(()),
-        }
+        sys::tree::remove(&trash).map_err(|errno| Error::io("empty", &trash, &errno.into()))
     }
 }
 
@@ -295,8 +290,9 @@ impl Volumes {
             }
             let settled = match known {
                 _ if name.starts_with(TRASH_PREFIX) => {
-                    let remove =
-                        || fs::remove_dir_all(&dir).map_err(|e| Error::io("empty", &dir, &e));
+                    let remove = || {
+                        sys::tree::remove(&dir).map_err(|e| Error::io("empty", &dir, &e.into()))
+                    };
                     local::unmount(&dir.join("_data")).and_then(|()| remove())
                 }
                 Some(record) => self.settle_one(&dir, &record, used(&name)),

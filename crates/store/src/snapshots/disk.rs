@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use rustix::fs::FileType;
 use store_api::{Mount, Usage};
 
 use super::{Kind, packed::Packed};
@@ -118,12 +119,7 @@ impl Disk {
     /// What only a writable snapshot needs goes once it is committed.
     pub(crate) fn finish(&self, id: u64) -> Result<()> {
         let work = self.directory(id).join("work");
-        match fs::remove_dir_all(&work) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", work)(error))
-            }
-            _ => Ok(()),
-        }
+        sys::tree::remove(&work).map_err(Error::sys("remove", work))
     }
 
     /// Puts a snapshot's directory into the trash.
@@ -136,27 +132,15 @@ impl Disk {
     pub(crate) fn usage(&self, id: u64) -> Result<Usage> {
         let mut usage = Usage::default();
         let mut linked = HashSet::new();
-        let mut open = vec![self.fs(id)];
-        while let Some(directory) = open.pop() {
-            let own = fs::symlink_metadata(&directory).map_err(Error::io("stat", &directory))?;
-            usage.bytes += own.blocks() * 512;
-            usage.inodes += 1;
-            let entries = fs::read_dir(&directory).map_err(Error::io("list", &directory))?;
-            for entry in entries {
-                let entry = entry.map_err(Error::io("list", &directory))?;
-                let metadata = match entry.metadata() {
-                    // A running container removes files meanwhile.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    other => other.map_err(Error::io("stat", entry.path()))?,
-                };
-                if metadata.is_dir() {
-                    open.push(entry.path());
-                } else if metadata.nlink() == 1 || linked.insert((metadata.dev(), metadata.ino())) {
-                    usage.bytes += metadata.blocks() * 512;
-                    usage.inodes += 1;
-                }
+        let path = self.fs(id);
+        sys::tree::walk(&path, &mut |stat| {
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_directory || stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
+                usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                usage.inodes += 1;
             }
-        }
+        })
+        .map_err(Error::sys("read", path))?;
         Ok(usage)
     }
 
@@ -221,12 +205,7 @@ impl Disk {
     /// there is one, no crash came between.
     fn allow_remount(&self, id: u64) -> Result<()> {
         let mark = self.directory(id).join("work/work/incompat/volatile");
-        match fs::remove_dir_all(&mark) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", mark)(error))
-            }
-            _ => Ok(()),
-        }
+        sys::tree::remove(&mark).map_err(Error::sys("remove", mark))
     }
 
     /// A short name for a layer: `ROOT/l/N`.
@@ -343,7 +322,7 @@ impl Trash {
                 if lock(&self.state).stop {
                     return;
                 }
-                if let Err(error) = fs::remove_dir_all(entry.path()) {
+                if let Err(error) = sys::tree::remove(&entry.path()) {
                     let path = entry.path();
                     tracing::warn!(path = %path.display(), error = %error, "trash stays behind");
                 }
