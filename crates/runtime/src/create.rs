@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
-use crate::cgroup::{Cgroup, Host, Launch, Unit};
+use crate::cgroup::{self, Cgroup, Host, Launch, Unit};
 use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
@@ -27,7 +27,7 @@ use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs, 
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
     process::check_preserved(create.preserve_fds)?;
     let dir = state_dir(opts, id)?;
-    let mut made = Made { dir, cgroup: Cgroup::None, unit: None, rdt: None };
+    let mut made = Made { dir, cgroups: Vec::new(), unit: None, rdt: None };
     let result = create_in(&mut made, opts, id, create);
     if result.is_err() {
         made.undo();
@@ -38,7 +38,8 @@ pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) ->
 /// What must go away again if create fails.
 struct Made {
     dir: PathBuf,
-    cgroup: Cgroup,
+    /// Directories of the cgroup that were not there before.
+    cgroups: Vec<PathBuf>,
     unit: Option<Unit>,
     rdt: Option<Rdt>,
 }
@@ -52,7 +53,7 @@ impl Made {
         if let Some(rdt) = &self.rdt {
             drop(rdt.delete());
         }
-        drop(self.cgroup.delete());
+        drop(cgroup::remove_all(&self.cgroups));
         drop(std::fs::remove_dir_all(&self.dir));
     }
 }
@@ -227,7 +228,7 @@ fn create_in(
         None => linux.cgroups_path.clone(),
     };
     let cgroup = Cgroup::locate(&host, &path, id.as_str(), &resources)?;
-    made.cgroup = cgroup.clone();
+    made.cgroups = cgroup.check_free()?;
     let mut record =
         new_record(id, &spec, &bundle, &namespaces, cgroup, caller, create.no_new_keyring)?;
     record.unit = unit;
@@ -418,7 +419,7 @@ fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created
     let early = parent.record.cgroup.is_v2() && parent.record.unit.is_none();
     let mut into = None;
     if early {
-        make_cgroup(&mut parent, made)?;
+        make_cgroup(&mut parent)?;
         into = parent.record.cgroup.open_v2()?;
     }
     parent.outside = init.namespaces.joins(flag::CLONE_NEWPID);
@@ -439,11 +440,10 @@ fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created
     }
 }
 
-fn make_cgroup(parent: &mut Parent<'_>, made: &mut Made) -> Result<()> {
+fn make_cgroup(parent: &mut Parent<'_>) -> Result<()> {
     let device_rules = parent.caller.host_userns && !parent.caller.rootless;
     let result =
         parent.record.cgroup.create(&parent.resources, parent.caller.rootless, device_rules);
-    made.cgroup = parent.record.cgroup.clone();
     result?;
     match parent.cgroup_owner {
         Some(uid) => parent.record.cgroup.delegate(uid),
@@ -650,7 +650,7 @@ fn settle(
                 Launch { id: &r.id, pid, v2: r.cgroup.is_v2(), annotations: &r.annotations };
             unit.start(&launch, &parent.resources)?;
         }
-        make_cgroup(parent, made)?;
+        make_cgroup(parent)?;
         parent.record.cgroup.attach(pid)?;
     }
     parent.net_devices.give(pid, &process.pidfd)?;

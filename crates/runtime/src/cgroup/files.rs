@@ -111,21 +111,31 @@ pub(super) fn make(dir: &Path) -> Result<bool> {
 pub(super) fn remove(dir: &Path, depth: usize) -> Result<()> {
     /// Pauses of 1, 2, 4 … 1024 ms.
     const TRIES: u32 = 11;
-    let name = || dir.display().to_string();
     for n in 0..TRIES {
-        match rustix::fs::rmdir(dir) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::BUSY | Errno::INTR) => {}
-            Err(e) => return Err(e).ctx("rmdir", name),
+        match sweep(dir, depth) {
+            Err(e) if matches!(e.errno(), Some(Errno::BUSY | Errno::INTR)) => {}
+            other => return other,
         }
-        if depth > 0 {
-            for sub in subdirectories(dir)? {
-                remove(&sub, depth - 1)?;
+        std::thread::sleep(Duration::from_millis(1 << n));
+    }
+    sweep(dir, depth)
+}
+
+/// One attempt at every directory, those below first.
+fn sweep(dir: &Path, depth: usize) -> Result<()> {
+    let mut below = Ok(());
+    if depth > 0 {
+        for sub in subdirectories(dir)? {
+            let swept = sweep(&sub, depth - 1);
+            if below.is_ok() {
+                below = swept;
             }
         }
-        if n > 0 {
-            std::thread::sleep(Duration::from_millis(1 << (n - 1)));
-        }
     }
-    rustix::fs::rmdir(dir).ctx("rmdir", name)
+    // If one below is left, that one is what is to be told.
+    below?;
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e).ctx("rmdir", || dir.display().to_string()),
+    }
 }

@@ -367,23 +367,33 @@ impl Cgroup {
         OomWatch::new(self)
     }
 
-    /// Removes the directories and those below them. What is gone already is fine.
-    pub(crate) fn delete(&self) -> Result<()> {
-        let dirs: Vec<&Path> = match self {
+    fn dirs(&self) -> Vec<&Path> {
+        match self {
             Cgroup::None => Vec::new(),
             Cgroup::V2 { dir } => vec![dir],
             Cgroup::V1 { dirs, unified } => {
                 dirs.iter().map(|d| d.dir.as_path()).chain(unified.as_deref()).collect()
             }
-        };
-        let mut first = Ok(());
-        for dir in dirs {
-            let removed = files::remove(dir, DEPTH_LIMIT);
-            if first.is_ok() {
-                first = removed;
-            }
         }
-        first
+    }
+
+    /// Refuses, in runc's words, a cgroup that is in use by others: it would be taken from them. The
+    /// directories that are not there yet: those go again if the container is not made.
+    pub(crate) fn check_free(&self) -> Result<Vec<PathBuf>> {
+        let count = self.processes()?.len();
+        if count > 0 {
+            let text = format!("container's cgroup is not empty: {count} process(es) found");
+            return Err(Error::WrongStatus(text));
+        }
+        if self.is_frozen()? {
+            return Err(Error::WrongStatus("container's cgroup unexpectedly frozen".into()));
+        }
+        Ok(self.dirs().into_iter().filter(|d| !d.exists()).map(Path::to_owned).collect())
+    }
+
+    /// Removes the directories and those below them. What is gone already is fine.
+    pub(crate) fn delete(&self) -> Result<()> {
+        remove_all(self.dirs())
     }
 
     pub(crate) fn is_v2(&self) -> bool {
@@ -394,6 +404,18 @@ impl Cgroup {
     pub(crate) fn exists(&self) -> bool {
         self.main_dir().is_some_and(Path::exists)
     }
+}
+
+/// Removes directories and those below them, as many as can be; the first error.
+pub(crate) fn remove_all(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
+    let mut first = Ok(());
+    for dir in dirs {
+        let removed = files::remove(dir.as_ref(), DEPTH_LIMIT);
+        if first.is_ok() {
+            first = removed;
+        }
+    }
+    first
 }
 
 fn denied(e: &Error) -> bool {

@@ -212,3 +212,54 @@ fn sysctls_of_the_host_are_refused() {
         assert!(got.contains(want), "{got}");
     }
 }
+
+#[test]
+fn a_cgroup_of_others_is_neither_taken_nor_removed() {
+    let mut b = Bundle::new("true");
+    let dir = b.cgroup("pids");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), other.id().to_string()).unwrap();
+    // The processes of a container are those in its devices cgroup.
+    let main = b.cgroup("devices");
+    std::fs::create_dir_all(&main).unwrap();
+    std::fs::write(main.join("cgroup.procs"), other.id().to_string()).unwrap();
+    let got = text(&b.run());
+    assert!(got.contains("container's cgroup is not empty: 1 process(es) found"), "{got}");
+    assert!(main.exists() && other.try_wait().unwrap().is_none());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let frozen = b.cgroup("freezer");
+    std::fs::create_dir_all(&frozen).unwrap();
+    std::fs::write(frozen.join("freezer.state"), "FROZEN").unwrap();
+    let got = text(&b.run());
+    assert!(got.contains("container's cgroup unexpectedly frozen"), "{got}");
+    std::fs::write(frozen.join("freezer.state"), "THAWED").unwrap();
+    // A failed create leaves what it found, and nothing else.
+    b.config["process"]["args"] = json!(["/no/such/program"]);
+    let got = text(&b.run());
+    assert!(got.contains("no such file"), "{got}");
+    assert!(main.exists() && !b.cgroup("memory").exists());
+    for found in [dir, main, frozen] {
+        std::fs::remove_dir(found).unwrap();
+    }
+}
+
+#[test]
+fn deep_cgroups_go_in_good_time() {
+    let b = Bundle::new("sleep 1000");
+    b.start();
+    let mut dir = b.cgroup("devices");
+    for _ in 0..40 {
+        dir.push("d");
+    }
+    std::fs::create_dir_all(&dir).unwrap();
+    // One that nobody may remove: a foreign process in the deepest.
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), other.id().to_string()).unwrap();
+    let began = std::time::Instant::now();
+    let got = b.fails(&["delete", "-f", &b.id]);
+    assert!(got.contains("rmdir") && began.elapsed().as_secs() < 15, "{got}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
