@@ -132,6 +132,19 @@ impl Error {
         matches!(self, Self::Api(error) if error.is_already_exists())
     }
 
+    /// Is there no room for more, or no quota?
+    pub(crate) fn is_full_disk(&self) -> bool {
+        let source = match self {
+            Self::Io { source, .. } => source,
+            Self::Database { source, .. } => match source.as_ref() {
+                redb::Error::Io(source) => source,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     fn kind(&self) -> ErrorKind {
         let of_io = |source: &io::Error| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

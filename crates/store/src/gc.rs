@@ -113,6 +113,9 @@ impl Core {
         for ns in self.namespaces() {
             let blobs = lock(&self.blobs);
             let swept = self.sweep(&ns)?;
+            if !swept.content.is_empty() || !swept.snapshots.is_empty() {
+                self.before_unlinking()?;
+            }
             for name in &swept.content {
                 if let Ok(digest) = name.parse() {
                     freed += self.remove_unused_blob(&digest)?;
@@ -131,6 +134,18 @@ impl Core {
             self.expire_ingests(&ns, &|reference| leased.contains(reference));
         }
         Ok(freed)
+    }
+
+    /// What led to files is durably gone before they go: else a power cut brings back an image without
+    /// its content. Only a full disk does not wait for that, since the files are what fills it.
+    pub(crate) fn before_unlinking(&self) -> Result<()> {
+        match self.db.flush() {
+            Err(error) if error.is_full_disk() => {
+                tracing::warn!("the disk is full: files go before their records");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Marks, and removes the records that are not marked, in one write: no other writer comes

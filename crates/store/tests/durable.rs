@@ -339,6 +339,29 @@ async fn deep_directories() {
     }
 }
 
+/// A power cut right after a collection does not bring back an image whose content is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn collected_is_durably_gone() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let copy = tempfile::tempdir().unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    {
+        let (store, services) = open(root).await;
+        let archive = transfer::image().oci_archive(&name);
+        let target = transfer::import(&services, archive).await.unwrap()[0].target.clone();
+        store.flush().await.unwrap();
+        services.images.delete(&name, true).await.unwrap();
+        assert!(services.content.info(&target.digest).await.is_err());
+        // The disk as it is at this instant, without the journal.
+        let mut copying = Command::new("cp");
+        copying.arg("-a").arg(root.join("root")).arg(copy.path());
+        assert!(copying.status().unwrap().success());
+    }
+    let (_store, services) = open(copy.path()).await;
+    suite::assert_kind(services.images.get(&name).await, types::ErrorKind::NotFound);
+}
+
 /// A second store on the same directories is refused; once the first is gone, it opens.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_at_a_time() {

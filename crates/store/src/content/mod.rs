@@ -144,6 +144,7 @@ impl Core {
             Ok(())
         })?;
         self.guard.forget(ns, ResourceKind::Content, &name);
+        self.before_unlinking()?;
         self.remove_unused_blob(digest)?;
         self.bus.publish(ns, Event::ContentDelete { digest: name });
         Ok(())
