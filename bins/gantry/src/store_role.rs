@@ -142,7 +142,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 /// The store and its socket, until a signal.
 async fn alone(options: &Options) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let layers = store::LayerForm::Directories;
+    let layers = store::LayerForm::Best;
     let store = open(&options.root, &options.state, &options.address, layers).await?;
     let socket = Socket::bind(&options.address).await?;
     let shutdown = CancellationToken::new();

@@ -109,7 +109,8 @@ pub(crate) fn daemon(settings: &Settings, persona: Persona) -> Result<Daemon, St
         namespace: settings.text("containerd-namespace").unwrap_or("moby").into(),
         layers: match settings.text("storage-driver") {
             Some("erofs") => store::LayerForm::Index,
-            _ => store::LayerForm::Directories,
+            Some("overlayfs" | "overlay2") => store::LayerForm::Directories,
+            _ => store::LayerForm::Best,
         },
         hosts: hosts(settings, persona, tls.is_some())?,
         group: Group {

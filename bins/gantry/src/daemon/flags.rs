@@ -161,7 +161,7 @@ pub(crate) static FLAGS: &[Flag] = &[
     flag("seccomp-profile", "seccomp-profile", Text, "builtin", Only(&["", "builtin"]), "Seccomp profile of containers (\"builtin\")"),
     flag("selinux-enabled", "selinux-enabled", Bool, "false", Unbuilt, "Use SELinux"),
     flag("shutdown-timeout", "shutdown-timeout", Int, "15", Built, "Seconds for containers to stop when the host goes down"),
-    short('s', flag("storage-driver", "storage-driver", Text, "", Only(&["", "overlayfs", "overlay2", "erofs"]), "Form of layers (\"overlayfs\": extracted, \"erofs\": as they are)")),
+    short('s', flag("storage-driver", "storage-driver", Text, "", Only(&["", "overlayfs", "overlay2", "erofs"]), "Form of layers (\"erofs\": as they are, \"overlayfs\": extracted)")),
     flag("storage-opt", "storage-opts", List, "", Unbuilt, "Options of the snapshotter"),
     flag("swarm-default-advertise-addr", "swarm-default-advertise-addr", Text, "", Unbuilt, ""),
     flag("tls", "tls", Bool, "false", Built, "Use TLS on tcp; implied by --tlsverify"),

@@ -75,7 +75,8 @@ impl Packed {
         if !packed.enabled {
             return Ok(packed);
         }
-        let tried = probe(&config.root);
+        // Mounts of containers name what is mounted below the state.
+        let tried = crate::check_root(&config.state).and_then(|()| probe(&config.root));
         match tried {
             Ok(()) => Ok(packed),
             Err(error) if config.layers == LayerForm::Best => {
