@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, mknodat};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mknodat};
 use rustix::io::Errno;
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
@@ -177,7 +177,8 @@ fn new_record(
     let mut record = Record::new(id, spec);
     let linux = spec.linux.as_ref().ok_or_else(|| Error::config("linux", "is missing"))?;
     let keyring = (!no_new_keyring).then(|| format!("_ses.{id}"));
-    record.surroundings = Surroundings::new(linux, keyring)?;
+    let label = spec.process.as_ref().map(|p| p.selinux_label.as_str()).unwrap_or_default();
+    record.surroundings = Surroundings::new(linux, keyring, label)?;
     record.bundle = bundle.to_owned();
     record.rootfs = root_path(bundle, spec)?;
     record.namespaces = namespaces.all();
@@ -673,6 +674,11 @@ fn settle(
 /// See [`crate::start`].
 pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
     let container = Container::load(opts, id)?;
+    // One start at a time; a killed one lets go, and leaves a container that can still be started.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let lock = rustix::fs::open(&container.dir, flags, Mode::empty())
+        .and_then(|fd| flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
+        .ctx("lock", || container.dir.display().to_string())?;
     match container.status()? {
         Status::Created => {}
         Status::Stopped => {
@@ -692,14 +698,10 @@ pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
         }
         Err(e) => return Err(e).ctx("open", name),
     };
-    // Of several that start at once, the one that removes the fifo is the one.
-    match rustix::fs::unlink(&path) {
-        Err(Errno::NOENT) => {
-            return Err(Error::WrongStatus("cannot start an already running container".into()));
-        }
-        other => other.ctx("unlink", name)?,
-    }
     rustix::io::write(&fifo, b"0").ctx("write", name)?;
+    // A fifo without a reader says the same: the process has gone on.
+    rustix::fs::unlink(&path).ctx("unlink", name)?;
+    drop(lock);
     let r = &container.record;
     if !r.poststart.is_empty() {
         let state = r.hook_state("running", r.pid);

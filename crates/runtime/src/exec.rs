@@ -262,7 +262,7 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).ctx("setgid", || "0")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).ctx("setuid", || "0")?;
     }
-    job.surroundings.take_on()?;
+    job.surroundings.take_on(&job.proc)?;
     if job.process.terminal {
         open_terminal(&job.process, sync)?;
     }

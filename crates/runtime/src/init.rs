@@ -139,7 +139,7 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
         not_dumpable()?;
         become_root(&init.namespaces)?;
     }
-    init.surroundings.take_on()?;
+    init.surroundings.take_on(&init.proc)?;
     if init.namespaces.new & flag::CLONE_NEWNET != 0 {
         netdev::loopback_up()?;
     }

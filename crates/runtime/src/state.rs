@@ -160,7 +160,9 @@ impl Container {
         if !self.alive()? {
             return Ok(Status::Stopped);
         }
-        if self.dir.join(FIFO).exists() {
+        // It waits as long as the fifo has a reader.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if rustix::fs::open(self.dir.join(FIFO), flags, Mode::empty()).is_ok() {
             return Ok(Status::Created);
         }
         if self.record.cgroup.is_frozen()? {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
+use crate::procfs::ProcFs;
 use crate::spec::{Linux, MemoryPolicy, Personality};
 
 /// (the specification's word, `MPOL_*`).
@@ -27,6 +28,9 @@ pub(crate) const FLAGS: [(&str, i32); 3] = [
     ("MPOL_F_STATIC_NODES", 1 << 15),
 ];
 
+/// The label that new keys of this process get.
+const KEY_LABEL: &str = "self/attr/keycreate";
+
 /// Checked values, as they are in the state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
@@ -35,6 +39,9 @@ pub(crate) struct Surroundings {
     memory: Option<Memory>,
     /// Name of the session keyring; none: the caller's stays.
     keyring: Option<String>,
+    /// The process's SELinux label: the keyring has it as well, or the process may not use it.
+    #[serde(default)]
+    label: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,16 +51,17 @@ struct Memory {
 }
 
 impl Surroundings {
-    pub(crate) fn new(linux: &Linux, keyring: Option<String>) -> Result<Surroundings> {
+    pub(crate) fn new(linux: &Linux, keyring: Option<String>, label: &str) -> Result<Surroundings> {
         Ok(Surroundings {
             persona: linux.personality.as_ref().map(persona).transpose()?,
             memory: linux.memory_policy.as_ref().map(memory).transpose()?,
             keyring,
+            label: label.to_owned(),
         })
     }
 
     /// For the calling process, while it still has every right.
-    pub(crate) fn take_on(&self) -> Result<()> {
+    pub(crate) fn take_on(&self, proc: &ProcFs) -> Result<()> {
         if let Some(persona) = self.persona {
             sys::process::set_personality(persona)
                 .ctx("personality", || "linux.personality.domain")?;
@@ -66,7 +74,13 @@ impl Surroundings {
             Some(name) => {
                 let name = CString::new(name.as_str())
                     .map_err(|_| Error::InvalidId("with a NUL".into()))?;
-                keyring(&name)
+                if self.label.is_empty() {
+                    return keyring(&name);
+                }
+                proc.write(KEY_LABEL, self.label.as_bytes())?;
+                let joined = keyring(&name);
+                proc.write(KEY_LABEL, b"")?;
+                joined
             }
             None => Ok(()),
         }

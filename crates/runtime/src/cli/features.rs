@@ -45,6 +45,7 @@ fn document() -> serde_json::Value {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
         "annotations": {"dev.gantry.runtime.version": env!("CARGO_PKG_VERSION")},
     })
 }
