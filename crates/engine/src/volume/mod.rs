@@ -290,9 +290,8 @@ impl Volumes {
             }
             let settled = match known {
                 _ if name.starts_with(TRASH_PREFIX) => {
-                    let remove = || {
-                        sys::tree::remove(&dir).map_err(|e| Error::io("empty", &dir, &e.into()))
-                    };
+                    let remove =
+                        || sys::tree::remove(&dir).map_err(|e| Error::io("empty", &dir, &e.into()));
                     local::unmount(&dir.join("_data")).and_then(|()| remove())
                 }
                 Some(record) => self.settle_one(&dir, &record, used(&name)),
