@@ -529,7 +529,23 @@ impl Core {
     pub(super) fn packed_root(&self, ns: &str, chain: &[String]) -> Result<PathBuf> {
         let records = self.packed_records(ns, chain)?;
         let id = records.first().map_or(0, |record| record.id);
-        self.flights.alone(&format!("layers {id}"), || self.disk.mount_packed(&records))
+        let point =
+            self.flights.alone(&format!("layers {id}"), || self.disk.mount_packed(&records))?;
+        // Who removed the layer meanwhile found no mount to take away.
+        let top = chain.first().map_or("", String::as_str);
+        match self.snapshot_record(ns, top) {
+            Ok(record) if record.id == id => Ok(point),
+            Ok(_) => {
+                self.disk.packed.release(id)?;
+                Err(Error::not_found("snapshot", top))
+            }
+            Err(error) => {
+                if error.is_not_found() {
+                    self.disk.packed.release(id)?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Makes an image's index when its layers come, not when it is first used.
