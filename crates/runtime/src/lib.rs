@@ -12,8 +12,8 @@
 //! On disk, below [`Options::root`] (0711), one directory per container (0700):
 //! `state.json` (versioned), `config.json` (the spec as it was at create), `seccomp.bpf`
 //! (compiled, loaded again by exec), `exec.fifo` (from create to start). `root/<id>` is made
-//! exclusively by create; there are no locks beside it and the atomic unlink of `exec.fifo`,
-//! which makes one `start` the winner. No tasks, no channels, no tokio.
+//! exclusively by create; beside it there is one lock, flock(2) on that directory, by which
+//! starts take turns. No tasks, no channels, no tokio.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
