@@ -2,8 +2,9 @@
 //!
 //! Owns: the [`sandbox`] an engine under test lives in, the [`leak`] check that proves that it left
 //! nothing behind, [`fixtures`] (images and tar streams with byte-by-byte control), a [`registry`]
-//! on loopback, the [`peer`]s to compare with, the [`engine`] under test as a process, and the
-//! waiting ([`wait`]), running ([`command`]) and naming ([`random`]) that these share.
+//! on loopback, the [`peer`]s to compare with, the [`engine`] under test as a process, the conformance
+//! suite for runtimes with the attacks on them ([`oci`]), and the waiting ([`wait`]), running
+//! ([`command`]) and naming ([`random`]) that these share.
 //!
 //! Does not own: the tests of the product, which live beside it, and the installation of the peers
 //! (`scripts/deps`).

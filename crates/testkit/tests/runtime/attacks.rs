@@ -61,6 +61,9 @@ fn shut() -> Vec<Shut> {
     vec![
         sixty_four("S17/socket-of-AF_ALG", 41, &[38, 5, 0]),
         sixty_four("S17/socket-of-AF_VSOCK", 41, &[40, 1, 0]),
+        // The kernel looks at the lower half only.
+        sixty_four("S17/socket-of-AF_ALG-and-more", 41, &[0x7_0000_0026, 5, 0]),
+        sixty_four("S17/socket-of-AF_VSOCK-and-more", 41, &[0x7_0000_0028, 1, 0]),
         sixty_four("S17/unshare-user", 272, &[new_user]),
         sixty_four("S17/clone-user", 56, &[new_user | 17, 0, 0, 0, 0]),
         sixty_four("S17/bpf", 321, &[0, 0, 0]),

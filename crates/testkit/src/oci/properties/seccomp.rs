@@ -23,6 +23,7 @@ pub(super) const ALL: &[Property] = &[
     p("seccomp/arguments-masked", masked),
     p("seccomp/arguments-upper-half", upper_half),
     p("seccomp/arguments-all-have-to-fit", all_arguments),
+    p("seccomp/arguments-twice-are-alternatives", same_argument),
     p("seccomp/two-rules-for-one-call", two_rules),
     p("seccomp/unknown-calls-are-left-out", unknown_call),
     p("seccomp/32-bit-calls", old_calls),
@@ -261,6 +262,17 @@ fn all_arguments(g: &Ground) -> Checked {
     ]);
     let calls = [[5, 0, 10], [5, 0, 9], [4, 0, 10], [4, 0, 1]].map(|args| call(GETUID, &args));
     same("answers", answers(g, allow_but(&[with]), &calls)?, [-99, 0, 0, 0])
+}
+
+/// As runc has it: what is said of the same argument in one rule are alternatives.
+fn same_argument(g: &Ground) -> Checked {
+    let mut with = rule(&["getuid"], "SCMP_ACT_ERRNO", Some(99));
+    with["args"] = json!([
+        {"index": 1, "value": 5, "op": "SCMP_CMP_EQ"},
+        {"index": 1, "value": 9, "op": "SCMP_CMP_EQ"},
+    ]);
+    let calls = [5, 9, 7].map(|value| call(GETUID, &[0, value]));
+    same("answers", answers(g, allow_but(&[with]), &calls)?, [-99, -99, 0])
 }
 
 fn two_rules(g: &Ground) -> Checked {
