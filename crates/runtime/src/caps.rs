@@ -82,6 +82,19 @@ pub(crate) fn parse(c: &spec::Capabilities) -> Sets {
     }
 }
 
+/// A line for a log, if a section names capabilities that are skipped.
+pub(crate) fn warnings(c: Option<&spec::Capabilities>) -> Vec<String> {
+    let Some(c) = c else { return Vec::new() };
+    let sets = [&c.bounding, &c.effective, &c.inheritable, &c.permitted, &c.ambient];
+    let unknown: std::collections::BTreeSet<&str> =
+        sets.into_iter().flatten().map(String::as_str).filter(|n| bit(n).is_none()).collect();
+    if unknown.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> = unknown.into_iter().collect();
+    vec![format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" "))]
+}
+
 /// Takes out of the bounding set what is not in it. Needs CAP_SETPCAP, so it comes first.
 pub(crate) fn bound(sets: &Sets) -> Result<()> {
     for number in 0..64 {

@@ -21,7 +21,7 @@ use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
 use crate::surroundings::Surroundings;
 use crate::sync::{Message, Sync, Waited, send_fd_to};
-use crate::{ContainerId, CreateOptions, Created, Options, Stdio, hooks, rootfs, sysctl};
+use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, hooks, rootfs, sysctl};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
@@ -110,6 +110,8 @@ struct Parent<'a> {
     outside: bool,
     prepared: Prepared,
     net_devices: NetDevices,
+    /// See [`Created::warnings`].
+    warnings: Vec<String>,
     /// Who owns the container's cgroup: its root, where it may change it.
     cgroup_owner: Option<u32>,
     create: &'a CreateOptionsRest,
@@ -157,6 +159,7 @@ impl<'a> Parent<'a> {
             prepared,
             net_devices: NetDevices::parse(&linux.net_devices)?,
             cgroup_owner: None,
+            warnings: caps::warnings(spec.process.as_ref().and_then(|p| p.capabilities.as_ref())),
             oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
             linux,
             record,
@@ -428,7 +431,8 @@ fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created
     match drive(&mut parent, made, &ours, &mut process, !early) {
         Ok(console_master) => {
             let Child { pid, pidfd } = process;
-            Ok(Created { pid, pidfd, console_master })
+            let warnings = std::mem::take(&mut parent.warnings);
+            Ok(Created { pid, pidfd, console_master, warnings })
         }
         Err(e) => {
             abandon(&process.pidfd);

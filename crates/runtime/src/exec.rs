@@ -74,6 +74,7 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
         _ => None,
     };
     let proc = ProcFs::open()?;
+    let warnings = crate::caps::warnings(exec.process.capabilities.as_ref());
     let job = Job {
         process: Prepared::new(&exec.process, filter, exec.preserve_fds, &proc)?,
         stdio: exec.stdio,
@@ -105,7 +106,7 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
         Ok(master)
     })();
     match result {
-        Ok(console_master) => Ok(Created { pid, pidfd, console_master }),
+        Ok(console_master) => Ok(Created { pid, pidfd, console_master, warnings }),
         Err(e) => {
             abandon(&pidfd);
             Err(e)

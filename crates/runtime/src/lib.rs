@@ -28,6 +28,7 @@ pub mod error;
 mod exec;
 mod hooks;
 mod init;
+mod jsonpath;
 mod namespaces;
 mod netdev;
 mod operate;
@@ -137,6 +138,8 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// The pty's master, for [`Stdio::Console`].
     pub console_master: Option<OwnedFd>,
+    /// What was asked for and left out, for a log: capabilities that are not known here.
+    pub warnings: Vec<String>,
 }
 
 /// What [`exec`] takes.

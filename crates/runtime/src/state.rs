@@ -319,9 +319,14 @@ pub(crate) fn parse_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
         }
         other => other?,
     };
-    let spec = serde_json::from_slice(&bytes)
-        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
-    Ok((spec, bytes))
+    match serde_json::from_slice(&bytes) {
+        Ok(spec) => Ok((spec, bytes)),
+        Err(source) => {
+            let field = crate::jsonpath::at(&bytes, source.line(), source.column());
+            let e = Err(Error::Json { path: path.to_owned(), source });
+            if field.is_empty() { e } else { e.step(|| field) }
+        }
+    }
 }
 
 pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {

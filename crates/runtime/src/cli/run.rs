@@ -8,7 +8,7 @@ use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, foreground, one_id};
 use crate::spec::{Capabilities, ConsoleSize, Process};
 use crate::state::Container;
-use crate::{ContainerId, CreateOptions, ExecOptions, Stdio, process, selfexe, state};
+use crate::{ContainerId, CreateOptions, Created, ExecOptions, Stdio, process, selfexe, state};
 
 const CREATE: &[Flag] = &[
     Flag(&["bundle", "b"], true),
@@ -81,6 +81,10 @@ fn console(parsed: &Parsed) -> Stdio {
     }
 }
 
+fn warn(cx: &Context, created: &Created) {
+    created.warnings.iter().for_each(|warning| cx.log.warning(warning));
+}
+
 pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
     let parsed = parse(args, CREATE)?;
     let id = one_id(&parsed, "create")?;
@@ -88,7 +92,10 @@ pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
     let options = create_options(&parsed, false)?;
     cx.log.debug(&format!("create {id}"));
     match crate::create(&cx.options, &id, options) {
-        Ok(_) => Ok(0),
+        Ok(created) => {
+            warn(cx, &created);
+            Ok(0)
+        }
         Err(e) => Err(format!("runc create failed: {}", e.chain()).into()),
     }
 }
@@ -123,6 +130,7 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     // Blocked before the process exists, so that no signal is lost.
     let signals = if detach { None } else { Some(foreground::Signals::new()?) };
     let created = crate::create(&cx.options, &id, options).map_err(failed)?;
+    warn(cx, &created);
     let started = Notify::new(&cx.options, &id)
         .and_then(|notify| crate::start(&cx.options, &id).map(|()| notify));
     let mut notify = match started {
@@ -175,6 +183,7 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
     };
     let created = crate::exec(&cx.options, &id, options)
         .map_err(|e| format!("exec failed: {}", e.chain()))?;
+    warn(cx, &created);
     let Some(signals) = signals else { return Ok(0) };
     let kill = |signal| {
         sys::process::pidfd_kill(&created.pidfd, signal).map_err(|source| crate::Error::Sys {

@@ -124,3 +124,30 @@ fn figures_and_processes_in_runcs_shape() {
     let warned = b.rt(&["create", "-d", "x"]);
     assert!(text(&warned).contains("flag provided but not defined: -d"), "{}", text(&warned));
 }
+
+#[test]
+fn what_is_left_out_and_what_is_wrong_is_told_by_name() {
+    let mut b = Bundle::new("true");
+    let name = format!("CAP_T{}", random());
+    b.config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!(name));
+    let o = b.run();
+    let got = text(&o);
+    assert!(o.status.success() && got.contains("level=warning") && got.contains(&name), "{got}");
+    b.config["process"]["user"]["uid"] = json!("zero");
+    let got = text(&b.run());
+    assert!(got.contains("process.user.uid: parse") && got.contains("invalid type"), "{got}");
+}
+
+#[test]
+fn a_filter_that_forbids_nearly_everything_reaches_the_program() {
+    let mut b = Bundle::new("true");
+    b.config["process"]["noNewPrivileges"] = json!(false);
+    b.config["process"]["args"] = json!(["/bin/true"]);
+    b.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["getrandom", "openat", "clone", "mmap"],
+            "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+    });
+    let o = b.run();
+    assert!(!text(&o).contains("panicked"), "{}", text(&o));
+}
