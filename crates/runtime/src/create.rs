@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mknodat};
 use rustix::io::Errno;
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
@@ -675,6 +676,20 @@ fn settle(
     Ok(())
 }
 
+/// Waits until the process has let go of its end of the fifo: startContainer hooks are done, and the
+/// program is executed (or the process has ended).
+fn until_executed(fifo: &OwnedFd) -> Result<(), Errno> {
+    loop {
+        // Errors are told without being asked for.
+        let mut fds = [PollFd::new(fifo, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// See [`crate::start`].
 pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
     let container = Container::load(opts, id)?;
@@ -708,6 +723,7 @@ pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
     drop(lock);
     let r = &container.record;
     if !r.poststart.is_empty() {
+        until_executed(&fifo).ctx("wait", || "for the program's start")?;
         let state = r.hook_state("running", r.pid);
         if let Err(e) = hooks::run("poststart", &r.poststart, &state, Some(&r.bundle)) {
             // Since 1.3 of the specification a failed poststart hook stops the container.

@@ -151,3 +151,17 @@ fn a_filter_that_forbids_nearly_everything_reaches_the_program() {
     let o = b.run();
     assert!(!text(&o).contains("panicked"), "{}", text(&o));
 }
+
+#[test]
+fn poststart_hooks_come_after_the_programs_start() {
+    let mut b = Bundle::new("true");
+    b.config["root"]["readonly"] = json!(false);
+    b.config["hooks"]["startContainer"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", "sleep 0.3; echo first > /tmp/hook"]}]);
+    let inside = b.path("rootfs/tmp/hook");
+    let line = format!("cat {} > {}", inside.display(), b.path("seen").display());
+    b.config["hooks"]["poststart"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}]);
+    let o = b.run();
+    assert!(o.status.success(), "{}", text(&o));
+    assert_eq!(std::fs::read_to_string(b.path("seen")).unwrap(), "first\n");
+}
