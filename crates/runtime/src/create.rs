@@ -223,15 +223,7 @@ fn create_in(
     linux.sysctl.keys().try_for_each(|key| sysctl::check(key, &namespaces))?;
 
     let host = Host::detect(&proc)?;
-    let user = caller.ordinary || !caller.host_userns;
-    let unit = opts
-        .systemd_cgroup
-        .then(|| Unit::parse(&linux.cgroups_path, id.as_str(), user))
-        .transpose()?;
-    let path = match &unit {
-        Some(unit) => unit.path()?,
-        None => linux.cgroups_path.clone(),
-    };
+    let (unit, path) = place(opts, id, &linux.cgroups_path, caller)?;
     let cgroup = Cgroup::locate(&host, &path, id.as_str(), &resources)?;
     made.cgroups = cgroup.check_free()?;
     let mut record =
@@ -264,6 +256,22 @@ fn create_in(
         spec,
     };
     run_parent(parent, init, made)
+}
+
+/// systemd's unit, if it is to make the cgroup, and the cgroup's path.
+fn place(
+    opts: &Options,
+    id: &ContainerId,
+    path: &str,
+    caller: Caller,
+) -> Result<(Option<Unit>, String)> {
+    if !opts.systemd_cgroup {
+        return Ok((None, path.to_owned()));
+    }
+    let user = caller.ordinary || !caller.host_userns;
+    let unit = Unit::parse(path, id.as_str(), user)?;
+    let path = unit.path()?;
+    Ok((Some(unit), path))
 }
 
 /// Adds to the spec what the caller's own service manager gave it for the container.
