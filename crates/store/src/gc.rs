@@ -112,7 +112,9 @@ impl Core {
         let mut freed = 0;
         for ns in self.namespaces() {
             let blobs = lock(&self.blobs);
+            let sweeping = self.guard.sweeping();
             let swept = self.sweep(&ns)?;
+            drop(sweeping);
             if !swept.content.is_empty() || !swept.snapshots.is_empty() {
                 self.before_unlinking()?;
             }

@@ -1,6 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,15 @@ type Item = (String, ResourceKind, String);
 /// a record leads there, this protection ends and the record's begins. Pinned: what an operation of
 /// the store itself works on right now, whatever happens to records meanwhile.
 #[derive(Clone, Default)]
-pub(crate) struct Guard(Arc<Mutex<State>>);
+pub(crate) struct Guard(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Written while garbage collection marks and sweeps: who protects something afterwards sees what
+    /// it took. Before `state`, after [`crate::Core::blobs`].
+    gate: RwLock<()>,
+}
 
 #[derive(Default)]
 struct State {
@@ -33,14 +41,20 @@ struct State {
 }
 
 impl Guard {
+    /// Held from the look at what is protected until what is not is gone from the records.
+    pub(crate) fn sweeping(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn refresh(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0).fresh.insert((ns.into(), kind, name.into()), Instant::now() + FRESH);
+        let _gate = self.0.gate.read().unwrap_or_else(PoisonError::into_inner);
+        lock(&self.0.state).fresh.insert((ns.into(), kind, name.into()), Instant::now() + FRESH);
     }
 
     /// Keeps what an image led to that has just lost its name.
     pub(crate) fn linger(&self, ns: &str, items: BTreeSet<(ResourceKind, String)>) {
         let until = Instant::now() + UNNAMED;
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.0.state);
         for (kind, name) in items {
             let end = state.fresh.entry((ns.into(), kind, name)).or_insert(until);
             *end = until.max(*end);
@@ -49,15 +63,15 @@ impl Guard {
 
     /// When the next protection ends by itself.
     pub(crate) fn next_end(&self) -> Option<Instant> {
-        lock(&self.0).fresh.values().min().copied()
+        lock(&self.0.state).fresh.values().min().copied()
     }
 
     pub(crate) fn forget(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0).fresh.remove(&(ns.to_string(), kind, name.to_string()));
+        lock(&self.0.state).fresh.remove(&(ns.to_string(), kind, name.to_string()));
     }
 
     pub(crate) fn forget_all(&self, ns: &str, items: &BTreeSet<(ResourceKind, String)>) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.0.state);
         for (kind, name) in items {
             state.fresh.remove(&(ns.to_string(), *kind, name.clone()));
         }
@@ -65,12 +79,12 @@ impl Guard {
 
     /// Is nothing fresh?
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.0).fresh.is_empty()
+        lock(&self.0.state).fresh.is_empty()
     }
 
     /// What is protected in a namespace now; what is too old is dropped.
     pub(crate) fn items(&self, ns: &str) -> Vec<(ResourceKind, String)> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.0.state);
         let now = Instant::now();
         state.fresh.retain(|_, until| *until > now);
         state
@@ -98,14 +112,15 @@ pub(crate) struct Pins {
 impl Pins {
     pub(crate) fn add(&self, kind: ResourceKind, name: impl std::fmt::Display) {
         let item = (self.ns.clone(), kind, name.to_string());
-        *lock(&self.guard.0).pinned.entry(item.clone()).or_default() += 1;
+        let _gate = self.guard.0.gate.read().unwrap_or_else(PoisonError::into_inner);
+        *lock(&self.guard.0.state).pinned.entry(item.clone()).or_default() += 1;
         lock(&self.items).push(item);
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let mut state = lock(&self.guard.0);
+        let mut state = lock(&self.guard.0.state);
         for item in lock(&self.items).drain(..) {
             if let Some(count) = state.pinned.get_mut(&item) {
                 *count -= 1;

@@ -213,3 +213,51 @@ async fn resumed() {
     assert_eq!(retried, 1);
     assert!(here.content.ingests(&[]).await.unwrap().is_empty());
 }
+
+/// `docker rmi` while a push goes on: it ends well.
+#[tokio::test(flavor = "multi_thread")]
+async fn pushed_while_removed() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let image = transfer::image();
+    transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+    // Between the store and the registry: nothing passes before the image is gone.
+    let between = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = between.local_addr().unwrap().port();
+    let (gone, mut is_gone) = tokio::sync::oneshot::channel::<()>();
+    let (asked, mut is_asked) = mpsc::channel::<()>(1);
+    let address = registry.address.clone();
+    let proxy = tokio::spawn(async move {
+        let mut waiting = true;
+        loop {
+            let (mut client, _) = between.accept().await.unwrap();
+            if std::mem::take(&mut waiting) {
+                asked.send(()).await.unwrap();
+                (&mut is_gone).await.unwrap();
+            }
+            let mut server = tokio::net::TcpStream::connect(&address).await.unwrap();
+            tokio::spawn(async move {
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    let reference: ImageRef =
+        format!("127.0.0.1:{port}/{}:v1", random::name("img")).parse().unwrap();
+    let pushing = push(&here, &name, &reference);
+    let removing = async {
+        is_asked.recv().await.unwrap();
+        here.images.delete(&name, true).await.unwrap();
+        here.extras.collect_garbage().await.unwrap();
+        gone.send(()).unwrap();
+    };
+    let ((pushed, _), ()) = tokio::join!(pushing, removing);
+    assert_eq!(pushed.unwrap().digest.to_string(), image.manifest_digest());
+    here.extras.collect_garbage().await.unwrap();
+    assert!(here.content.list(&[]).await.unwrap().is_empty());
+    pull(&here, &reference).await.0.unwrap();
+    proxy.abort();
+}

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use store_api::{Descriptor, Labels, SquashRequest, UnpackedImage, media_type};
+use store_api::{Descriptor, Labels, ResourceKind, SquashRequest, UnpackedImage, media_type};
 use types::Digest;
 
 use super::merge::merge;
@@ -9,6 +9,7 @@ use crate::{
     Core,
     diffs::UNCOMPRESSED,
     error::{Error, Result},
+    guard::Pins,
     manifest::Manifest,
     progress::Reporter,
     snapshots::{borrow, open_all, open_directory},
@@ -16,8 +17,12 @@ use crate::{
 
 impl Core {
     pub(crate) fn squash(&self, ns: &str, request: &SquashRequest) -> Result<Descriptor> {
+        let pins = self.guard.pins(ns);
+        pins.add(ResourceKind::Content, &request.target);
         let target = self.descriptor_of(ns, &request.target)?;
-        let image = self.unpack(ns, &target, request.platform.as_ref(), &Reporter::silent())?;
+        let image = self.resolve_image(ns, &target, request.platform.as_ref())?;
+        self.keep(ns, &image, &pins)?;
+        self.unpack_image(ns, &image, &Reporter::silent())?;
         let keep = request.keep_layers;
         if keep >= image.layers.len() {
             return Err(Error::invalid(format!(
@@ -32,6 +37,18 @@ impl Core {
         let mut layers = image.layers[..keep].to_vec();
         layers.push(layer);
         self.put_image(ns, &config, layers)
+    }
+
+    /// Pins an image's content and snapshots. All of its content is there.
+    fn keep(&self, ns: &str, image: &UnpackedImage, pins: &Pins) -> Result<()> {
+        for chain_id in &image.chain_ids {
+            pins.add(ResourceKind::Snapshot, chain_id);
+        }
+        for blob in image.layers.iter().chain([&image.manifest, &image.config]) {
+            pins.add(ResourceKind::Content, &blob.digest);
+            self.content_record(ns, &blob.digest)?;
+        }
+        Ok(())
     }
 
     /// Stores a configuration and a manifest for it, with their labels.

@@ -5,7 +5,7 @@ use std::{
 
 use archive::{Entry, Kind, TarWriter};
 use serde_json::{Value, json};
-use store_api::{ByteStream, Descriptor, ExportRequest, Result, media_type};
+use store_api::{ByteStream, Descriptor, ExportRequest, ResourceKind, Result, media_type};
 use tokio::sync::mpsc;
 use types::{Digest, ImageRef};
 
@@ -13,6 +13,7 @@ use super::import::REF_NAME;
 use crate::{
     Core, Local,
     error::{Error, Result as CoreResult},
+    guard::Pins,
     manifest::Document,
     streams::StreamWriter,
 };
@@ -29,6 +30,8 @@ struct Plan {
     blobs: BTreeMap<Digest, u64>,
     manifest_json: Vec<Value>,
     repositories: BTreeMap<String, BTreeMap<String, String>>,
+    /// All of it stays until the end, whatever happens to the images.
+    pins: Pins,
 }
 
 pub(crate) async fn export(local: &Local, request: ExportRequest) -> Result<ByteStream> {
@@ -71,6 +74,7 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
         blobs: BTreeMap::new(),
         manifest_json: Vec::new(),
         repositories: BTreeMap::new(),
+        pins: core.guard.pins(ns),
     };
     for (mut target, mut names) in named.into_values() {
         names.sort();
@@ -78,7 +82,7 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
         if let Some(platform) = &request.platform {
             target = core.choose_manifest(ns, &target, Some(platform))?.0;
         }
-        if collect(core, ns, &target, &mut plan.blobs, 0)? == 0 {
+        if collect((core, ns), &target, &mut plan.blobs, &plan.pins, 0)? == 0 {
             return Err(Error::not_found("content of image", &target.digest));
         }
         describe(core, ns, &target, &names, request, &mut plan)?;
@@ -90,28 +94,31 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
 /// Adds a document and what it names; answers how many whole images are below. Of an index those
 /// count whose content is here.
 fn collect(
-    core: &Core,
-    ns: &str,
+    (core, ns): (&Core, &str),
     descriptor: &Descriptor,
     blobs: &mut BTreeMap<Digest, u64>,
+    pins: &Pins,
     level: usize,
 ) -> CoreResult<usize> {
     if level > 4 {
         return Err(Error::invalid(format!("index {}: nested too deep", descriptor.digest)));
     }
+    pins.add(ResourceKind::Content, &descriptor.digest);
     let document = core.document(ns, descriptor)?;
     let mut own = BTreeMap::from([(descriptor.digest.clone(), descriptor.size)]);
     let mut images = 0;
     match &document {
         Document::Index(index) => {
             for entry in &index.manifests {
+                pins.add(ResourceKind::Content, &entry.digest);
                 if core.has_content(ns, &entry.digest)? {
-                    images += collect(core, ns, entry, &mut own, level + 1)?;
+                    images += collect((core, ns), entry, &mut own, pins, level + 1)?;
                 }
             }
         }
         Document::Manifest(_) => {
             for child in document.children() {
+                pins.add(ResourceKind::Content, &child.digest);
                 if !core.has_content(ns, &child.digest)? {
                     if level == 0 {
                         return Err(Error::not_found("content", &child.digest));
@@ -167,7 +174,7 @@ fn describe(
 impl Core {
     /// How many images below `target` have all their content here.
     pub(super) fn whole_images(&self, ns: &str, target: &Descriptor) -> CoreResult<usize> {
-        match collect(self, ns, target, &mut BTreeMap::new(), 0) {
+        match collect((self, ns), target, &mut BTreeMap::new(), &self.guard.pins(ns), 0) {
             Err(error) if error.is_not_found() => Ok(0),
             other => other,
         }

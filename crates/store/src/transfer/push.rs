@@ -3,7 +3,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use registry::{FileSource, Pushed, Repository, Target, UploadOptions};
 use store_api::{
-    Descriptor, ProgressSender, ProgressState, PushRequest, RegistryAccess, Result, media_type,
+    Descriptor, ProgressSender, ProgressState, PushRequest, RegistryAccess, ResourceKind, Result,
+    media_type,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 use types::{Digest, ErrorKind, ImageRef, limits};
@@ -12,6 +13,7 @@ use super::{SOURCE, credentials, refused, remember_source};
 use crate::{
     Core, Local,
     error::{Error as Fail, Result as CoreResult},
+    guard::Pins,
     manifest::Document,
     progress::{Reporter, Subject},
 };
@@ -32,6 +34,8 @@ struct Plan {
     documents: Vec<Put>,
     /// Said to the client: not all of an index was here.
     note: Option<String>,
+    /// All of it stays until the end, whatever happens to the image.
+    pins: Pins,
 }
 
 pub(crate) async fn push(
@@ -145,7 +149,13 @@ fn plan(core: &Core, ns: &str, request: &PushRequest, reference: &ImageRef) -> C
             "Not all multiplatform-content is present ({missing} is missing) and only the available single-platform image was pushed"
         ));
     }
-    let mut plan = Plan { target: target.clone(), blobs: Vec::new(), documents: Vec::new(), note };
+    let mut plan = Plan {
+        target: target.clone(),
+        blobs: Vec::new(),
+        documents: Vec::new(),
+        note,
+        pins: core.guard.pins(ns),
+    };
     collect(core, ns, &target, reference, &mut plan, 0)?;
     Ok(plan)
 }
@@ -187,6 +197,7 @@ fn collect(
     if plan.documents.iter().any(|d| d.descriptor.digest == descriptor.digest) {
         return Ok(());
     }
+    plan.pins.add(ResourceKind::Content, &descriptor.digest);
     let bytes = core.read_blob(ns, &descriptor.digest, limits::MANIFEST_BYTES)?;
     match crate::manifest::parse(descriptor, &bytes)? {
         Document::Index(index) => {
@@ -199,6 +210,7 @@ fn collect(
                 if plan.blobs.iter().any(|(blob, _, _)| blob.digest == child.digest) {
                     continue;
                 }
+                plan.pins.add(ResourceKind::Content, &child.digest);
                 let record = core.content_record(ns, &child.digest)?;
                 let sources = record.labels.get(&format!("{SOURCE}.{}", reference.domain()));
                 let mount_from = sources

@@ -1,0 +1,99 @@
+//! What goes on while others remove, collect and commit the same things.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::sync::Arc;
+
+use serde_json::json;
+use store::Store;
+use store_api::{ExportRequest, Namespaces as _, Services, SquashRequest};
+use suite::transfer;
+use tempfile::TempDir;
+use testkit::{
+    fixtures::{
+        oci::{Image, Layer},
+        tar::TarStream,
+    },
+    random,
+};
+use types::ErrorKind;
+
+async fn open() -> (TempDir, Arc<Store>) {
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    (ground, store)
+}
+
+/// Layers that cannot be read or packed in no time.
+fn large_image() -> Image {
+    let layer = || {
+        let tar =
+            TarStream::new().file(&random::name("f"), 0o644, &random::bytes(1 << 20)).finish();
+        Layer::plain(tar)
+    };
+    Image::new(vec![layer(), layer(), layer()], &json!({ "Cmd": ["/x"] }))
+}
+
+async fn imported(services: &Services, image: &Image) -> (String, store_api::Descriptor) {
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let found = transfer::import(services, image.oci_archive(&name)).await.unwrap();
+    (name, found[0].target.clone())
+}
+
+/// `docker rmi` while `docker save` waits for its reader: the archive is whole, and then all goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn saved_while_removed() {
+    let (_ground, store) = open().await;
+    let services = store.open("here").unwrap();
+    let image = large_image();
+    let (name, _) = imported(&services, &image).await;
+    let request = ExportRequest { names: vec![name.clone()], ..ExportRequest::default() };
+    let mut stream = services.transfer.export(request).await.unwrap();
+    let mut archive = stream.recv().await.unwrap().unwrap().to_vec();
+    services.images.delete(&name, true).await.unwrap();
+    services.extras.collect_garbage().await.unwrap();
+    archive.extend(transfer::collect(stream).await.unwrap());
+    // The export's thread ends after its last piece.
+    while !services.content.list(&[]).await.unwrap().is_empty() {
+        services.extras.collect_garbage().await.unwrap();
+    }
+    let found = transfer::import(&services, archive).await.unwrap();
+    assert_eq!(found[0].target.digest.to_string(), image.manifest_digest());
+}
+
+/// `docker rmi` during a squash: it says that the image is gone, or makes a whole one.
+#[tokio::test(flavor = "multi_thread")]
+async fn squashed_while_removed() {
+    let (_ground, store) = open().await;
+    let services = store.open("here").unwrap();
+    for _ in 0..3 {
+        let (name, target) = imported(&services, &large_image()).await;
+        let before = services.extras.unpack(&target, None).await.unwrap();
+        let tree = transfer::shown(&services, &before).await;
+        let keep_layers = usize::try_from(random::number(0..3)).unwrap();
+        let request = SquashRequest {
+            target: target.digest,
+            keep_layers,
+            platform: None,
+            comment: String::new(),
+        };
+        let other = services.clone();
+        let squash = tokio::spawn(async move { other.extras.squash(request).await });
+        let wait = std::time::Duration::from_micros(random::number(0..20_000).into());
+        tokio::time::sleep(wait).await;
+        services.images.delete(&name, true).await.unwrap();
+        match squash.await.unwrap() {
+            Ok(squashed) => {
+                services.extras.collect_garbage().await.unwrap();
+                let after = services.extras.unpack(&squashed, None).await.unwrap();
+                assert_eq!(transfer::shown(&services, &after).await, tree);
+                for blob in &after.layers {
+                    suite::get(&services, &blob.digest).await;
+                }
+            }
+            Err(error) => assert_eq!(error.kind, ErrorKind::NotFound, "{error}"),
+        }
+    }
+}
