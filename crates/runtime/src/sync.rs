@@ -179,10 +179,24 @@ impl Sync {
             let mut fds = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
             match poll(&mut fds, limit.as_ref()) {
                 Ok(0) => return Ok(Waited::TimeOver),
-                Ok(_) if fds[0].revents().is_empty() => return Ok(Waited::Ended),
+                // It may have sent something and ended after the socket was looked at.
+                Ok(_) if fds[0].revents().is_empty() && !self.has_message()? => {
+                    return Ok(Waited::Ended);
+                }
                 Ok(_) => return Ok(Waited::Message),
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e).ctx("poll", name),
+            }
+        }
+    }
+
+    fn has_message(&self) -> Result<bool> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        loop {
+            match poll(&mut fds, Some(&Timespec::default())) {
+                Ok(n) => return Ok(n > 0),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e).ctx("poll", || "message of the container process"),
             }
         }
     }
@@ -193,12 +207,16 @@ impl Sync {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut ended = false;
         let got = loop {
             let mut parts = [IoSliceMut::new(&mut buf)];
             match recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 // The other end died with a message of ours unread: told once, and before what it
                 // had sent, which comes next.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
+                // The kernel looks for messages first and then whether the other end is closed: one
+                // that was sent in between is there only when it is asked again.
+                Ok(got) if got.bytes == 0 && !ended => ended = true,
                 other => break other.ctx("receive", || "from the container process")?,
             }
         };
@@ -244,4 +262,25 @@ pub(crate) fn send_fd_to(path: &std::path::Path, text: &str, fd: impl AsFd) -> R
     sendmsg(&sock, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)
         .ctx("send", name)
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn last_words_come_before_the_end() {
+        for round in 0..3000 {
+            let (ours, theirs) = Sync::pair().unwrap();
+            let sender = std::thread::spawn(move || theirs.failed(&Error::Exec("why".to_owned())));
+            match ours.receive().unwrap() {
+                Message::Failed(text) => assert_eq!(text, "why"),
+                other => panic!("round {round}: {other:?}"),
+            }
+            assert!(matches!(ours.receive().unwrap(), Message::End));
+            sender.join().unwrap();
+        }
+    }
 }

@@ -107,8 +107,11 @@ fn state(g: &Ground) -> Checked {
         same(&kind, &state["bundle"], bundle.trim_end_matches('/'))?;
         same(&kind, &state["annotations"]["org.example.word"], word.as_str())?;
         want(state["ociVersion"].as_str().is_some_and(|v| v.starts_with("1.")), &kind, &state)?;
-        if kind != "poststop" {
-            want(state["pid"].as_u64().is_some_and(|pid| pid > 1), &kind, &state)?;
+        // As seen from where the hook runs: createContainer hooks are in the container's namespaces.
+        match kind.as_str() {
+            "poststop" => {}
+            "createContainer" => same(&kind, &state["pid"], 1)?,
+            _ => want(state["pid"].as_u64().is_some_and(|pid| pid > 1), &kind, &state)?,
         }
     }
     Ok(())
