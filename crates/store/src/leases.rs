@@ -5,7 +5,7 @@ use store_api::{Labels, Lease, Resource, ResourceKind, Timestamp};
 
 use crate::{
     Core,
-    db::{Durable, Table},
+    db::{Durable, Table, Tx},
     error::{Error, Result},
     filters::{Fields, Filters, label},
     gc, labels,
@@ -110,9 +110,11 @@ impl Core {
     }
 
     /// The leases that hold `from` hold `to` from now on: a blob takes over from its ingest, a
-    /// committed snapshot from its active one. Answers whether any does.
+    /// committed snapshot from its active one. Answers whether any does. The write must not have changed
+    /// leases yet.
     pub(crate) fn inherit_leases(
         &self,
+        tx: &mut Tx<'_>,
         ns: &str,
         from: (ResourceKind, &str),
         to: (ResourceKind, &str),
@@ -120,23 +122,15 @@ impl Core {
         let from = (from.0, from.1.to_string());
         let to = (to.0, to.1.to_string());
         let leases = self.db.list::<LeaseRecord>(Table::Leases, ns)?;
-        if !leases.iter().any(|(_, lease)| lease.resources.contains(&from)) {
-            return Ok(leases.iter().any(|(_, lease)| lease.resources.contains(&to)));
-        }
-        self.db.write(Durable::Soon, |tx| {
-            let mut held = false;
-            for (id, _) in &leases {
-                let Some(mut lease) = tx.get::<LeaseRecord>(Table::Leases, ns, id)? else {
-                    continue;
-                };
-                if lease.resources.remove(&from) {
-                    lease.resources.insert(to.clone());
-                    tx.put(Table::Leases, ns, id, &lease)?;
-                    held = true;
-                }
+        let mut held = false;
+        for (id, mut lease) in leases {
+            if lease.resources.remove(&from) {
+                lease.resources.insert(to.clone());
+                tx.put(Table::Leases, ns, &id, &lease)?;
             }
-            Ok(held)
-        })
+            held |= lease.resources.contains(&to);
+        }
+        Ok(held)
     }
 
     pub(crate) fn leased_ingests(&self, ns: &str) -> Result<BTreeSet<String>> {

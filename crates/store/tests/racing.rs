@@ -3,11 +3,13 @@
 
 mod suite;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use store::Store;
-use store_api::{ExportRequest, Namespaces as _, Services, SquashRequest};
+use store_api::{
+    ExportRequest, Labels, Namespaces as _, Resource, ResourceKind, Services, SquashRequest,
+};
 use suite::transfer;
 use tempfile::TempDir;
 use testkit::{
@@ -95,5 +97,47 @@ async fn squashed_while_removed() {
             }
             Err(error) => assert_eq!(error.kind, ErrorKind::NotFound, "{error}"),
         }
+    }
+}
+
+/// Of many commits of one name one succeeds; the others' snapshots, leases and work stay as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_to_one_name() {
+    let (_ground, store) = open().await;
+    let services = store.open("here").unwrap();
+    let unpacked = imported(&services, &transfer::image()).await.1;
+    let unpacked = services.extras.unpack(&unpacked, None).await.unwrap();
+    let base = unpacked.chain_ids.last().unwrap().to_string();
+    for _ in 0..5 {
+        let name = random::name("layer");
+        let gate = Arc::new(tokio::sync::Barrier::new(8));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (services, gate) = (services.clone(), Arc::clone(&gate));
+            let (name, base) = (name.clone(), base.clone());
+            tasks.spawn(async move {
+                let key = random::name("active");
+                services.snapshots.prepare(&key, Some(&base), Labels::new()).await.unwrap();
+                let lease = services.leases.create("", Labels::new()).await.unwrap().id;
+                let held = Resource { kind: ResourceKind::Snapshot, id: key.clone() };
+                services.leases.add_resource(&lease, held).await.unwrap();
+                gate.wait().await;
+                let done = services.snapshots.commit(&name, &key, Labels::new()).await;
+                let resources = services.leases.resources(&lease).await.unwrap();
+                let held: Vec<&str> = resources.iter().map(|one| one.id.as_str()).collect();
+                if done.is_ok() {
+                    assert_eq!(held, [name.as_str()]);
+                    return 1;
+                }
+                assert_eq!(done.unwrap_err().kind, ErrorKind::AlreadyExists);
+                assert_eq!(held, [key.as_str()]);
+                let mounts = services.snapshots.mounts(&key).await.unwrap();
+                let work = mounts[0].options.iter().find_map(|o| o.strip_prefix("workdir="));
+                assert!(Path::new(work.unwrap()).is_dir());
+                0
+            });
+        }
+        let done = tasks.join_all().await;
+        assert_eq!(done.iter().sum::<i32>(), 1);
     }
 }

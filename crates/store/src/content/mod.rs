@@ -264,21 +264,19 @@ impl Core {
                     .map_err(Error::io("commit blob", path))?;
             }
         }
-        let leased = self.inherit_leases(
-            ns,
-            (ResourceKind::Ingest, reference),
-            (ResourceKind::Content, &name),
-        )?;
-        if !leased {
-            self.guard.refresh(ns, ResourceKind::Content, &name);
-        }
-        let added = self.db.write(Durable::Soon, |tx| {
-            if tx.get::<ContentRecord>(Table::Content, ns, &name)?.is_some() {
-                return Ok(false);
+        self.guard.refresh(ns, ResourceKind::Content, &name);
+        let (added, leased) = self.db.write(Durable::Soon, |tx| {
+            let (from, to) = ((ResourceKind::Ingest, reference), (ResourceKind::Content, &*name));
+            let leased = self.inherit_leases(tx, ns, from, to)?;
+            let added = tx.get::<ContentRecord>(Table::Content, ns, &name)?.is_none();
+            if added {
+                tx.put(Table::Content, ns, &name, record)?;
             }
-            tx.put(Table::Content, ns, &name, record)?;
-            Ok(true)
+            Ok((added, leased))
         })?;
+        if leased {
+            self.guard.forget(ns, ResourceKind::Content, &name);
+        }
         if added {
             self.bus.publish(ns, Event::ContentCreate { digest: name, size: record.size });
         }

@@ -302,13 +302,8 @@ impl Core {
             return Err(Error::already_exists("snapshot", name));
         }
         let usage = self.disk.usage(active.id)?;
-        self.disk.finish(active.id)?;
-        let leased =
-            self.inherit_leases(ns, (ResourceKind::Snapshot, key), (ResourceKind::Snapshot, name))?;
-        if !leased {
-            self.guard.refresh(ns, ResourceKind::Snapshot, name);
-        }
-        self.db.write(Durable::Soon, |tx| {
+        self.guard.refresh(ns, ResourceKind::Snapshot, name);
+        let leased = self.db.write(Durable::Soon, |tx| {
             let active: SnapshotRecord = tx
                 .get(Table::Snapshots, ns, key)?
                 .ok_or_else(|| Error::not_found("snapshot", key))?;
@@ -327,9 +322,19 @@ impl Core {
                 usage: Some((usage.bytes, usage.inodes)),
                 ..active
             };
-            tx.put(Table::Snapshots, ns, name, &committed)
+            tx.put(Table::Snapshots, ns, name, &committed)?;
+            let (from, to) = ((ResourceKind::Snapshot, key), (ResourceKind::Snapshot, name));
+            self.inherit_leases(tx, ns, from, to)
         })?;
+        if leased {
+            self.guard.forget(ns, ResourceKind::Snapshot, name);
+        }
         self.guard.forget(ns, ResourceKind::Snapshot, key);
+        if let Err(error) = self.disk.finish(active.id) {
+            // It is committed all the same; the directory goes with it.
+            let error = store_api::Error::from(error);
+            tracing::warn!(name, error = %error, "a work directory stays behind");
+        }
         self.bus.publish(ns, Event::SnapshotCommit { key: key.into(), name: name.into() });
         Ok(())
     }
