@@ -63,7 +63,7 @@ use std::{
 pub use self::events::EventBus;
 pub(crate) use self::local::Local;
 use self::{
-    content::Ingests,
+    content::{Damaged, Ingests},
     db::{Db, Opened, lock},
     error::{Error, Result},
     flights::{AsyncFlights, Flights},
@@ -193,6 +193,7 @@ pub(crate) struct Core {
     db: Arc<Db>,
     bus: EventBus,
     ingests: Ingests,
+    damaged: Damaged,
     /// Held while a blob's file and its records change together.
     blobs: Mutex<()>,
     guard: Guard,
@@ -221,6 +222,7 @@ impl Core {
             db: Arc::new(db),
             bus: EventBus::default(),
             ingests: Ingests::default(),
+            damaged: Damaged::default(),
             blobs: Mutex::new(()),
             guard: Guard::default(),
             disk: Disk::open(config, Arc::clone(&trash))?,

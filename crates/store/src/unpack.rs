@@ -81,7 +81,16 @@ impl Core {
             let meter = reporter.meter(&subject, ProgressState::Extracting);
             let tell = |bytes| meter.at(bytes);
             let expected = &image.diff_ids[i];
-            self.extract_to(ns, layer, expected, parent.as_deref(), &chain_id, &tell)?;
+            if let Err(error) =
+                self.extract_to(ns, layer, expected, parent.as_deref(), &chain_id, &tell)
+            {
+                // Is it the image that is wrong, or what the disk made of it?
+                return if error.is_full_disk() {
+                    Err(error)
+                } else {
+                    self.verify_blob(&layer.digest).and(Err(error))
+                };
+            }
             reporter.state(&subject, ProgressState::Complete, "");
             Ok(())
         })

@@ -9,6 +9,7 @@ use serde_json::json;
 use store::Store;
 use store_api::{
     ExportRequest, Labels, Namespaces as _, Resource, ResourceKind, Services, SquashRequest,
+    WriteRequest,
 };
 use suite::transfer;
 use tempfile::TempDir;
@@ -139,5 +140,46 @@ async fn committed_to_one_name() {
         }
         let done = tasks.join_all().await;
         assert_eq!(done.iter().sum::<i32>(), 1);
+    }
+}
+
+/// One namespace shares a blob while the other, its last, removes it: what is committed can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_while_removed() {
+    let (_ground, store) = open().await;
+    let (one, other) = (store.open("one").unwrap(), store.open("other").unwrap());
+    for _ in 0..100 {
+        let bytes = random::bytes(2000);
+        let digest = suite::put(&one, &bytes, Labels::new()).await;
+        let deleting = tokio::spawn({
+            let (one, digest) = (one.clone(), digest.clone());
+            async move { one.content.delete(&digest).await.unwrap() }
+        });
+        let request = WriteRequest {
+            reference: random::name("share"),
+            total: 2000,
+            expected: Some(digest.clone()),
+        };
+        let status = other.content.open_writer(request.clone()).await.unwrap();
+        let committed = if status.offset == 0 {
+            None
+        } else {
+            Some(other.content.commit(&request.reference, 2000, None, Labels::new()).await)
+        };
+        deleting.await.unwrap();
+        match committed {
+            Some(Ok(_)) => assert_eq!(suite::get(&other, &digest).await, bytes),
+            Some(Err(error)) => assert_eq!(error.kind, ErrorKind::FailedPrecondition, "{error}"),
+            None => {}
+        }
+        if other.content.info(&digest).await.is_err() {
+            // Its bytes can be sent after all.
+            let status = other.content.open_writer(request.clone()).await.unwrap();
+            assert_eq!(status.offset, 0);
+            let name = &request.reference;
+            other.content.write(name, 0, bytes.clone().into()).await.unwrap();
+            other.content.commit(name, 2000, None, Labels::new()).await.unwrap();
+            assert_eq!(suite::get(&other, &digest).await, bytes);
+        }
     }
 }

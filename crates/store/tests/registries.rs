@@ -71,6 +71,14 @@ async fn pull(
     services: &Services,
     reference: &ImageRef,
 ) -> (store_api::Result<Pulled>, Vec<Progress>) {
+    pull_as(services, reference, true).await
+}
+
+async fn pull_as(
+    services: &Services,
+    reference: &ImageRef,
+    unpack: bool,
+) -> (store_api::Result<Pulled>, Vec<Progress>) {
     let (progress, mut reports) = mpsc::channel(64);
     let collected = tokio::spawn(async move {
         let mut all = Vec::new();
@@ -84,7 +92,7 @@ async fn pull(
         platform: None,
         all_platforms: false,
         access: RegistryAccess::default(),
-        unpack: true,
+        unpack,
     };
     let pulled = services.transfer.pull(request, progress).await;
     (pulled, collected.await.unwrap())
@@ -260,4 +268,50 @@ async fn pushed_while_removed() {
     assert!(here.content.list(&[]).await.unwrap().is_empty());
     pull(&here, &reference).await.0.unwrap();
     proxy.abort();
+}
+
+/// Whatever is damaged on disk, a new pull repairs it: for the namespace that has it, and for another
+/// that would share it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_repaired() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let image = transfer::image();
+    transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+    let reference = registry.reference();
+    push(&here, &name, &reference).await.0.unwrap();
+    here.images.delete(&name, true).await.unwrap();
+    pull_as(&here, &reference, false).await.0.unwrap();
+    let blobs = here.content.list(&[]).await.unwrap();
+    assert_eq!(blobs.len(), 5);
+    let damage = || {
+        for (i, blob) in blobs.iter().enumerate() {
+            let hex = blob.digest.hex();
+            let path = ground.path().join("root/content/blobs/sha256").join(hex);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+            // One is too short, the others are of the right size.
+            bytes.truncate(if i == 0 { at } else { bytes.len() });
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+        }
+    };
+    damage();
+    pull(&here, &reference).await.0.unwrap();
+    for blob in &blobs {
+        assert_eq!(Digest::sha256(suite::get(&here, &blob.digest).await), blob.digest);
+    }
+    damage();
+    let there = store.open("there").unwrap();
+    pull(&there, &reference).await.0.unwrap();
+    for services in [&here, &there] {
+        for blob in &blobs {
+            assert_eq!(Digest::sha256(suite::get(services, &blob.digest).await), blob.digest);
+        }
+    }
 }

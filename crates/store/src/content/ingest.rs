@@ -176,7 +176,7 @@ impl Core {
         if let Some(expected) = &request.expected {
             // Protected first and looked at then: garbage collection cannot come between.
             self.guard.refresh(ns, ResourceKind::Content, &expected.to_string());
-            if self.has_content(ns, expected)? {
+            if self.has_whole_content(ns, expected)? {
                 return Err(Error::already_exists("content", expected));
             }
         }
@@ -192,7 +192,11 @@ impl Core {
             _ => {}
         }
         if let Some(expected) = &request.expected {
-            let size = std::fs::metadata(self.blob_path(expected)).map(|m| m.len()).ok();
+            let size = self.shareable(expected, request.total);
+            if ingest.shared && size.is_none() {
+                ingest.shared = false;
+                ingest.offset = 0;
+            }
             if let (0, Some(size)) = (ingest.offset, size) {
                 ingest.shared = true;
                 ingest.offset = size;
@@ -266,12 +270,14 @@ impl Core {
         }
         let wanted = expected.cloned().or_else(|| ingest.meta.expected.clone());
         let (digest, finished) = match (ingest.shared, &ingest.meta.expected) {
-            (true, Some(digest)) if self.blob_path(digest).exists() => (digest.clone(), None),
-            (true, _) => {
-                return Err(Error::precondition(format!(
-                    "commit of ingest {reference:?}: the shared content is gone; write it anew"
-                )));
+            (true, Some(digest)) => {
+                match self.verify_blob(digest) {
+                    Err(error) if error.is_not_found() => return Err(shared_is_gone(reference)),
+                    other => other?,
+                }
+                (digest.clone(), None)
             }
+            (true, None) => return Err(shared_is_gone(reference)),
             (false, _) => (ingest.digest()?, Some(ingest.data())),
         };
         if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
@@ -412,6 +418,12 @@ impl Drop for IngestWriter<'_> {
             self.core.drop_ingest(&self.ns, &self.reference, &ingest.directory);
         }
     }
+}
+
+pub(super) fn shared_is_gone(reference: &str) -> Error {
+    Error::precondition(format!(
+        "commit of ingest {reference:?}: the shared content is gone; write it anew"
+    ))
 }
 
 fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {

@@ -1,6 +1,7 @@
 //! Blobs by digest: `ROOT/content/blobs/ALGORITHM/HEX`, one file for all namespaces; a record per
 //! namespace makes it visible there.
 
+mod damaged;
 mod ingest;
 
 use std::{
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use store_api::{ContentInfo, Event, Labels, ResourceKind, Timestamp};
 use types::Digest;
 
-pub(crate) use self::ingest::Ingests;
+pub(crate) use self::{damaged::Damaged, ingest::Ingests};
 use crate::{
     Core,
     db::{Durable, Table, lock},
@@ -210,7 +211,7 @@ impl Core {
             .read_to_end(&mut bytes)
             .map_err(Error::io("read blob", self.blob_path(digest)))?;
         if digest_of(digest, &bytes) != *digest {
-            return Err(Error::data_loss(format!("content {digest} is damaged on disk")));
+            return Err(self.is_damaged(digest));
         }
         Ok(bytes)
     }
@@ -232,7 +233,7 @@ impl Core {
     ) -> Result<()> {
         // Protected first and looked at then: garbage collection cannot come between.
         self.guard.refresh(ns, ResourceKind::Content, &digest.to_string());
-        if self.has_content(ns, digest)? {
+        if self.has_content(ns, digest)? && self.read_blob(ns, digest, bytes.len()).is_ok() {
             return self.content_add_labels(ns, digest, &new);
         }
         let mut writer = self.ingest_anonymous_as(ns, digest)?;
@@ -240,8 +241,9 @@ impl Core {
         writer.commit(Some(digest), new).map(drop)
     }
 
-    /// Moves a finished file into place and makes it visible. `Ok(false)`: the namespace saw it
-    /// already.
+    /// Moves a finished, verified file into place, also over what may be damaged there, and makes it
+    /// visible. Without a file the blob of another namespace is made visible. `Ok(false)`: the
+    /// namespace saw it already.
     fn adopt_blob(
         &self,
         ns: &str,
@@ -252,17 +254,25 @@ impl Core {
     ) -> Result<bool> {
         let name = digest.to_string();
         self.ensure_namespace(ns)?;
+        let path = self.blob_path(digest);
+        if let Some(finished) = finished.filter(|_| path.exists()) {
+            // It takes the place of what may be durable already, and durably a record's.
+            File::open(finished)
+                .and_then(|file| file.sync_all())
+                .map_err(Error::io("sync ingest", finished))?;
+        }
         let _blobs = lock(&self.blobs);
-        if let Some(finished) = finished {
-            let path = self.blob_path(digest);
-            if path.exists() {
-                std::fs::remove_file(finished).map_err(Error::io("remove ingest", finished))?;
-            } else {
+        match finished {
+            Some(finished) => {
                 let mode = std::fs::Permissions::from_mode(0o444);
                 std::fs::set_permissions(finished, mode)
                     .and_then(|()| std::fs::rename(finished, &path))
                     .map_err(Error::io("commit blob", path))?;
+                self.damaged.repaired(digest);
             }
+            // Under the lock: its last namespace may have removed it since it was looked at.
+            None if !path.exists() => return Err(ingest::shared_is_gone(reference)),
+            None => {}
         }
         self.guard.refresh(ns, ResourceKind::Content, &name);
         let (added, leased) = self.db.write(Durable::Soon, |tx| {

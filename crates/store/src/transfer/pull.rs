@@ -200,7 +200,7 @@ impl Pull {
             let gone = |_| Error::new(ErrorKind::Cancelled, "the pull was given up");
             downloaded |= arrival.await.map_err(gone)??;
             if let (true, Some(image)) = (unpack, &image) {
-                self.extract(image, i, whole).await?;
+                downloaded |= self.extract_whole(part, image, i, whole).await?;
             }
         }
         let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
@@ -234,12 +234,7 @@ impl Pull {
         for (i, layer) in part.manifest.layers.iter().enumerate() {
             let (arrived, arrival) = oneshot::channel();
             layers.arrivals.push(arrival);
-            let subject = Subject {
-                digest: Some(layer.digest.clone()),
-                diff_id: image.map(|image| image.diff_ids[i].clone()),
-                is_layer: true,
-                total: layer.size,
-            };
+            let subject = subject(layer, image, i);
             if !here[i] {
                 self.reporter.tell(&subject, ProgressState::Waiting, "").await;
                 layers.wanted.push((layer.clone(), subject, arrived));
@@ -252,6 +247,25 @@ impl Pull {
             drop(arrived.send(Ok(false)));
         }
         Ok(layers)
+    }
+
+    /// Extracts a layer; one that was here and turns out to be damaged is downloaded anew first. Answers
+    /// whether it was.
+    async fn extract_whole(
+        self: &Arc<Self>,
+        part: &Part,
+        image: &UnpackedImage,
+        i: usize,
+        silent: bool,
+    ) -> Result<bool> {
+        let Err(error) = self.extract(image, i, silent).await else { return Ok(false) };
+        let layer = &part.manifest.layers[i];
+        if self.is_here(&layer.digest).await? {
+            return Err(error);
+        }
+        self.layer(layer, &subject(layer, Some(image), i)).await?;
+        self.extract(image, i, silent).await?;
+        Ok(true)
     }
 
     async fn extract(
@@ -273,11 +287,16 @@ impl Pull {
     /// Is content here already? It is pinned, so if it is, it stays.
     async fn is_here(&self, digest: &Digest) -> Result<bool> {
         let digest = digest.clone();
-        self.local.quick(move |core, ns| core.has_content(ns, &digest)).await
+        self.local.quick(move |core, ns| core.has_whole_content(ns, &digest)).await
     }
 
     async fn config(&self, config: &Descriptor) -> Result<bool> {
-        if self.is_here(&config.digest).await? {
+        let digest = config.digest.clone();
+        let read = self
+            .local
+            .quick(move |core, ns| core.read_blob(ns, &digest, limits::IMAGE_CONFIG_BYTES))
+            .await;
+        if read.is_ok() {
             return Ok(false);
         }
         let fetched = self.repository.fetch_blob(&config.digest, limits::IMAGE_CONFIG_BYTES);
@@ -302,8 +321,15 @@ impl Pull {
         let mut again = true;
         loop {
             match self.download(layer, subject).await {
-                // What an earlier attempt left was wrong; the whole is not.
-                Err(error) if again && error.kind == ErrorKind::DataLoss => {
+                // What an earlier attempt left was wrong, the whole is not; or what another namespace
+                // had is gone.
+                Err(error)
+                    if again
+                        && matches!(
+                            error.kind,
+                            ErrorKind::DataLoss | ErrorKind::FailedPrecondition
+                        ) =>
+                {
                     self.reporter.tell(subject, ProgressState::Retrying, &error.message).await;
                     again = false;
                 }
@@ -408,6 +434,15 @@ impl Pull {
                 Ok(false)
             })
             .await
+    }
+}
+
+fn subject(layer: &Descriptor, image: Option<&UnpackedImage>, i: usize) -> Subject {
+    Subject {
+        digest: Some(layer.digest.clone()),
+        diff_id: image.map(|image| image.diff_ids[i].clone()),
+        is_layer: true,
+        total: layer.size,
     }
 }
 

@@ -1,0 +1,81 @@
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{ErrorKind, Read as _},
+    sync::Mutex,
+};
+
+use types::{Digest, Digester};
+
+use super::BUFFER_BYTES;
+use crate::{
+    Core,
+    db::lock,
+    error::{Error, Result},
+};
+
+/// Blobs whose bytes were found to be others than their digest says: they count as missing where
+/// content comes in, so that it takes their place. At most one entry per blob; a restart forgets them
+/// and finds them again.
+#[derive(Default)]
+pub(crate) struct Damaged(Mutex<BTreeSet<Digest>>);
+
+impl Damaged {
+    pub(super) fn repaired(&self, digest: &Digest) {
+        lock(&self.0).remove(digest);
+    }
+
+    fn contains(&self, digest: &Digest) -> bool {
+        lock(&self.0).contains(digest)
+    }
+}
+
+impl Core {
+    /// Remembers that a blob is damaged; answers the error that says so.
+    pub(super) fn is_damaged(&self, digest: &Digest) -> Error {
+        lock(&self.damaged.0).insert(digest.clone());
+        Error::data_loss(format!("content {digest} is damaged on disk"))
+    }
+
+    /// Does the namespace see the content, and is its blob whole as far as that can be told without
+    /// reading it?
+    pub(crate) fn has_whole_content(&self, ns: &str, digest: &Digest) -> Result<bool> {
+        let record = match self.content_record(ns, digest) {
+            Err(error) if error.is_not_found() => return Ok(false),
+            other => other?,
+        };
+        Ok(self.shareable(digest, record.size).is_some())
+    }
+
+    /// The bytes of a blob that is there and not known to be damaged; `total` of 0: any.
+    pub(super) fn shareable(&self, digest: &Digest, total: u64) -> Option<u64> {
+        if self.damaged.contains(digest) {
+            return None;
+        }
+        let size = std::fs::metadata(self.blob_path(digest)).ok()?.len();
+        (total == 0 || total == size).then_some(size)
+    }
+
+    /// Reads a blob, whoever sees it, and compares it with its digest.
+    ///
+    /// # Errors
+    /// `DataLoss` when it is damaged, `NotFound` when it is not there.
+    pub(crate) fn verify_blob(&self, digest: &Digest) -> Result<()> {
+        let path = self.blob_path(digest);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Error::not_found("content", digest));
+            }
+            other => other.map_err(Error::io("open blob", &path))?,
+        };
+        let mut digester = Digester::new(digest.algorithm());
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read blob", &path))? {
+                0 => break,
+                n => digester.update(&buffer[..n]),
+            }
+        }
+        if digester.finish() == *digest { Ok(()) } else { Err(self.is_damaged(digest)) }
+    }
+}
