@@ -283,6 +283,8 @@ impl Connection {
         match self {
             Self::Unix(stream) => stream.readable().await,
             Self::Tcp(stream) => stream.readable().await,
+            // What came with the end of the handshake has been read already.
+            Self::Tls(stream) if !stream.get_ref().1.wants_read() => Ok(()),
             Self::Tls(stream) => stream.get_ref().0.readable().await,
         }
     }

@@ -89,6 +89,8 @@ async fn attach(context: &mut Context) -> Reply {
 async fn exec_start(context: &mut Context) -> Reply {
     let start: api_types::ExecStart = context.json().await?;
     let exec = context.engine.exec_inspect(&context.name)?;
+    // Told by the status while there still is one.
+    context.engine.exec_ready(&context.name)?;
     if start.detach {
         context.engine.exec_start(&context.name, start).await?;
         return Ok(empty(StatusCode::OK));

@@ -118,6 +118,13 @@ impl Engine {
                 state.verdict == Verdict::Starting
             };
             tokio::time::sleep(if starting { plan.start_interval } else { plan.interval }).await;
+            // A paused container answers nothing, and is no less healthy for it.
+            if matches!(
+                container.record().status,
+                crate::container::record::Status::Running { paused: true, .. }
+            ) {
+                continue;
+            }
             let start = Timestamp::now();
             let request = ExecCreate {
                 cmd: StrSlice(plan.command.clone()),

@@ -63,6 +63,9 @@ pub use util::parse_time;
 
 use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
 
+/// How long to wait before the store's events are listened to anew; doubles while that fails.
+const LISTEN_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const LISTEN_AGAIN_MOST: Duration = Duration::from_secs(10);
 /// What a container may take at the host's shutdown beyond its own timeout.
 const AFTER_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of the daemon waits for a container whose end is being dealt with.
@@ -326,8 +329,13 @@ impl Engine {
                 let policy = record.host_config.restart_policy.name.as_str();
                 // docker: `always` starts with the daemon even after a stop by hand, `unless-stopped`
                 // does not.
-                let wanted =
-                    policy == "always" || (policy == "unless-stopped" && !record.manually_stopped);
+                // `on-failure` does where the host's shutdown, and nobody else, has ended it.
+                let failed = record.status.ended().is_some_and(|ended| {
+                    ended.error.is_empty() && container::wants_restart(&record, ended.code)
+                });
+                let wanted = policy == "always"
+                    || (policy == "unless-stopped" && !record.manually_stopped)
+                    || (policy == "on-failure" && failed);
                 if wanted {
                     self.restart_soon(container);
                 } else if record.host_config.auto_remove {
@@ -359,18 +367,23 @@ impl Engine {
         let mut stream = self.services.events.subscribe(&[], false).await?;
         let engine = Arc::downgrade(self);
         tokio::spawn(async move {
+            let mut pause = LISTEN_AGAIN_FIRST;
             loop {
                 while let Some(envelope) = stream.recv().await {
                     let Some(engine) = engine.upgrade() else { return };
                     engine.on_store_event(&envelope.event);
                 }
-                // Cut off for being slow: listen anew.
+                // Cut off for being slow, or the store is away: listen anew.
+                tokio::time::sleep(pause).await;
                 let Some(engine) = engine.upgrade() else { return };
                 match engine.services.events.subscribe(&[], false).await {
-                    Ok(again) => stream = again,
+                    Ok(again) => {
+                        pause = LISTEN_AGAIN_FIRST;
+                        stream = again;
+                    }
                     Err(error) => {
-                        tracing::warn!(%error, "the store's events are not heard any more");
-                        return;
+                        pause = pause.saturating_mul(2).min(LISTEN_AGAIN_MOST);
+                        tracing::warn!(%error, "the store's events are not heard");
                     }
                 }
             }

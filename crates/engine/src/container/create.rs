@@ -328,7 +328,13 @@ pub(crate) fn attachment(
         links::parse(link)?;
     }
     let settings = EndpointSettings { network_id: network.id.clone(), ..settings };
-    Ok(Attachment { settings, ifname: String::new(), host_ifname: String::new(), gateway: false })
+    Ok(Attachment {
+        wanted_mac: settings.mac_address.clone(),
+        settings,
+        ifname: String::new(),
+        host_ifname: String::new(),
+        gateway: false,
+    })
 }
 
 /// Addresses that a user asked for have to be in a subnet that a user configured (moby

@@ -253,7 +253,9 @@ impl Engine {
     fn watch_exec(self: &Arc<Self>, container: Arc<Container>, exec: Arc<Exec>) {
         let engine = self.clone();
         tokio::spawn(async move {
-            let exit = engine.services.tasks.wait(&exec.process()).await;
+            let process = exec.process();
+            let ask = || engine.services.tasks.wait(&process);
+            let exit = super::exit::ask_for_exit(ask, tokio::time::sleep, &process).await;
             let code = exit.map_or(255, |Exit { status, .. }| i64::from(status));
             *exec.stage() = Stage::Ended { code };
             exec.ended.send_replace(true);
@@ -373,6 +375,15 @@ impl Engine {
             detach_keys: String::new(),
             pid,
         })
+    }
+
+    /// Whether an exec can be started at this moment.
+    ///
+    /// # Errors
+    /// Conflict when its container does not run, or is paused.
+    pub fn exec_ready(&self, id: &str) -> Result<()> {
+        let (container, exec) = self.find_exec(id)?;
+        running(&container.record(), &exec.container_id)
     }
 
     /// Execs end with their container.

@@ -115,7 +115,7 @@ impl Engine {
 }
 
 /// Asks until the store knows how the process ended, or that it knows no such process (`None`).
-async fn ask_for_exit<F, S>(
+pub(super) async fn ask_for_exit<F, S>(
     mut ask: impl FnMut() -> F,
     mut sleep: impl FnMut(Duration) -> S,
     process: &ProcessId,

@@ -202,12 +202,8 @@ impl LogStream {
                 return Ok(true);
             }
             let Some(watch) = &self.watch else { return Ok(false) };
-            let at_newest = self.files.as_ref().is_some_and(|files| files.current.is_some());
-            let never_ran = ended && self.progress.borrow().exits == 0 && !at_newest;
-            if ended && !never_ran {
-                return Ok(false);
-            }
-            if never_ran && self.progress.borrow().removed {
+            // Only a running container's log is followed, as with moby (`daemon/logs.go`).
+            if ended {
                 return Ok(false);
             }
             tokio::select! {

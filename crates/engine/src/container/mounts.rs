@@ -111,7 +111,12 @@ impl Engine {
         let mounts = other.record().mounts.clone();
         let shared = mounts.into_iter().filter(|mount| mount.kind != MountKind::Tmpfs);
         Ok(shared
-            .map(|mount| MountUse { read_only: mount.read_only || read_only, ..mount })
+            .map(|mount| MountUse {
+                read_only: mount.read_only || read_only,
+                // The volume is the other's to fill.
+                no_copy: true,
+                ..mount
+            })
             .collect())
     }
 

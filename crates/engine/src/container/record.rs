@@ -162,6 +162,9 @@ pub(crate) struct Attachment {
     /// The running container's default route and its published ports are on this network.
     #[serde(default)]
     pub(crate) gateway: bool,
+    /// The address that was asked for; the settings have the one that it has.
+    #[serde(default)]
+    pub(crate) wanted_mac: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -415,6 +418,7 @@ pub(super) mod tests {
             ifname: String::new(),
             host_ifname: String::new(),
             gateway: false,
+            wanted_mac: String::new(),
         };
         Record::new(NewRecord {
             id: crate::util::random_id().parse().unwrap(),

@@ -42,12 +42,13 @@ impl Engine {
             crate::container::record::Status::Running { paused: false, .. }
         );
         let freeze = options.pause && running;
+        // As moby does: told and on record, so that whatever happens it can be unpaused.
         if freeze {
-            self.services.tasks.pause(record.id.as_str()).await?;
+            self.container_pause(record.id.as_str()).await?;
         }
         let layer = self.container_layer(&record).await;
-        if freeze {
-            self.services.tasks.resume(record.id.as_str()).await?;
+        if freeze && let Err(error) = self.container_unpause(record.id.as_str()).await {
+            tracing::warn!(container = %record.id, %error, "a container was not unpaused after a commit");
         }
         let (layer, diff_id) = layer?;
         let manifest = self.read_json(&record.image.manifest.digest).await?;
@@ -55,9 +56,12 @@ impl Engine {
             .parse()
             .map_err(|e| Error::internal(format!("manifest of {}: {e}", record.image.id)))?;
         let mut config = self.read_json(&base_config).await?;
-        let merged =
-            if body.config == api_types::Config::default() { &record.config } else { &body.config };
-        let mut inner = image_config(merged)?;
+        // What is given goes over what the container has (moby `daemon/commit.go` `merge`).
+        let mut merged = body.config.clone();
+        let own = serde_json::from_value(Value::Object(image_config(&record.config)?))
+            .map_err(|e| Error::internal(format!("configuration of {}: {e}", record.id)))?;
+        crate::container::merge(&mut merged, &own);
+        let mut inner = image_config(&merged)?;
         changes::apply(&mut inner, &options.changes)?;
         let now = rfc3339(Some(Timestamp::now()));
         config["config"] = Value::Object(inner);

@@ -212,7 +212,14 @@ impl Engine {
             {
                 continue;
             }
-            report.images_deleted.extend(self.delete_records(&known, &known.records, false).await?);
+            match self.delete_records(&known, &known.records, false).await {
+                Ok(deleted) => report.images_deleted.extend(deleted),
+                // Somebody else was quicker.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    tracing::warn!(image = %known.target.digest, %error, "an image was not pruned");
+                }
+            }
         }
         report.space_reclaimed = self.services.extras.collect_garbage().await?;
         let reclaimed = Map::from([("reclaimed".into(), report.space_reclaimed.to_string())]);

@@ -110,13 +110,14 @@ impl Networks {
             }
         }
         let ip = self.take_addresses(network, &mut attachment.settings, attachment.gateway)?;
-        let settings = &mut attachment.settings;
-        let mac: Option<Mac> = if settings.mac_address.is_empty() {
+        let wanted = &attachment.wanted_mac;
+        let mac: Option<Mac> = if wanted.is_empty() {
             None
         } else {
-            let bad = |_| Error::invalid(format!("invalid MAC address: {}", settings.mac_address));
-            Some(settings.mac_address.parse().map_err(bad)?)
+            let bad = |_| Error::invalid(format!("invalid MAC address: {wanted}"));
+            Some(wanted.parse().map_err(bad)?)
         };
+        let settings = &mut attachment.settings;
         let config = EndpointConfig {
             bridge: network.link.clone(),
             ifname: format!("eth{index}"),
