@@ -34,6 +34,11 @@ pub(crate) const AFTER_IMAGE: Duration = Duration::from_millis(100);
 /// After that of a container, whose snapshot the engine removes itself.
 pub(crate) const AFTER_CONTAINER: Duration = Duration::from_secs(30);
 
+/// After a start: what the last run had in flight nobody finishes any more.
+pub(crate) const AFTER_START: Duration = Duration::from_secs(30);
+/// Between collections at most: unfinished writes expire though nothing is removed.
+pub(crate) const PERIOD: Duration = Duration::from_secs(3600);
+
 pub(crate) type Node = (ResourceKind, String);
 
 /// When the next collection is due; its thread waits here.
@@ -93,6 +98,7 @@ pub(crate) fn run(schedule: &Arc<Schedule>, core: &Weak<Core>) {
             let error = store_api::Error::from(error);
             tracing::warn!(error = %error, "garbage collection failed");
         }
+        schedule.after(PERIOD);
         if let Some(end) = core.guard.next_end() {
             schedule.after(end.saturating_duration_since(Instant::now()) + AFTER_IMAGE);
         }
@@ -132,6 +138,8 @@ impl Core {
                 freed += bytes;
                 self.bus.publish(&ns, Event::SnapshotRemove { key });
             }
+        }
+        for ns in self.ingest_namespaces() {
             let leased = self.leased_ingests(&ns)?;
             self.expire_ingests(&ns, &|reference| leased.contains(reference));
         }

@@ -246,6 +246,9 @@ impl Core {
             core.db.flush()?;
             db::finish_rebuild(&core.root)?;
         }
+        // What leads to something may be missing of records that were just rebuilt.
+        let first = if opened == Opened::Created { gc::PERIOD } else { gc::AFTER_START };
+        core.schedule.after(first);
         let core = Arc::new(core);
         core.start_threads()?;
         Ok(core)

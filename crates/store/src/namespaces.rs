@@ -87,6 +87,7 @@ impl Core {
             lock(&self.known).remove(ns);
             Ok(())
         })?;
+        self.drop_ingests(ns);
         self.bus.publish(ns, Event::NamespaceDelete { name: ns.into() });
         Ok(())
     }

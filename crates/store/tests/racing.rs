@@ -183,3 +183,47 @@ async fn shared_while_removed() {
         }
     }
 }
+
+/// Unfinished writes hold no descriptors, go on after a restart, and go with their namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_writes() {
+    let (ground, store) = open().await;
+    let name = random::name("ns");
+    let services = store.open(&name).unwrap();
+    let bytes = random::bytes(1000);
+    let references: Vec<String> = (0..50).map(|_| random::name("write")).collect();
+    for reference in &references {
+        let request = WriteRequest { reference: reference.clone(), total: 1000, expected: None };
+        services.content.open_writer(request).await.unwrap();
+        let half = bytes[..500].to_vec().into();
+        assert_eq!(services.content.write(reference, 0, half).await.unwrap(), 500);
+    }
+    let ingests = ground.path().join("root/content/ingest");
+    let open_files = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        let targets = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        targets.filter(|target| target.starts_with(&ingests)).count()
+    };
+    assert_eq!(open_files(), 0);
+    drop((services, store));
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let services = store.open(&name).unwrap();
+    assert_eq!(open_files(), 0);
+    let one = &references[0];
+    services.content.write(one, 500, bytes[500..].to_vec().into()).await.unwrap();
+    let digest = services.content.commit(one, 1000, None, Labels::new()).await.unwrap();
+    assert_eq!(suite::get(&services, &digest).await, bytes);
+    // Back to an earlier place.
+    let two = &references[1];
+    services.content.write(two, 100, bytes[100..].to_vec().into()).await.unwrap();
+    assert_eq!(
+        services.content.commit(two, 1000, None, Labels::new()).await.unwrap_err().kind,
+        ErrorKind::AlreadyExists
+    );
+    services.content.delete(&digest).await.unwrap();
+    assert_eq!(services.content.ingests(&[]).await.unwrap().len(), 48);
+    store.delete(&name).await.unwrap();
+    assert!(services.content.ingests(&[]).await.unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(&ingests).unwrap().count(), 0);
+}

@@ -1,6 +1,6 @@
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -47,7 +47,9 @@ struct Meta {
 struct Ingest {
     meta: Meta,
     directory: PathBuf,
-    file: File,
+    /// Open while the store itself writes, and during a client's write: unfinished writes hold no
+    /// descriptors.
+    file: Option<File>,
     offset: u64,
     /// `None`: what was written must be read again to be hashed.
     digester: Option<Digester>,
@@ -86,6 +88,21 @@ impl Ingest {
         }
     }
 
+    /// The file, at the end of what was written.
+    fn file(&mut self) -> Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let path = self.data();
+                let mut file = options().open(&path).map_err(Error::io("open", &path))?;
+                let end = if self.shared { 0 } else { self.offset };
+                file.seek(SeekFrom::Start(end)).map_err(Error::io("seek", path))?;
+                file
+            }
+        };
+        Ok(self.file.insert(file))
+    }
+
     fn seek(&mut self, offset: u64) -> Result<()> {
         if offset == self.offset {
             return Ok(());
@@ -96,10 +113,10 @@ impl Ingest {
                 self.meta.reference, self.offset
             )));
         }
-        self.file
-            .set_len(offset)
-            .and_then(|()| self.file.seek(SeekFrom::Start(offset)))
-            .map_err(Error::io("truncate", self.data()))?;
+        let path = self.data();
+        self.file()?.set_len(offset).map_err(Error::io("truncate", path))?;
+        // It is opened anew at the end.
+        self.file = None;
         self.shared = false;
         self.offset = offset;
         self.digester = (offset == 0).then(|| Digester::new(self.algorithm()));
@@ -113,11 +130,13 @@ impl Ingest {
                 self.meta.reference
             )));
         }
-        if let Err(error) = self.file.write_all(bytes) {
+        let end = self.offset;
+        let file = self.file()?;
+        if let Err(error) = file.write_all(bytes) {
             // What reached the file of a failed write is cut off again; if even that fails, the
             // content is hashed anew before it counts.
-            let back = self.file.set_len(self.offset);
-            if back.and_then(|()| self.file.seek(SeekFrom::Start(self.offset))).is_err() {
+            let back = file.set_len(end);
+            if back.and_then(|()| file.seek(SeekFrom::Start(end))).is_err() {
                 self.digester = None;
             }
             return Err(Error::io("write", self.data())(error));
@@ -243,9 +262,9 @@ impl Core {
     ) -> Result<u64> {
         let ingest = self.find_ingest(ns, reference)?;
         let mut ingest = lock(&ingest);
-        ingest.seek(offset)?;
-        ingest.append(bytes)?;
-        Ok(ingest.offset)
+        let written = ingest.seek(offset).and_then(|()| ingest.append(bytes));
+        ingest.file = None;
+        written.map(|()| ingest.offset)
     }
 
     pub(crate) fn ingest_commit(
@@ -330,6 +349,19 @@ impl Core {
                 tracing::debug!(reference = status.reference, "an expired ingest went by itself");
             }
         }
+    }
+
+    /// Drops every unfinished write of a namespace that goes.
+    pub(crate) fn drop_ingests(&self, ns: &str) {
+        for status in self.ingests(ns, &[]).unwrap_or_default() {
+            // An error says that it was committed or aborted just now.
+            self.ingest_abort(ns, &status.reference).ok();
+        }
+    }
+
+    /// Namespaces with unfinished writes.
+    pub(crate) fn ingest_namespaces(&self) -> BTreeSet<String> {
+        lock(&self.ingests.0).keys().map(|(ns, _)| ns.clone()).collect()
     }
 
     /// A write by the store itself, under a name of its own.
@@ -436,13 +468,13 @@ fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
     let path = directory.join("ref.json");
     std::fs::write(&path, text).map_err(Error::io("write", path))?;
     let path = directory.join("data");
-    let file = options().create_new(true).open(&path).map_err(Error::io("create", path))?;
+    options().create_new(true).open(&path).map_err(Error::io("create", path))?;
     let algorithm = meta.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     Ok(Ingest {
         updated: meta.started,
         meta,
         directory,
-        file,
+        file: None,
         offset: 0,
         digester: Some(Digester::new(algorithm)),
         shared: false,
@@ -453,16 +485,16 @@ fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
 fn load(directory: &Path) -> Option<Ingest> {
     let meta: Meta =
         serde_json::from_slice(&std::fs::read(directory.join("ref.json")).ok()?).ok()?;
-    let mut file = options().open(directory.join("data")).ok()?;
-    let offset = file.seek(SeekFrom::End(0)).ok()?;
-    let modified = file.metadata().ok()?.modified().ok()?;
+    let metadata = std::fs::symlink_metadata(directory.join("data")).ok()?;
+    let offset = metadata.is_file().then(|| metadata.len())?;
+    let modified = metadata.modified().ok()?;
     let since = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let updated =
         Timestamp { seconds: i64::try_from(since.as_secs()).ok()?, nanos: since.subsec_nanos() };
     Some(Ingest {
         meta,
         directory: directory.into(),
-        file,
+        file: None,
         offset,
         digester: None,
         shared: false,
