@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run bench bench-runtime conformance install vm-test clean
+.PHONY: help build release deps test run bench bench-runtime conformance install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,6 +31,10 @@ conformance: ## the runtimes against the OCI specification, and the attacks on o
 
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke
+
+vm-conformance: ## the runtimes against the OCI specification in that machine (a quarter of an hour)
+	cargo build -p gantry -p gantry-testkit --bins
+	scripts/vm conformance
 
 install: ## release binary and systemd units below $(PREFIX), default /usr
 	scripts/install

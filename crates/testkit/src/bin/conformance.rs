@@ -1,26 +1,31 @@
-//! `conformance [--security] [--no-cgroups] [--long] [--only WORD] RUNTIME [WORD…]`: looks at the
-//! properties of the OCI runtime specification with that runtime (`WORD…` come before its commands), or
-//! attacks it, and writes a line of JSON for each. `--only` takes properties whose names contain the
-//! word, `--long` takes no samples. It mounts a file system on `/run/conformance` of its mount
+//! `conformance [--security] [--no-cgroups] [--long] [--only WORD]… [--as NAME --list FILE…] RUNTIME
+//! [WORD…]`: looks at the properties of the OCI runtime specification with that runtime (`WORD…` come
+//! before its commands), or attacks it, and writes a line of JSON for each. `--only` takes properties
+//! whose names contain one of the words, `--long` takes no samples. With lists of known differences it
+//! writes, in the end, what is not as listed for NAME, and how many properties hold, on standard error,
+//! and only what is not listed counts as failed; a later list overrules an earlier one. It mounts a file system on `/run/conformance` of its mount
 //! namespace, so run it in one of its own: `sandbox conformance /usr/sbin/runc`. Exit code 1 if anything
 //! failed.
 #![allow(clippy::print_stdout)] // its output is its purpose
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use testkit::Result;
 use testkit::command::Cmd;
-use testkit::oci::{Ground, Outcome, Property, Runtime, Verdict, properties, run, security};
+use testkit::oci::{Ground, Outcome, Property, Runtime, Verdict, list, properties, run, security};
 
-const USAGE: &str =
-    "usage: conformance [--security] [--no-cgroups] [--long] [--only WORD] RUNTIME [WORD…]";
+const USAGE: &str = "usage: conformance [--security] [--no-cgroups] [--long] [--only WORD]… \
+    [--as NAME --list FILE…] RUNTIME [WORD…]";
 const WORK: &str = "/run/conformance";
 
 struct Wanted {
     properties: Vec<Property>,
     runtime: Runtime,
     long: bool,
+    /// The runtime's name in the lists of known differences, and these.
+    name: String,
+    lists: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -39,22 +44,29 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut args: Vec<String>) -> Option<Wanted> {
-    let (mut attacks, mut cgroups, mut long, mut only) = (false, true, false, None);
+    let (mut attacks, mut cgroups, mut long) = (false, true, false);
+    let (mut only, mut name, mut lists) = (Vec::new(), String::new(), Vec::new());
     while args.first().is_some_and(|arg| arg.starts_with("--")) {
         match args.remove(0).as_str() {
             "--security" => attacks = true,
             "--no-cgroups" => cgroups = false,
             "--long" => long = true,
-            "--only" if !args.is_empty() => only = Some(args.remove(0)),
+            "--only" if !args.is_empty() => only.push(args.remove(0)),
+            "--as" if !args.is_empty() => name = args.remove(0),
+            "--list" if !args.is_empty() => lists.push(args.remove(0)),
             _ => return None,
         }
     }
     let mut properties = if attacks { security::all() } else { properties::all() };
-    properties.retain(|property| only.as_ref().is_none_or(|word| property.name.contains(word)));
+    properties.retain(|property| {
+        only.is_empty() || only.iter().any(|word| property.name.contains(word.as_str()))
+    });
     (!args.is_empty()).then_some(Wanted {
         properties,
         runtime: Runtime { argv: args, cgroups },
         long,
+        name,
+        lists,
     })
 }
 
@@ -65,15 +77,44 @@ fn conformance(wanted: Wanted) -> Result<bool> {
     }
     Cmd::host("mount", ["-t", "tmpfs", "-o", "mode=755", "conformance", WORK]).ok()?;
     let ground = Ground { runtime: wanted.runtime, work: WORK.into(), long: wanted.long };
-    let failed = AtomicBool::new(false);
+    let seen = Mutex::new(Vec::new());
     let tell = |verdict: Verdict| {
-        failed.fetch_or(verdict.outcome == Outcome::Fail, Ordering::Relaxed);
         let line = serde_json::json!(verdict);
         println!("{line}");
+        seen.lock().unwrap_or_else(PoisonError::into_inner).push(verdict);
     };
     run(&ground, &wanted.properties, &tell);
     tell(nothing_left()?);
-    Ok(!failed.into_inner())
+    let verdicts = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if wanted.lists.is_empty() {
+        return Ok(verdicts.iter().all(|verdict| verdict.outcome != Outcome::Fail));
+    }
+    judged(&wanted.name, &wanted.lists, &verdicts).or_else(|wrong| {
+        eprintln!("conformance: the lists of known differences: {wrong}");
+        Ok(false)
+    })
+}
+
+/// Whether everything is as the lists say; what is not goes to standard error.
+fn judged(name: &str, lists: &[String], verdicts: &[Verdict]) -> std::result::Result<bool, String> {
+    let mut texts = Vec::new();
+    for path in lists {
+        texts.push(std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?);
+    }
+    let known = list::known(&texts, name)?;
+    let complaints = list::complaints(verdicts, &known);
+    for complaint in &complaints {
+        eprintln!("{name}: {complaint}");
+    }
+    let count = |outcome| verdicts.iter().filter(|verdict| verdict.outcome == outcome).count();
+    eprintln!(
+        "{name}: {} properties hold, {} do not, {} skipped, {} not as listed",
+        count(Outcome::Pass),
+        count(Outcome::Fail),
+        count(Outcome::Skip),
+        complaints.len()
+    );
+    Ok(complaints.is_empty())
 }
 
 /// Once all containers are gone nothing uses their file system: no process, no mount.

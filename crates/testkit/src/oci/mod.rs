@@ -12,6 +12,7 @@
 pub mod bundle;
 pub mod call;
 pub mod elf;
+pub mod list;
 pub mod properties;
 pub mod security;
 

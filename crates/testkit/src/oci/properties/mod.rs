@@ -17,6 +17,7 @@ mod process;
 mod seccomp;
 mod sockets;
 mod terminal;
+mod unified;
 mod userns;
 
 use super::{Checked, Ground, Property};
@@ -45,6 +46,7 @@ pub fn all() -> Vec<Property> {
         paths::ALL,
         devices::ALL,
         cgroups::ALL,
+        unified::ALL,
         seccomp::ALL,
         sockets::ALL,
         hooks::ALL,
