@@ -1,9 +1,11 @@
 use std::{
-    sync::Mutex,
+    collections::VecDeque,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use store_api::{Progress, ProgressSender, ProgressState};
+use tokio::sync::Notify;
 use types::Digest;
 
 use crate::db::lock;
@@ -21,40 +23,111 @@ pub(crate) struct Subject {
     pub(crate) total: u64,
 }
 
-/// Tells one client how a transfer goes. Changes of state always arrive, amounts when there is room.
+/// Steps that wait for a client before earlier ones of the same subject make room.
+const QUEUE: usize = 256;
+
+/// Tells one client how a transfer goes. It never waits for the client: of what a slow one has not
+/// taken only the latest step of each subject is kept beyond [`QUEUE`].
 pub(crate) struct Reporter {
-    sender: ProgressSender,
+    /// `None`: nobody listens.
+    outbox: Option<Arc<Outbox>>,
+}
+
+#[derive(Default)]
+struct Outbox {
+    queue: Mutex<Queue>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    steps: VecDeque<Progress>,
+    /// Nothing more comes.
+    ended: bool,
+    /// The client went away.
+    gone: bool,
+}
+
+impl Outbox {
+    /// The body of the task that waits for the client. It ends when all is told or the client is gone.
+    async fn forward(&self, sender: ProgressSender) {
+        loop {
+            let (step, ended) = {
+                let mut queue = lock(&self.queue);
+                (queue.steps.pop_front(), queue.ended)
+            };
+            match step {
+                Some(step) => {
+                    if sender.send(step).await.is_err() {
+                        let mut queue = lock(&self.queue);
+                        queue.gone = true;
+                        queue.steps.clear();
+                        return;
+                    }
+                }
+                None if ended => return,
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    fn put(&self, step: Progress, is_amount: bool) {
+        let mut queue = lock(&self.queue);
+        if queue.gone {
+            return;
+        }
+        let same = |other: &Progress| other.digest == step.digest;
+        if is_amount
+            && let Some(last) = queue.steps.iter_mut().rev().find(|other| same(other))
+            && last.state == step.state
+        {
+            *last = step;
+            return;
+        }
+        if queue.steps.len() >= QUEUE
+            && let Some(earlier) = queue.steps.iter().position(same)
+        {
+            queue.steps.remove(earlier);
+        }
+        queue.steps.push_back(step);
+        drop(queue);
+        self.wake.notify_one();
+    }
 }
 
 impl Reporter {
+    /// Call it in a runtime: a task waits for the client.
     pub(crate) fn new(sender: ProgressSender) -> Self {
-        Self { sender }
+        let outbox = Arc::new(Outbox::default());
+        let mine = Arc::clone(&outbox);
+        tokio::spawn(async move { mine.forward(sender).await });
+        Self { outbox: Some(outbox) }
     }
 
     /// Reports to nobody.
     pub(crate) fn silent() -> Self {
-        Self::new(tokio::sync::mpsc::channel(1).0)
+        Self { outbox: None }
     }
 
-    /// A change of state, from a blocking thread. A client that is gone is no error.
+    /// A change of state. A client that is gone is no error.
     pub(crate) fn state(&self, subject: &Subject, state: ProgressState, message: &str) {
-        let progress = make(subject, state, 0, message);
-        if crate::pool::for_client(|| self.sender.blocking_send(progress)).is_err() {
-            tracing::trace!("nobody listens to the progress any more");
-        }
-    }
-
-    /// The same from a task.
-    pub(crate) async fn tell(&self, subject: &Subject, state: ProgressState, message: &str) {
-        let progress = make(subject, state, 0, message);
-        if self.sender.send(progress).await.is_err() {
-            tracing::trace!("nobody listens to the progress any more");
+        if let Some(outbox) = &self.outbox {
+            outbox.put(make(subject, state, 0, message), false);
         }
     }
 
     /// A meter for one state of one subject.
     pub(crate) fn meter<'a>(&'a self, subject: &'a Subject, state: ProgressState) -> Meter<'a> {
         Meter { reporter: self, subject, state, last: Mutex::new(None) }
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        if let Some(outbox) = &self.outbox {
+            lock(&outbox.queue).ended = true;
+            outbox.wake.notify_one();
+        }
     }
 }
 
@@ -72,9 +145,8 @@ impl Meter<'_> {
             return;
         }
         *last = Some(Instant::now());
-        let progress = make(self.subject, self.state, current, "");
-        if self.reporter.sender.try_send(progress).is_err() {
-            tracing::trace!("no room for an amount of progress");
+        if let Some(outbox) = &self.reporter.outbox {
+            outbox.put(make(self.subject, self.state, current, ""), true);
         }
     }
 }

@@ -315,3 +315,36 @@ async fn damage_repaired() {
         }
     }
 }
+
+/// A client that stops reading keeps nobody from the same layers, nor its own pull from its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn stalled_client() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    transfer::import(&here, transfer::image().oci_archive(&name)).await.unwrap();
+    let reference = registry.reference();
+    push(&here, &name, &reference).await.0.unwrap();
+    here.images.delete(&name, true).await.unwrap();
+    let (progress, mut unread) = mpsc::channel(1);
+    let request = PullRequest {
+        reference: reference.clone(),
+        platform: None,
+        all_platforms: false,
+        access: RegistryAccess::default(),
+        unpack: true,
+    };
+    let stalled = here.transfer.pull(request, progress);
+    let (stalled, (other, _)) = tokio::join!(stalled, pull(&here, &reference));
+    stalled.unwrap();
+    other.unwrap();
+    // It may go on reading: everything is still told.
+    let mut last = unread.recv().await.unwrap();
+    while let Some(step) = unread.recv().await {
+        last = step;
+    }
+    assert_eq!(last.state, ProgressState::Complete);
+}

@@ -253,7 +253,7 @@ impl Engine {
         let before = self.services.images.get(&reference.to_string()).await.ok();
         let (pulled, ()) = {
             let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
-            let pull = self.services.transfer.pull(
+            let pulling = self.services.transfer.pull(
                 PullRequest {
                     reference: reference.clone(),
                     platform,
@@ -263,6 +263,17 @@ impl Engine {
                 },
                 steps,
             );
+            // What is to be done with the image does not wait for a client that stopped reading.
+            let pull = async {
+                let pulled = pulling.await.map_err(refused)?;
+                if let Some(old) = before.filter(|old| old.target.digest != pulled.target.digest) {
+                    // It stays without a name until it is pruned.
+                    self.ensure_record(&old.target).await?;
+                }
+                self.drop_dangling(&pulled.target.digest).await?;
+                self.image_event("pull", &reference.familiar(), &reference.familiar_name());
+                Ok::<_, Error>(pulled)
+            };
             let tell = async {
                 let mut teller = Teller::new(false);
                 while let Some(step) = received.recv().await {
@@ -276,12 +287,7 @@ impl Engine {
             };
             tokio::join!(pull, tell)
         };
-        let pulled = pulled.map_err(refused)?;
-        if let Some(old) = before.filter(|old| old.target.digest != pulled.target.digest) {
-            // It stays without a name until it is pruned.
-            self.ensure_record(&old.target).await?;
-        }
-        self.drop_dangling(&pulled.target.digest).await?;
+        let pulled = pulled?;
         if let Some(first) = first {
             self.say(sender, first).await?;
         }
@@ -291,7 +297,6 @@ impl Engine {
         } else {
             format!("Status: Downloaded newer image for {}", reference.familiar())
         };
-        self.image_event("pull", &reference.familiar(), &reference.familiar_name());
         self.say(sender, status(outcome)).await
     }
 

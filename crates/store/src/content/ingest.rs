@@ -486,7 +486,7 @@ fn load(directory: &Path) -> Option<Ingest> {
     let meta: Meta =
         serde_json::from_slice(&std::fs::read(directory.join("ref.json")).ok()?).ok()?;
     let metadata = std::fs::symlink_metadata(directory.join("data")).ok()?;
-    let offset = metadata.is_file().then(|| metadata.len())?;
+    let offset = metadata.is_file().then_some(metadata.len())?;
     let modified = metadata.modified().ok()?;
     let since = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let updated =

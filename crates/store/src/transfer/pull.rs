@@ -74,10 +74,10 @@ pub(crate) async fn pull(
         pins: local.core.guard.pins(&local.ns),
     });
     let whole = Subject::default();
-    pull.reporter.tell(&whole, ProgressState::Resolving, &name).await;
+    pull.reporter.state(&whole, ProgressState::Resolving, &name);
     let (top, parts) = pull.manifests(&request, &reference).await?;
     pull.pin(&top, &parts);
-    pull.reporter.tell(&whole, ProgressState::Resolved, &top.digest.to_string()).await;
+    pull.reporter.state(&whole, ProgressState::Resolved, &top.digest.to_string());
     let mut downloaded = false;
     for part in &parts {
         // Of several platforms only this machine's is worth unpacking.
@@ -93,7 +93,7 @@ pub(crate) async fn pull(
             })
             .await?;
     }
-    pull.reporter.tell(&whole, ProgressState::Complete, &top.digest.to_string()).await;
+    pull.reporter.state(&whole, ProgressState::Complete, &top.digest.to_string());
     Ok(Pulled { name, target: top, up_to_date })
 }
 
@@ -236,12 +236,12 @@ impl Pull {
             layers.arrivals.push(arrival);
             let subject = subject(layer, image, i);
             if !here[i] {
-                self.reporter.tell(&subject, ProgressState::Waiting, "").await;
+                self.reporter.state(&subject, ProgressState::Waiting, "");
                 layers.wanted.push((layer.clone(), subject, arrived));
                 continue;
             }
             if !whole {
-                self.reporter.tell(&subject, ProgressState::Exists, "").await;
+                self.reporter.state(&subject, ProgressState::Exists, "");
             }
             // It is waited for only below.
             drop(arrived.send(Ok(false)));
@@ -312,7 +312,7 @@ impl Pull {
         let slot = match self.slots.try_acquire() {
             Ok(slot) => Ok(slot),
             Err(_) => {
-                self.reporter.tell(subject, ProgressState::Waiting, "").await;
+                self.reporter.state(subject, ProgressState::Waiting, "");
                 self.slots.acquire().await
             }
         };
@@ -330,7 +330,7 @@ impl Pull {
                             ErrorKind::DataLoss | ErrorKind::FailedPrecondition
                         ) =>
                 {
-                    self.reporter.tell(subject, ProgressState::Retrying, &error.message).await;
+                    self.reporter.state(subject, ProgressState::Retrying, &error.message);
                     again = false;
                 }
                 other => {
@@ -351,16 +351,16 @@ impl Pull {
         let opened = self.local.quick(move |core, ns| core.open_writer(ns, &request)).await;
         let offset = match opened {
             Err(error) if error.is_already_exists() => {
-                self.reporter.tell(subject, ProgressState::Exists, "").await;
+                self.reporter.state(subject, ProgressState::Exists, "");
                 return Ok(false);
             }
             other => other?.offset,
         };
         if offset < layer.size {
-            self.reporter.tell(subject, ProgressState::Downloading, "").await;
+            self.reporter.state(subject, ProgressState::Downloading, "");
             self.receive(layer, subject, &reference, offset).await?;
         }
-        self.reporter.tell(subject, ProgressState::Verifying, "").await;
+        self.reporter.state(subject, ProgressState::Verifying, "");
         let (size, expected) = (layer.size, layer.digest.clone());
         let name = reference.clone();
         let committed = self
@@ -378,7 +378,7 @@ impl Pull {
             })
             .await;
         committed?;
-        self.reporter.tell(subject, ProgressState::Downloaded, "").await;
+        self.reporter.state(subject, ProgressState::Downloaded, "");
         Ok(true)
     }
 

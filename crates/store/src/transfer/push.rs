@@ -51,7 +51,7 @@ pub(crate) async fn push(
     let reporter = Arc::new(Reporter::new(progress));
     let whole = Subject::default();
     if let Some(note) = &plan.note {
-        reporter.tell(&whole, ProgressState::Resolved, note).await;
+        reporter.state(&whole, ProgressState::Resolved, note);
     }
     let client = local.client(&request.access, Some(&reference))?;
     let repository = client.push(&reference, credentials(&request.access));
@@ -77,7 +77,7 @@ pub(crate) async fn push(
     }
     let pushed: Vec<Digest> = plan.blobs.iter().map(|(blob, _, _)| blob.digest.clone()).collect();
     local.quick(move |core, ns| remember_source(core, ns, &reference, &pushed)).await?;
-    reporter.tell(&whole, ProgressState::Complete, &plan.target.digest.to_string()).await;
+    reporter.state(&whole, ProgressState::Complete, &plan.target.digest.to_string());
     Ok(plan.target)
 }
 
@@ -97,7 +97,7 @@ async fn blobs(
         total: blob.size,
     };
     for (blob, is_layer, _) in &plan.blobs {
-        reporter.tell(&subject(blob, *is_layer), ProgressState::Waiting, "").await;
+        reporter.state(&subject(blob, *is_layer), ProgressState::Waiting, "");
     }
     let mut tasks = JoinSet::new();
     for (blob, is_layer, mount_from) in plan.blobs.clone() {
@@ -109,7 +109,7 @@ async fn blobs(
             let _slot = match slots.try_acquire() {
                 Ok(slot) => Ok(slot),
                 Err(_) => {
-                    reporter.tell(&subject, ProgressState::Waiting, "").await;
+                    reporter.state(&subject, ProgressState::Waiting, "");
                     slots.acquire().await
                 }
             };
@@ -125,7 +125,7 @@ async fn blobs(
                 Pushed::Mounted { from } => (ProgressState::Mounted, from),
                 Pushed::Uploaded => (ProgressState::Uploaded, String::new()),
             };
-            reporter.tell(&subject, state, &message).await;
+            reporter.state(&subject, state, &message);
             Result::<()>::Ok(())
         });
     }
