@@ -37,7 +37,8 @@ impl ApiError {
             return empty(StatusCode::NOT_MODIFIED);
         }
         let body = api_types::ErrorBody { message: self.message };
-        let bytes = serde_json::to_vec(&body).unwrap_or_default();
+        let mut bytes = serde_json::to_vec(&body).unwrap_or_default();
+        bytes.push(b'\n');
         let mut response = Response::new(full(bytes));
         *response.status_mut() = self.status;
         response

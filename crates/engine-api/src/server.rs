@@ -144,7 +144,9 @@ impl Server {
             async move { Ok::<_, Infallible>(server.answer(request, counted).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT);
+        // Names as Go writes them: scripts look for them with case.
+        let http1 = &mut builder.http1();
+        http1.title_case_headers(true).timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(serving);
         let served = tokio::select! {

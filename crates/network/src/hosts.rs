@@ -37,9 +37,14 @@ pub fn build(options: &HostsOptions) -> String {
     for (address, names) in &options.extra {
         line(address, names);
     }
-    let names = match options.domain.as_deref().filter(|d| !d.is_empty()) {
-        Some(domain) => format!("{0}.{domain} {0}", options.hostname),
+    // The whole name and its first part (libnetwork `sandbox_dns_unix.go` `updateHostsFile`).
+    let whole = match options.domain.as_deref().filter(|d| !d.is_empty()) {
+        Some(domain) => format!("{}.{domain}", options.hostname),
         None => options.hostname.clone(),
+    };
+    let names = match whole.split_once('.') {
+        Some((first, _)) => format!("{whole} {first}"),
+        None => whole,
     };
     for address in options.addresses.iter().filter(|_| !options.hostname.is_empty()) {
         line(address, &names);

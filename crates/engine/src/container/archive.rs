@@ -339,6 +339,10 @@ fn not_found(path: &str, container: &str) -> Error {
 }
 
 /// The last component is not followed, unless the path ends in `/` or `/.`.
+/// statfs(2) magic of proc, sysfs, cgroup, cgroup2, devpts, mqueue.
+const KERNEL_FILE_SYSTEMS: [i128; 6] =
+    [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1cd1, 0x1980_0202];
+
 fn stat_in(root: &Tree, path: &str, container: &str) -> Result<PathStat> {
     let follow = path.ends_with('/') || path.ends_with("/.");
     let mut flags = OFlags::PATH;
@@ -356,6 +360,14 @@ fn stat_in(root: &Tree, path: &str, container: &str) -> Result<PathStat> {
     let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)
         .map_err(|e| Error::internal(format!("look at {path} in container {container}: {e}")))?;
     if follow && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(not_found(path, container));
+    }
+    // Of a running container the kernel's own files are in the tree; docker has none of them.
+    let kernel = rustix::fs::fstatfs(&fd)
+        .is_ok_and(|fs| KERNEL_FILE_SYSTEMS.iter().any(|magic| i128::from(fs.f_type) == *magic));
+    let file_type = FileType::from_raw_mode(stat.st_mode);
+    let device = matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice);
+    if kernel || (device && text.starts_with("dev/")) {
         return Err(not_found(path, container));
     }
     let mut link_target = String::new();

@@ -84,12 +84,13 @@ impl Engine {
                 return Ok(());
             }
             container.cancel_restart.notify_waiters();
-            container.update(|record| {
+            // Where the disk is full this is what makes room again.
+            container.update_or_log(|record| {
                 record.manually_stopped = true;
                 if let Status::Restarting { started_at, ended } = record.status.clone() {
                     record.status = Status::Exited { started_at: Some(started_at), ended };
                 }
-            })?;
+            });
             if container.record().status.pid().is_none() {
                 return Ok(());
             }

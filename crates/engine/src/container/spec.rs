@@ -531,19 +531,29 @@ fn mounts(input: &SpecInput<'_>, security: &Security) -> Result<Value> {
         }
         _ => add("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     }
+    let defaults = list.len();
+    // What is given may lie above the engine's own files (`-v DIR:/etc`): by depth, theirs first.
+    list.extend(record.mounts.iter().map(user_mount));
+    let mut add = |target: &str, source: &Path, options: &[&str]| {
+        if !own.contains(&target) {
+            list.push(json!({
+                "destination": target, "type": "bind", "source": source, "options": options,
+            }));
+        }
+    };
     for name in ["resolv.conf", "hostname", "hosts"] {
         let source = input.files.join(name);
         if source.exists() {
-            add(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &["rbind", "rprivate"]);
+            add(&format!("/etc/{name}"), &source, &["rbind", "rprivate"]);
         }
     }
     if let Some(init) = &input.init {
         let options = ["bind", "ro", "nosuid", "nodev", "rprivate"];
-        add("/sbin/docker-init", "bind", &init.to_string_lossy(), &options);
+        add("/sbin/docker-init", init, &options);
     }
-    let mut users: Vec<&MountUse> = record.mounts.iter().collect();
-    users.sort_by_key(|mount| mount.target.matches('/').count());
-    list.extend(users.into_iter().map(user_mount));
+    list[defaults..].sort_by_key(|mount| {
+        mount["destination"].as_str().unwrap_or_default().matches('/').count()
+    });
     Ok(Value::Array(list))
 }
 

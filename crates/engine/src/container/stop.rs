@@ -97,13 +97,14 @@ impl Engine {
             return Ok(false);
         }
         container.cancel_restart.notify_waiters();
-        container.update(|record| {
+        // A full disk keeps nobody from stopping what fills it.
+        container.update_or_log(|record| {
             // The host's shutdown is nobody's hand: `unless-stopped` starts again.
             record.manually_stopped |= !self.is_shutting_down();
             if let Status::Restarting { started_at, ended } = record.status.clone() {
                 record.status = Status::Exited { started_at: Some(started_at), ended };
             }
-        })?;
+        });
         Ok(container.record().status.is_running())
     }
 
@@ -132,7 +133,7 @@ impl Engine {
     /// Ends a pause, with the lifecycle lock held.
     async fn thaw(&self, container: &Container) -> Result<()> {
         self.services.tasks.resume(container.id.as_str()).await?;
-        container.update(|record| record.set_paused(false))?;
+        container.update_or_log(|record| record.set_paused(false));
         self.container_event(container, "unpause");
         Ok(())
     }
@@ -163,7 +164,7 @@ impl Engine {
                 )));
             }
             if ends {
-                container.update(|record| record.manually_stopped = true)?;
+                container.update_or_log(|record| record.manually_stopped = true);
             }
         }
         self.signal(&container, number, ends).await?;
@@ -295,11 +296,18 @@ impl Engine {
             host.restart_policy = body.restart_policy.clone();
         }
         refuse_fixed(new)?;
-        merge_limits(&mut host.resources, new);
-        super::validate::ranges(&host, super::online_cpus())?;
-        if host.resources.memory_swap > 0 && host.resources.memory > host.resources.memory_swap {
+        // moby `container.(*Container).UpdateContainer`.
+        if new.memory != 0 && new.memory_swap == 0 && new.memory > host.resources.memory_swap {
             return Err(Error::conflict(
                 "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
+            ));
+        }
+        merge_limits(&mut host.resources, new);
+        super::validate::ranges(&host, super::online_cpus())?;
+        let (memory, memory_swap) = (host.resources.memory, host.resources.memory_swap);
+        if memory_swap > 0 && memory > memory_swap {
+            return Err(Error::invalid(
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
             ));
         }
         let resources = spec::resources(&host.resources, self.facts.cgroup_v2)?;
@@ -318,7 +326,6 @@ impl Engine {
     }
 }
 
-/// What is given replaces; what is zero or empty stays.
 /// Limits that a container has from its creation on.
 fn refuse_fixed(new: &api_types::Resources) -> Result<()> {
     for (given, name) in [
@@ -344,6 +351,7 @@ fn refuse_fixed(new: &api_types::Resources) -> Result<()> {
     Ok(())
 }
 
+/// What is given replaces; what is zero or empty stays.
 fn merge_limits(have: &mut api_types::Resources, new: &api_types::Resources) {
     macro_rules! take {
         ($($field:ident),*) => { $(if new.$field != 0 { have.$field = new.$field; })* };
