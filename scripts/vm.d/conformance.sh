@@ -1,5 +1,6 @@
 # The conformance suite on a machine with cgroup v2 only, with each runtime. Its verdicts go to the
 # second serial line as they come; what is told is what is not as listed, what was skipped, and the counts.
+# Ours has to be as listed; the peers are there to compare with: what is not as listed is told only.
 . /list/wanted
 set -o pipefail
 words=
@@ -13,7 +14,7 @@ for name in $RUNTIMES; do
   start=$(cut -d. -f1 /proc/uptime)
   # shellcheck disable=SC2086
   conformance $words --as "$name" --list /list/differences.txt --list /list/differences-v2.txt \
-    $runtime | tee /tmp/verdicts > /dev/ttyS1 || failed=1
+    $runtime | tee /tmp/verdicts > /dev/ttyS1 || [ "$name" != gantry ] || failed=1
   grep '"outcome":"skip"' /tmp/verdicts |
     sed 's/.*"property":"\([^"]*\)".*"text":"\(.*\)","took_ms.*/skipped: \1: \2/'
   sed -n 's/.*"property":"\([^"]*\)".*"took_ms":\([0-9]*\).*/\2 \1/p' /tmp/verdicts | sort -rn |

@@ -61,7 +61,8 @@ fn parse(mut args: Vec<String>) -> Option<Wanted> {
     properties.retain(|property| {
         only.is_empty() || only.iter().any(|word| property.name.contains(word.as_str()))
     });
-    (!args.is_empty()).then_some(Wanted {
+    // A word that no property has would hold without a look at anything.
+    (!args.is_empty() && !properties.is_empty()).then_some(Wanted {
         properties,
         runtime: Runtime { argv: args, cgroups },
         long,

@@ -39,6 +39,12 @@ fn needs(g: &Ground) -> Checked {
     if g.runtime.cgroups { Ok(()) } else { skip("without cgroups") }
 }
 
+/// For what v2 does not have, and a runtime may refuse there.
+fn needs_v1(g: &Ground) -> Checked {
+    needs(g)?;
+    if Path::new("/sys/fs/cgroup/memory").is_dir() { Ok(()) } else { skip("v2 alone") }
+}
+
 /// A running container with these resources.
 fn limited<'a>(g: &'a Ground, area: &str, resources: Value) -> Checked<Bundle<'a>> {
     needs(g)?;
@@ -142,6 +148,7 @@ fn memory_swap(g: &Ground) -> Checked {
 }
 
 fn swappiness(g: &Ground) -> Checked {
+    needs_v1(g)?;
     let value = random::number(0..101);
     let b = limited(g, "memory", json!({"limit": 64 << 20, "swappiness": value}))?;
     same("swappiness", b.limit("memory", "memory.swappiness")?, value.to_string())?;
@@ -149,6 +156,7 @@ fn swappiness(g: &Ground) -> Checked {
 }
 
 fn oom_killer(g: &Ground) -> Checked {
+    needs_v1(g)?;
     let b = limited(g, "memory", json!({"limit": 64 << 20, "disableOOMKiller": true}))?;
     has("control", &b.limit("memory", "memory.oom_control")?, "oom_kill_disable 1")?;
     b.end()
@@ -296,10 +304,7 @@ fn huge_pages(g: &Ground) -> Checked {
 
 /// A field that only v2 has is not passed over on v1.
 fn unified_v1(g: &Ground) -> Checked {
-    needs(g)?;
-    if !Path::new("/sys/fs/cgroup/memory").is_dir() {
-        return skip("v2 alone");
-    }
+    needs_v1(g)?;
     let mut b = Bundle::new(g, "true")?;
     b.config["linux"]["resources"]["unified"] = json!({"memory.high": "100000000"});
     has("run", &b.refused()?.to_lowercase(), "unified")
