@@ -297,7 +297,9 @@ fn events_stats(g: &Ground) -> Checked {
     want(data["cpu"]["usage"]["total"].as_u64().unwrap_or(0) > 0, "cpu", &data["cpu"])?;
     want(data["pids"]["current"].as_u64().unwrap_or(0) > 0, "pids", &data["pids"])?;
     same("pids limit", &data["pids"]["limit"], 55)?;
-    want(data["memory"]["raw"]["total_rss"].is_u64(), "raw figures", &data["memory"]["raw"])?;
+    // The figures of memory.stat: of v1 or of v2.
+    let raw = &data["memory"]["raw"];
+    want(raw["total_rss"].is_u64() || raw["anon"].is_u64(), "raw figures", raw)?;
     want(data["blkio"].is_object(), "blkio", data)?;
     b.end()
 }
