@@ -198,7 +198,8 @@ pub fn set_scheduler(pid: i32, attr: &SchedAttr) -> Result<(), Errno> {
         period: attr.period_ns,
     };
     // SAFETY: raw is 48 bytes with C layout, as its size field says.
-    crate::check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const raw, 0) }).map(drop)
+    crate::check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const raw, 0) })
+        .map(drop)
 }
 
 /// The calling process's descriptor with this number, taken over from whoever left it open.
