@@ -57,9 +57,12 @@ impl Namespaces {
             seen |= flag;
             match &ns.path {
                 Some(path) if !path.as_os_str().is_empty() => {
-                    let fd =
-                        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                            .ctx("open namespace", || path.display().to_string())?;
+                    // Nothing else that is there by mistake, such as a fifo, may make the open wait.
+                    let flags =
+                        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+                    let fd = rustix::fs::open(path, flags, Mode::empty())
+                        .ctx("open namespace", || path.display().to_string())
+                        .step(|| "linux.namespaces.path")?;
                     out.join.push(Join { flag: *flag, path: path.clone(), fd });
                 }
                 _ => out.new |= flag,
@@ -73,11 +76,14 @@ impl Namespaces {
 
     fn check(&self) -> Result<()> {
         if !self.has(flag::CLONE_NEWNS) {
-            return Err(Error::Unsupported("a container without a mount namespace".into()));
+            return Err(Error::Unsupported(
+                "linux.namespaces: a container without a mount namespace".into(),
+            ));
         }
         if self.new & flag::CLONE_NEWUSER != 0 && self.joins(flag::CLONE_NEWPID) {
             return Err(Error::Unsupported(
-                "a new user namespace together with a joined pid namespace".into(),
+                "linux.namespaces: a new user namespace together with a joined pid namespace"
+                    .into(),
             ));
         }
         Ok(())

@@ -380,12 +380,13 @@ impl Cgroup {
     /// Refuses, in runc's words, a cgroup that is in use by others: it would be taken from them. The
     /// directories that are not there yet: those go again if the container is not made.
     pub(crate) fn check_free(&self) -> Result<Vec<PathBuf>> {
-        let count = self.processes()?.len();
+        let field = || "linux.cgroupsPath";
+        let count = self.processes().step(field)?.len();
         if count > 0 {
             let text = format!("container's cgroup is not empty: {count} process(es) found");
             return Err(Error::WrongStatus(text));
         }
-        if self.is_frozen()? {
+        if self.is_frozen().step(field)? {
             return Err(Error::WrongStatus("container's cgroup unexpectedly frozen".into()));
         }
         Ok(self.dirs().into_iter().filter(|d| !d.exists()).map(Path::to_owned).collect())

@@ -33,6 +33,10 @@ const ENOSYS: u32 = 38;
 /// Largest errno that the kernel takes in a filter.
 const ERRNO_LIMIT: u32 = 4095;
 const X32_BIT: u32 = 0x4000_0000;
+/// What a tracer puts in place of a call's number to skip the call.
+const NO_CALL: u32 = u32::MAX;
+/// Instructions that the kernel takes in one filter (`BPF_MAXINSNS`).
+const PROGRAM_LIMIT: usize = 4096;
 
 /// An architecture whose calls are filtered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,7 +129,8 @@ pub fn known_flags() -> &'static [&'static str] {
 ///
 /// # Errors
 /// [`Error::Config`] for an action, operator, architecture or flag that does not exist, a NOTIFY
-/// without `listenerPath`, an argument index above 5, an errno above 4095.
+/// without `listenerPath`, an argument index above 5, an errno above 4095, more rules than the
+/// kernel's largest program has room for.
 pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
     let default = action(&section.default_action, section.default_errno_ret)?;
     let rules = rules(section, default)?;
@@ -144,13 +149,13 @@ pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
     let archs = architectures(&section.architectures, native)?;
     let mut sections = Vec::new();
     for arch in archs.iter().filter(|a| **a != Arch::X32) {
-        let mut body = table(*arch, &rules, default);
+        let mut body = table(*arch, section, &rules, default);
         if *arch == Arch::X86_64 {
             // x32 calls arrive under the same audit architecture, with a bit in the number.
             let x32 = if archs.contains(&Arch::X32) {
-                table(Arch::X32, &rules, default)
+                table(Arch::X32, section, &rules, default)
             } else {
-                vec![ret(RET_KILL_THREAD)]
+                branch_eq(NO_CALL, vec![ret(default)], vec![ret(RET_KILL_THREAD)])
             };
             body = branch_ge(X32_BIT, x32, body);
         }
@@ -162,6 +167,13 @@ pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
         program = branch_eq(audit, body, program);
     }
     program.insert(0, load(OFFSET_ARCH));
+    if program.len() > PROGRAM_LIMIT {
+        let problem = format!(
+            "the rules make a program of {} instructions, the kernel takes {PROGRAM_LIMIT}",
+            program.len()
+        );
+        return Err(Error::config("linux.seccomp.syscalls", problem));
+    }
     Ok(Some(Filter { program, flags }))
 }
 
@@ -209,7 +221,9 @@ fn condition(arg: &SeccompArg) -> Result<Cond> {
     if arg.index > 5 {
         return Err(Error::config("linux.seccomp.syscalls.args.index", "above 5"));
     }
-    Ok(Cond { index: arg.index, op, value: arg.value, value_two: arg.value_two })
+    // Bits that the mask leaves out do not count on either side.
+    let value_two = if op == Op::MaskedEq { arg.value_two & arg.value } else { arg.value_two };
+    Ok(Cond { index: arg.index, op, value: arg.value, value_two })
 }
 
 fn action(name: &str, errno: Option<u32>) -> Result<u32> {
@@ -293,7 +307,12 @@ fn architectures(names: &[String], native: Arch) -> Result<Vec<Arch>> {
     Ok(out)
 }
 
-fn table(arch: Arch, rules: &[Named<'_>], default: u32) -> Vec<sys::seccomp::Insn> {
+fn table(
+    arch: Arch,
+    section: &Seccomp,
+    rules: &[Named<'_>],
+    default: u32,
+) -> Vec<sys::seccomp::Insn> {
     let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
     let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
     let mut settled = std::collections::BTreeSet::new();
@@ -325,7 +344,15 @@ fn table(arch: Arch, rules: &[Named<'_>], default: u32) -> Vec<sys::seccomp::Ins
             }
         }
     }
-    let highest = calls.keys().copied().filter(|n| arch != Arch::Arm || *n < PRIVATE).max();
+    // Of all that the profile names, also where a rule does no more than the default action.
+    let highest = section
+        .syscalls
+        .iter()
+        .flat_map(|call| &call.names)
+        .filter_map(|name| arch.number(name))
+        .filter(|n| arch != Arch::Arm || *n < PRIVATE)
+        .max()
+        .map(|n| n | bit);
     let mut ranges = ranges(calls, default);
     // A profile that forbids by default answers "no such call" for calls newer than itself.
     let forbids = !matches!(default, RET_ALLOW | RET_LOG) && default & RET_TRACE != RET_TRACE;
