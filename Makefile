@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run bench bench-runtime conformance install vm-test vm-conformance clean
+.PHONY: help build release deps test run fuzz bench bench-runtime conformance install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -18,6 +18,9 @@ test: ## everything that is checked: deps, format, lints, tidy, all tests, leak 
 
 run: ## walks through build, run, layers and squash with the example; leaves nothing behind (root)
 	scripts/run-demo
+
+fuzz: ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-runtime --lib --test seccomp fuzz_ -- --nocapture
 
 bench: ## ratios against the peers, in one run (root)
 	scripts/bench

@@ -29,7 +29,7 @@ pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) ->
     process::check_preserved(create.preserve_fds)?;
     let dir = state_dir(opts, id)?;
     let mut made = Made { dir, cgroups: Vec::new(), unit: None, rdt: None };
-    let result = create_in(&mut made, opts, id, create);
+    let result = create_in(&mut made, opts, id, create, run_parent);
     if result.is_err() {
         made.undo();
     }
@@ -194,11 +194,13 @@ fn new_record(
     Ok(record)
 }
 
+/// Finds out and checks everything that can be before there is a process, which `run` makes.
 fn create_in(
     made: &mut Made,
     opts: &Options,
     id: &ContainerId,
     create: CreateOptions,
+    run: impl FnOnce(Parent<'_>, Init, &mut Made) -> Result<Created>,
 ) -> Result<Created> {
     let proc = ProcFs::open()?;
     let caller = Caller::new(opts, &proc)?;
@@ -255,7 +257,7 @@ fn create_in(
         setgroups: parent.record.setgroups,
         spec,
     };
-    run_parent(parent, init, made)
+    run(parent, init, made)
 }
 
 /// systemd's unit, if it is to make the cgroup, and the cgroup's path.
@@ -743,3 +745,7 @@ pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "fuzz/create.rs"]
+mod fuzz;
