@@ -88,11 +88,14 @@ fn top() -> PathBuf {
     own.parent().map_or_else(|| own.to_path_buf(), Path::to_path_buf)
 }
 
-/// What cargo knows of the packages and what they use, without asking the network.
+/// What cargo knows of the packages and what they use on Linux. What other systems would need is not
+/// fetched.
 fn metadata(top: &Path) -> Result<serde_json::Value> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--offline"])
+        .args(["metadata", "--format-version=1", "--locked"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .args(["--filter-platform", "aarch64-unknown-linux-gnu"])
         .current_dir(top)
         .output()
         .context("run cargo metadata")?;
