@@ -189,7 +189,10 @@ impl Build {
             let path = self.session.scratch.join(format!("url-{}", files::random_hex(8)));
             let request =
                 FetchRequest { url: url.clone(), to: path.clone(), limit_bytes: FETCH_BYTES };
-            let answer = self.host.fetch(request).await;
+            let answer = tokio::select! {
+                answer = self.host.fetch(request) => answer,
+                () = self.failed.cancelled() => return Err(Error::Cancelled),
+            };
             let answer = answer.map_err(Error::store(format!("ADD failed: {url}")))?;
             let wanted = match &add.checksum {
                 None => None,

@@ -5,9 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http::{HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
 use types::{Digest, Digester};
 
 use crate::{
@@ -15,7 +13,7 @@ use crate::{
     client::{Backoff, Call, Context, Endpoint},
     error::{Error, Problem, TransportError},
     repository::Repository,
-    transport::text,
+    transport::{Pace, text},
 };
 
 /// After this many bytes a connection counts as having worked, and failures count anew.
@@ -39,9 +37,7 @@ pub struct Blob {
     repeated: u64,
     /// Bytes since the last failure.
     progress: u64,
-    /// The current span of the progress deadline, and what it has seen.
-    span_end: Instant,
-    span_bytes: u64,
+    pace: Pace,
     done: bool,
 }
 
@@ -66,8 +62,7 @@ impl Blob {
             digester: None,
             repeated: 0,
             progress: 0,
-            span_end: Instant::now(),
-            span_bytes: 0,
+            pace: Pace::new(&repository.shared.transport.timeouts),
             done: size.is_some_and(|size| size == offset),
         };
         if !blob.done {
@@ -181,38 +176,9 @@ impl Blob {
 
     /// One piece of the body, within the progress deadline.
     async fn receive(&mut self) -> Result<Option<Bytes>, TransportError> {
-        let transport = &self.repository.shared.transport;
-        let timeouts = transport.timeouts;
         let Some(body) = &mut self.body else { return Ok(None) };
-        loop {
-            let frame = match timeout_at(self.span_end, body.frame()).await {
-                Ok(frame) => frame,
-                Err(_) if self.span_bytes < timeouts.stall_bytes => {
-                    return Err(transport.stalled());
-                }
-                Err(_) => {
-                    self.span_end = Instant::now() + timeouts.stall;
-                    self.span_bytes = 0;
-                    continue;
-                }
-            };
-            let Some(frame) = frame else { return Ok(None) };
-            let Ok(data) = frame?.into_data() else { continue };
-            self.span_bytes += data.len() as u64;
-            // Ready data never waits, so a span may end without the timer being asked. The rest
-            // of a blob may be less than a span has to have.
-            if Instant::now() >= self.span_end {
-                let last = self.size == Some(self.offset + data.len() as u64);
-                if self.span_bytes < timeouts.stall_bytes && !last {
-                    return Err(transport.stalled());
-                }
-                self.span_end = Instant::now() + timeouts.stall;
-                self.span_bytes = 0;
-            }
-            if !data.is_empty() {
-                return Ok(Some(data));
-            }
-        }
+        let left = self.size.map(|size| size.saturating_sub(self.offset));
+        self.pace.next(body, left, &self.repository.shared.transport).await
     }
 
     /// Takes note of a failure, and waits if there is to be another attempt.
@@ -287,8 +253,7 @@ impl Blob {
         };
         self.body = Some(body);
         self.has_answered = true;
-        self.span_end = Instant::now() + shared.transport.timeouts.stall;
-        self.span_bytes = 0;
+        self.pace = Pace::new(&shared.transport.timeouts);
         Ok(())
     }
 

@@ -314,19 +314,11 @@ impl Shared {
             let payload = call.body.clone().map_or(Payload::Empty, Payload::Bytes);
             let sent = self.transport.send(&call.method, &uri, &headers, payload);
             let response = sent.await.map_err(error)?;
-            let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !is_redirect {
+            let Some(target) = redirect(&uri, &response).map_err(error)? else {
                 return Ok((response, at_home));
-            }
+            };
             if !matches!(call.method, Method::GET | Method::HEAD) {
                 return Err(error(TransportError::Redirect("a write was redirected")));
-            }
-            let target = text(response.headers(), header::LOCATION);
-            let target = target.and_then(|t| resolve(&uri, t));
-            let target =
-                target.ok_or_else(|| error(TransportError::Redirect("redirect to nowhere")))?;
-            if uri.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
-                return Err(error(TransportError::Redirect("redirect from https to http")));
             }
             uri = target;
         }
@@ -559,6 +551,22 @@ pub(crate) fn http_date(text: &str) -> Option<u64> {
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day;
     let days = days.checked_sub(719_469)?;
     Some(days * 86_400 + number(hour)? * 3600 + number(minute)? * 60 + number(second)?)
+}
+
+/// Where an answer sends who asked for `uri`; `None` for an answer that is none.
+pub(crate) fn redirect(
+    uri: &Uri,
+    response: &Response<Incoming>,
+) -> Result<Option<Uri>, TransportError> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let target = text(response.headers(), header::LOCATION).and_then(|to| resolve(uri, to));
+    let target = target.ok_or(TransportError::Redirect("redirect to nowhere"))?;
+    if uri.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
+        return Err(TransportError::Redirect("redirect from https to http"));
+    }
+    Ok(Some(target))
 }
 
 /// A reference to another address, seen from `base` (RFC 3986 section 5, without `..`).

@@ -2,15 +2,13 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
 
 use crate::{
     auth::transport_error,
-    client::{Client, REDIRECTS_MAX, http_date, resolve},
+    client::{Client, REDIRECTS_MAX, http_date, redirect},
     error::{Error, TransportError},
-    transport::{Payload, text},
+    transport::{Pace, Payload, text},
 };
 
 /// What a web server sends. Dropping it ends the download.
@@ -25,8 +23,7 @@ pub struct Download {
     /// Of `Content-Disposition`; as the server wrote it, so not to be used as a path.
     pub file_name: Option<String>,
     got: u64,
-    span_end: Instant,
-    span_bytes: u64,
+    pace: Pace,
 }
 
 impl Client {
@@ -64,25 +61,17 @@ impl Client {
                     uri,
                     body: response.into_body(),
                     got: 0,
-                    span_end: Instant::now() + transport.timeouts.stall,
-                    span_bytes: 0,
+                    pace: Pace::new(&transport.timeouts),
                 });
             }
-            if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let Some(target) = redirect(&uri, &response).map_err(error)? else {
                 return Err(Error::Status {
                     method: Method::GET.to_string(),
                     url: uri.to_string(),
                     status: status.as_u16(),
                     message: status.canonical_reason().unwrap_or_default().to_owned(),
                 });
-            }
-            let target =
-                text(response.headers(), header::LOCATION).and_then(|to| resolve(&uri, to));
-            let target =
-                target.ok_or_else(|| error(TransportError::Redirect("redirect to nowhere")))?;
-            if uri.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
-                return Err(error(TransportError::Redirect("redirect from https to http")));
-            }
+            };
             uri = target;
         }
         let source = TransportError::Redirect("too many redirects");
@@ -101,34 +90,15 @@ impl Download {
     }
 
     async fn receive(&mut self) -> Result<Option<Bytes>, TransportError> {
-        let transport = &self.client.0.transport;
-        loop {
-            let frame = match timeout_at(self.span_end, self.body.frame()).await {
-                Ok(frame) => frame,
-                Err(_) if self.span_bytes < transport.timeouts.stall_bytes => {
-                    return Err(transport.stalled());
-                }
-                Err(_) => {
-                    self.span_end = Instant::now() + transport.timeouts.stall;
-                    self.span_bytes = 0;
-                    continue;
-                }
-            };
-            let Some(frame) = frame else {
-                return match self.size {
-                    Some(size) if self.got < size => {
-                        Err(TransportError::ShortBody { got: self.got })
-                    }
-                    _ => Ok(None),
-                };
-            };
-            let Ok(data) = frame?.into_data() else { continue };
-            let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-            self.got = self.got.saturating_add(length);
-            self.span_bytes = self.span_bytes.saturating_add(length);
-            if !data.is_empty() {
-                return Ok(Some(data));
+        let left = self.size.map(|size| size.saturating_sub(self.got));
+        let data = self.pace.next(&mut self.body, left, &self.client.0.transport).await?;
+        let length = data.as_ref().map_or(0, |data| data.len() as u64);
+        self.got = self.got.saturating_add(length);
+        match self.size {
+            Some(size) if data.is_none() && self.got < size => {
+                Err(TransportError::ShortBody { got: self.got })
             }
+            _ => Ok(data),
         }
     }
 }

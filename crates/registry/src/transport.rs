@@ -19,7 +19,7 @@ use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -389,6 +389,53 @@ async fn tunnel(
         Some(200..=299) if head.starts_with(b"HTTP/1.") => Ok(()),
         Some(status) => Err(TransportError::ProxyStatus { proxy: shown(), status }),
         None => Err(problem("its answer is not HTTP")),
+    }
+}
+
+/// The progress deadline of a download: in each span some bytes have to come.
+pub(crate) struct Pace {
+    span_end: tokio::time::Instant,
+    span_bytes: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        Self { span_end: tokio::time::Instant::now() + timeouts.stall, span_bytes: 0 }
+    }
+
+    fn next_span(&mut self, transport: &Transport, is_last: bool) -> Result<(), TransportError> {
+        if self.span_bytes < transport.timeouts.stall_bytes && !is_last {
+            return Err(transport.stalled());
+        }
+        *self = Self::new(&transport.timeouts);
+        Ok(())
+    }
+
+    /// The next piece of a body of which `left` bytes are to come, if that is known.
+    pub(crate) async fn next(
+        &mut self,
+        body: &mut Incoming,
+        left: Option<u64>,
+        transport: &Transport,
+    ) -> Result<Option<Bytes>, TransportError> {
+        loop {
+            let Ok(frame) = timeout_at(self.span_end, body.frame()).await else {
+                self.next_span(transport, false)?;
+                continue;
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let Ok(data) = frame?.into_data() else { continue };
+            let length = data.len() as u64;
+            self.span_bytes += length;
+            // Ready data never waits, so a span may end without the timer being asked. The rest
+            // of a body may be less than a span has to have.
+            if tokio::time::Instant::now() >= self.span_end {
+                self.next_span(transport, left == Some(length))?;
+            }
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
+        }
     }
 }
 
