@@ -46,4 +46,5 @@ pub use error::{Error, Problem};
 pub use extract::{Devices, EntryFilter, ExtractOptions, ExtractStats, Whiteouts, extract};
 pub use pack::{Filter, PackOptions, PackStats, Source, Verdict, pack, pack_into};
 pub use reader::{Contents, Data, TarReader};
+pub use whiteout::in_user_namespace;
 pub use writer::TarWriter;

@@ -65,13 +65,18 @@ pub(crate) struct Marks {
 /// Of the attributes that overlay heeds where this process mounts it: containers can set `user.*`
 /// themselves, and only mounts in a user namespace (`userxattr`) take those.
 fn prefix() -> &'static [u8] {
+    if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." }
+}
+
+/// Whether this process's user namespace is not the host's first: overlays are mounted with
+/// `userxattr` there. Asked once.
+pub fn in_user_namespace() -> bool {
     static IN_USER_NAMESPACE: OnceLock<bool> = OnceLock::new();
-    let in_user_namespace = *IN_USER_NAMESPACE.get_or_init(|| {
+    *IN_USER_NAMESPACE.get_or_init(|| {
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let words: Vec<&str> = map.split_whitespace().collect();
         !words.is_empty() && words != ["0", "0", "4294967295"]
-    });
-    if in_user_namespace { b"user.overlay." } else { b"trusted.overlay." }
+    })
 }
 
 /// Reads the marks of an object in an upper or lower directory.

@@ -80,6 +80,7 @@ impl EventLog {
         &self,
         since: Option<Timestamp>,
         until: Option<Timestamp>,
+        // Names of filters that there are not select nothing and hide nothing (moby checks none).
         filters: Filters,
     ) -> Result<EventSubscription> {
         if let (Some(since), Some(until)) = (since, until)

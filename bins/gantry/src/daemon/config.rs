@@ -593,6 +593,13 @@ mod tests {
         assert_eq!(d.group, Group { name: "0".into(), explicit: true });
         assert_eq!(d.notes.len(), 1);
         assert!(of(&["-b", "none"], "{}").unwrap().engine.bridge_disabled);
+        let layers = |flags: &[&str], file: &str| of(flags, file).unwrap().layers;
+        assert_eq!(layers(&[], "{}"), store::LayerForm::Best);
+        assert_eq!(layers(&["-s", "erofs"], "{}"), store::LayerForm::Index);
+        for name in ["overlayfs", "overlay2"] {
+            let file = format!(r#"{{"storage-driver": "{name}"}}"#);
+            assert_eq!(layers(&[], &file), store::LayerForm::Directories, "{name}");
+        }
     }
 
     #[test]

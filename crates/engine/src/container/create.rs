@@ -324,6 +324,12 @@ pub(crate) fn attachment(
             "network-scoped alias is supported only for containers in user defined networks",
         ));
     }
+    if !settings.links.is_empty() && network.is_predefined() {
+        return Err(Error::invalid(format!(
+            "links of an endpoint are for user defined networks, not for {}",
+            network.name
+        )));
+    }
     for link in &settings.links {
         links::parse(link)?;
     }

@@ -81,12 +81,22 @@ impl Engine {
             containers.truncate(options.limit);
         }
         let mut list = Vec::with_capacity(containers.len());
-        let known = self.known_images().await?;
+        let known = match self.known_images().await {
+            Ok(known) => Some(known),
+            // Containers can be told without their images.
+            Err(error) => {
+                tracing::warn!(%error, "names of images are not checked");
+                None
+            }
+        };
         for (record, container) in containers {
             let mut summary = self.summary(&record, &container);
             // moby `daemon/list.go`: a name that now means another image, or none, says nothing.
-            let named = crate::image::find_in(&known, &summary.image);
-            if !named.is_ok_and(|image| image.target.digest == record.image.id) {
+            let means_it = known.as_ref().is_none_or(|known| {
+                crate::image::find_in(known, &summary.image)
+                    .is_ok_and(|image| image.target.digest == record.image.id)
+            });
+            if !means_it {
                 summary.image.clone_from(&summary.image_id);
             }
             if options.size {

@@ -244,7 +244,10 @@ impl Engine {
         let (engine, owner) = (self.clone(), container.clone());
         if blocking(move || engine.networks.lead_out(&owner)).await? {
             let ports = self.networks.shim_ports(container)?;
-            self.services.tasks.set_ports(container.id.as_str(), ports).await?;
+            let set = self.services.tasks.set_ports(container.id.as_str(), ports).await;
+            set.map_err(|e| {
+                Error::new(e.kind, format!("publish the ports of container {}: {e}", container.id))
+            })?;
         }
         let upstreams = self.upstreams(&record)?;
         self.networks.start_dns(container, &record, upstreams).await

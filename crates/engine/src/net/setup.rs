@@ -436,10 +436,11 @@ impl Networks {
             endpoint::add_default_routes(&namespace, &attachment.ifname, gateways)?;
             published = published_of(&record);
             if published == old && !old.is_empty() {
-                container.update(|saved| saved.networks = record.networks)?;
                 return Ok(false);
             }
             self.unpublish(&old);
+            // Whatever fails from here on, these are taken no more.
+            running().published.clear();
             if published.is_empty() {
                 (published, map) = self.publish(&self.find(&name)?, &record)?;
             } else {

@@ -43,7 +43,6 @@ pub(super) fn parse(options: &Map<String>) -> Result<Option<LocalMount>> {
         return Ok(None);
     }
     for needed in ["device", "type"] {
-        // A bind needs no type: the words of `o` say it.
         if get(needed).is_empty() {
             return Err(Error::invalid(format!("missing required option: \"{needed}\"")));
         }

@@ -55,13 +55,17 @@ pub(crate) struct VolumeRecord {
 pub(crate) struct Volumes {
     root: PathBuf,
     state: Arc<Mutex<State>>,
+    /// Who uses what is mounted, by the volume's name; only of volumes with options. Held while
+    /// something is mounted, which may take long with a server that does not answer. Taken before
+    /// `state`.
+    mounted: Mutex<Mounted>,
 }
+
+type Mounted = BTreeMap<String, BTreeSet<String>>;
 
 #[derive(Default)]
 struct State {
     known: BTreeMap<String, VolumeRecord>,
-    /// Who uses what is mounted, by the volume's name; only of volumes with options.
-    mounted: BTreeMap<String, BTreeSet<String>>,
     /// Containers being made that will use a volume and are not to be found yet, by its name.
     held: BTreeMap<String, u32>,
 }
@@ -108,11 +112,15 @@ impl Volumes {
             known.insert(name.clone(), load(&entry.path(), name));
         }
         let state = State { known, ..State::default() };
-        Ok(Self { root, state: Arc::new(Mutex::new(state)) })
+        Ok(Self { root, state: Arc::new(Mutex::new(state)), mounted: Mutex::default() })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mounted(&self) -> std::sync::MutexGuard<'_, Mounted> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn data_dir(&self, name: &str) -> PathBuf {
@@ -189,11 +197,11 @@ impl Volumes {
         user: &str,
     ) -> Result<()> {
         for name in names {
-            let mut state = self.lock();
-            let Some(record) = state.known.get(name) else { continue };
+            let Ok(record) = self.get(name) else { continue };
             let Some(mount) = local::parse(&record.options)? else { continue };
             let dir = self.data_dir(name);
-            if state.mounted.get(name).is_none_or(BTreeSet::is_empty) {
+            let mut mounted = self.mounted();
+            if mounted.get(name).is_none_or(BTreeSet::is_empty) {
                 // Left by a daemon that ended in between.
                 local::unmount(&dir)?;
                 mount.mount(&dir).map_err(|error| {
@@ -204,30 +212,32 @@ impl Volumes {
                     }
                 })?;
             }
-            state.mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
+            mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
         }
         Ok(())
     }
 
     /// A container that ran on while no daemon did uses what is mounted.
     pub(crate) fn adopt_mounts<'a>(&self, names: impl IntoIterator<Item = &'a str>, user: &str) {
-        let mut state = self.lock();
+        let mut mounted = self.mounted();
         for name in names {
-            if state.known.get(name).is_some_and(|record| !record.options.is_empty()) {
-                state.mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
+            if self.get(name).is_ok_and(|record| !record.options.is_empty()) {
+                mounted.entry(name.to_owned()).or_default().insert(user.to_owned());
             }
         }
     }
 
-    fn has_mounted(&self, user: &str) -> bool {
-        self.lock().mounted.values().any(|users| users.contains(user))
+    /// Whether there may be something for [`Volumes::unmount`] to do; does not wait.
+    fn may_have_mounted(&self, user: &str) -> bool {
+        let mounted = self.mounted.try_lock();
+        mounted.map_or(true, |mounted| mounted.values().any(|users| users.contains(user)))
     }
 
     /// Unmounts what nobody else uses.
     pub(crate) fn unmount(&self, user: &str) {
-        let mut state = self.lock();
+        let mut mounted = self.mounted();
         let mut unused = Vec::new();
-        state.mounted.retain(|name, users| {
+        mounted.retain(|name, users| {
             let was_last = users.remove(user) && users.is_empty();
             if was_last {
                 unused.push(name.clone());
@@ -247,6 +257,7 @@ impl Volumes {
 
     /// Removes a volume that nobody uses: neither a container that `users` finds nor one being made.
     fn remove(&self, name: &str, users: impl FnOnce() -> Vec<String>) -> Result<()> {
+        let mut mounted = self.mounted();
         let mut state = self.lock();
         let users = if state.held.contains_key(name) {
             vec!["a container that is being created".into()]
@@ -262,7 +273,7 @@ impl Volumes {
         let dir = self.root.join(name);
         // What is mounted belongs to others.
         local::unmount(&dir.join("_data"))?;
-        state.mounted.remove(name);
+        mounted.remove(name);
         // Out of sight in one step; emptied afterwards, so that a crash leaves no half volume.
         let trash = self.root.join(format!("{TRASH_PREFIX}{}", random_id()));
         match fs::rename(&dir, &trash) {
@@ -284,7 +295,7 @@ impl Volumes {
         for entry in entries.flatten() {
             let (dir, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
             let known = self.get(&name).ok();
-            let is_mounted = self.lock().mounted.contains_key(&name);
+            let is_mounted = self.mounted().contains_key(&name);
             if !is_mounted && known.as_ref().is_some_and(|record| !record.options.is_empty()) {
                 self.unmount_or_log(&name);
             }
@@ -406,7 +417,7 @@ impl Engine {
     }
 
     pub(crate) async fn unmount_volumes(self: &Arc<Self>, user: &str) {
-        if !self.volumes.has_mounted(user) {
+        if !self.volumes.may_have_mounted(user) {
             return;
         }
         let (engine, user) = (self.clone(), user.to_owned());

@@ -49,7 +49,7 @@ impl Lower {
 
 impl Disk {
     pub(crate) fn open(config: &Config, trash: Arc<Trash>) -> Result<Self> {
-        let userxattr = in_user_namespace();
+        let userxattr = archive::in_user_namespace();
         let disk = Self {
             root: config.root.clone(),
             next: AtomicU64::new(1),
@@ -229,12 +229,6 @@ fn join(paths: impl Iterator<Item = PathBuf>) -> String {
 /// The data root is checked to be UTF-8 without what overlay's options give a meaning.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
-}
-
-fn in_user_namespace() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let fields: Vec<&str> = map.split_whitespace().collect();
-    !fields.is_empty() && fields != ["0", "0", "4294967295"]
 }
 
 /// Options that make a writable layer independent of this kernel's defaults, so that a diff of its
