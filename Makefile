@@ -2,7 +2,7 @@
 .PHONY: help build release deps test run fuzz bench bench-runtime conformance install vm-test vm-conformance clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: ## the binary, quickly: target/<triple>/debug/gantry
 	cargo build -p gantry
@@ -19,7 +19,7 @@ test: ## everything that is checked: deps, format, lints, tidy, all tests, leak 
 run: ## walks through build, run, layers and squash with the example; leaves nothing behind (root)
 	scripts/run-demo
 
-fuzz: ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
+fuzz: deps ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-runtime --lib --test seccomp fuzz_ -- --nocapture
 
 bench: ## ratios against the peers, in one run (root)
@@ -28,14 +28,14 @@ bench: ## ratios against the peers, in one run (root)
 bench-runtime: ## ratios of the runtime against runc, crun and, where it builds, youki (root)
 	scripts/bench-runtime
 
-conformance: ## the runtimes against the OCI specification, and the attacks on ours; CONFORMANCE_RUNTIME="/path [words]" for another
+conformance: deps ## the runtimes against the OCI specification, and the attacks on ours; CONFORMANCE_RUNTIME="/path [words]" for another (root)
 	cargo build -p gantry
 	CONFORMANCE_LONG=1 cargo test -p gantry-testkit --test runtime -- --nocapture
 
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke
 
-vm-conformance: ## the runtimes against the OCI specification in that machine (a quarter of an hour)
+vm-conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
 	cargo build -p gantry -p gantry-testkit --bins
 	scripts/vm conformance
 
