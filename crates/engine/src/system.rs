@@ -266,7 +266,11 @@ impl Engine {
     }
 
     pub async fn disk_usage(self: &Arc<Self>) -> Result<DiskUsage> {
-        let images = self.image_list(&Filters::default()).await?;
+        let mut images = self.image_list(&Filters::default()).await?;
+        let shared = self.image_shared_sizes().await?;
+        for image in &mut images {
+            image.shared_size = shared.get(&image.id).copied().unwrap_or(0);
+        }
         let containers = self
             .container_list(ListOptions { all: true, size: true, ..ListOptions::default() })
             .await?;

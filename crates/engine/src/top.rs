@@ -31,10 +31,12 @@ pub(crate) fn table(pids: &[u32], ps_args: &str) -> Result<TopResponse> {
     processes.sort_by_key(|process| process.pid);
     let clock = Clock::read();
     Ok(TopResponse {
-        titles: columns.iter().map(|column| title(column).to_string()).collect(),
+        titles: columns.iter().map(|column| column.title.clone()).collect(),
         processes: processes
             .iter()
-            .map(|process| columns.iter().map(|column| value(process, column, &clock)).collect())
+            .map(|process| {
+                columns.iter().map(|column| value(process, &column.name, &clock)).collect()
+            })
             .collect(),
     })
 }
@@ -43,9 +45,41 @@ const FULL: &[&str] = &["uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd"
 const USER: &[&str] =
     &["user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "bsdtime", "command"];
 
-fn columns(ps_args: &str) -> Result<Vec<String>> {
+struct Column {
+    name: String,
+    title: String,
+}
+
+impl Column {
+    fn named(name: &str) -> Self {
+        Self { name: name.into(), title: title(name).into() }
+    }
+
+    /// `NAME[:WIDTH][=TITLE]`, as ps(1) has it; a width says nothing in a table of fields.
+    fn parse(text: &str) -> Result<Self> {
+        let (name, own) = match text.split_once('=') {
+            Some((name, own)) => (name, Some(own.to_string())),
+            None => (text, None),
+        };
+        let name = match name.split_once(':') {
+            Some((name, width)) if width.parse::<u16>().is_ok_and(|width| width > 0) => name,
+            Some((_, width)) => {
+                return Err(Error::invalid(format!("ps: the width {width:?} of {text:?} is none")));
+            }
+            None => name,
+        };
+        let name = name.to_ascii_lowercase();
+        if title(&name) == "?" {
+            return Err(Error::not_implemented(format!("ps column {name}")));
+        }
+        let title = own.unwrap_or_else(|| title(&name).to_string());
+        Ok(Self { name, title })
+    }
+}
+
+fn columns(ps_args: &str) -> Result<Vec<Column>> {
     let words: Vec<&str> = ps_args.split_whitespace().collect();
-    let owned = |list: &[&str]| list.iter().map(|c| (*c).to_string()).collect();
+    let owned = |list: &[&str]| list.iter().copied().map(Column::named).collect();
     match words.as_slice() {
         [] | ["-ef" | "-fe" | "ef"] => return Ok(owned(FULL)),
         ["aux" | "-aux" | "axu" | "u" | "-u"] => return Ok(owned(USER)),
@@ -63,15 +97,15 @@ fn columns(ps_args: &str) -> Result<Vec<String>> {
                 _ => return Err(Error::not_implemented(format!("ps option {word}"))),
             },
         };
-        chosen.extend(list.split(',').filter(|c| !c.is_empty()).map(str::to_ascii_lowercase));
+        for column in list.split(',').filter(|column| !column.is_empty()) {
+            chosen.push(Column::parse(column)?);
+        }
     }
     if chosen.is_empty() {
         return Ok(owned(FULL));
     }
-    if let Some(bad) = chosen.iter().find(|column| title(column) == "?") {
-        return Err(Error::not_implemented(format!("ps column {bad}")));
-    }
-    if !chosen.iter().any(|column| column == "pid") {
+    // As moby's `daemon/top_unix.go` finds the processes in what ps prints.
+    if !chosen.iter().any(|column| column.title == "PID") {
         return Err(Error::invalid("Couldn't find PID field in ps output"));
     }
     Ok(chosen)
@@ -271,5 +305,11 @@ mod tests {
         let now = resident_kb(&std::fs::read_to_string("/proc/self/status").unwrap());
         assert!(resident.abs_diff(now) < now / 2, "{resident} {now}");
         assert!(table(&[pid], "-o pid,nonsense").is_err());
+        let top = table(&[pid], "-o pid:9,comm:30=NAME").unwrap();
+        assert_eq!(top.titles, ["PID", "NAME"]);
+        assert_eq!(top.processes[0][0], pid.to_string());
+        for bad in ["-o pid:x", "-o pid:", "-o pid=NUMBER"] {
+            assert!(table(&[pid], bad).is_err(), "{bad}");
+        }
     }
 }
