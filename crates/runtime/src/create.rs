@@ -1,28 +1,29 @@
-//! create and start.
+//! create: everything is found out and checked, then the process is made (module `launch`).
 
-use std::os::fd::{AsFd, OwnedFd};
+mod launch;
+
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mknodat};
+use rustix::fs::{FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
-use sys::clone::{self as flag, Child, CloneOptions, clone_process};
+use sys::clone as flag;
 
-use crate::cgroup::{self, Cgroup, Host, Launch, Unit};
+use launch::run_parent;
+
+use crate::cgroup::{self, Cgroup, Host, Unit};
 use crate::error::{Context, Error, Result};
-use crate::exec::JOIN_LIMIT;
-use crate::init::{self, Init};
+use crate::init::Init;
 use crate::namespaces::{self, Namespaces};
 use crate::netdev::NetDevices;
-use crate::process::{self, Prepared};
+use crate::process::{self, Outside, Prepared};
 use crate::procfs::ProcFs;
 use crate::rdt::{self, Rdt};
 use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
-use crate::state::{self, CONFIG, Container, FIFO, FILTER, Record, Status};
+use crate::state::{self, CONFIG, FIFO, FILTER, Record};
 use crate::surroundings::Surroundings;
-use crate::sync::{Message, Sync, Waited, send_fd_to};
-use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, hooks, rootfs, sysctl};
+use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, rootfs, sysctl};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
@@ -109,7 +110,7 @@ struct Parent<'a> {
     limits: bool,
     /// The process that comes back from [`spawn`] is not yet the container's.
     outside: bool,
-    prepared: Prepared,
+    outside_work: Outside,
     net_devices: NetDevices,
     /// See [`Created::warnings`].
     warnings: Vec<String>,
@@ -147,7 +148,7 @@ impl<'a> Parent<'a> {
         record: Record,
         create: &'a CreateOptionsRest,
         caller: Caller,
-        prepared: Prepared,
+        prepared: &Prepared,
     ) -> Result<Parent<'a>> {
         Ok(Parent {
             proc: ProcFs::open()?,
@@ -157,7 +158,7 @@ impl<'a> Parent<'a> {
             new_userns: false,
             limits: false,
             outside: false,
-            prepared,
+            outside_work: prepared.outside().clone(),
             net_devices: NetDevices::parse(&linux.net_devices)?,
             cgroup_owner: None,
             warnings: caps::warnings(spec.process.as_ref().and_then(|p| p.capabilities.as_ref())),
@@ -233,8 +234,8 @@ fn create_in(
     record.unit = unit;
 
     let rest = CreateOptionsRest::new(&create);
-    let own = Prepared::new(process, None, 0, &proc)?;
-    let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, own)?;
+    let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
+    let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, &prepared)?;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
     if parent.linux.intel_rdt.is_some() {
         rdt::root(&parent.proc, "linux.intelRdt")?;
@@ -243,7 +244,6 @@ fn create_in(
     parent.cgroup_owner = cgroup_owner(&spec, &namespaces);
     parent.limits = namespaces.has(flag::CLONE_NEWUSER);
     let fifo = make_fifo(&made.dir)?;
-    let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
     let init = Init {
         root: root_plan(&bundle, &spec, &namespaces, &record, &host, caller, &create, &proc)?,
         process: prepared,
@@ -423,327 +423,6 @@ fn make_fifo(dir: &Path) -> Result<OwnedFd> {
     mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
         .ctx("mkfifo", name)?;
     rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ctx("open", name)
-}
-
-fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created> {
-    let (ours, theirs) = Sync::pair()?;
-    let mut parent = parent;
-    // v2: the process starts in its cgroup, which must be there then. v1: the directories are
-    // made while the process is already mounting; it waits where it needs them.
-    // systemd makes a cgroup around a process that is there.
-    let early = parent.record.cgroup.is_v2() && parent.record.unit.is_none();
-    let mut into = None;
-    if early {
-        make_cgroup(&mut parent)?;
-        into = parent.record.cgroup.open_v2()?;
-    }
-    parent.outside = init.namespaces.joins(flag::CLONE_NEWPID);
-    let mut process = spawn(init, &ours, theirs, into.as_ref())?;
-    match drive(&mut parent, made, &ours, &mut process, !early) {
-        Ok(console_master) => {
-            let Child { pid, pidfd } = process;
-            let warnings = std::mem::take(&mut parent.warnings);
-            Ok(Created { pid, pidfd, console_master, warnings })
-        }
-        Err(e) => {
-            abandon(&process.pidfd);
-            // The container's life was begun and is at its end; the error under way counts.
-            let r = &parent.record;
-            let state = r.hook_state("stopped", 0);
-            drop(hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle)));
-            Err(e)
-        }
-    }
-}
-
-fn make_cgroup(parent: &mut Parent<'_>) -> Result<()> {
-    let device_rules = parent.caller.host_userns && !parent.caller.rootless;
-    let result =
-        parent.record.cgroup.create(&parent.resources, parent.caller.rootless, device_rules);
-    result?;
-    match parent.cgroup_owner {
-        Some(uid) => parent.record.cgroup.delegate(uid),
-        None => Ok(()),
-    }
-}
-
-/// Kills a process that is not to be. It may be dead already; it is waited for in any case.
-pub(crate) fn abandon(pidfd: &OwnedFd) {
-    let _dead_already = sys::process::pidfd_kill(pidfd, 9);
-    drop(process::reap(pidfd));
-}
-
-/// Makes the process: directly, or through one that joins namespaces first and makes it as the
-/// caller's child.
-///
-/// Where a pid namespace is joined, the joining process itself is what comes back: it does the work
-/// and makes the container's process at the end, see [`init::run_outside`].
-fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<Child> {
-    // The cgroup namespace comes later: its root is the cgroup at the time it is made.
-    let new = init.namespaces.new & !init.namespaces.late();
-    let offsets = init.spec.linux.as_ref().map(|l| l.time_offsets.clone()).unwrap_or_default();
-    if init.namespaces.join.is_empty() && offsets.is_empty() {
-        let options = CloneOptions { flags: new, into_cgroup: into.map(AsFd::as_fd) };
-        let mut init = Some(init);
-        return clone_process(&options, || {
-            ours.close_in_child();
-            init.take().map_or(1, |init| init::run(init, &theirs))
-        })
-        .ctx("clone3", || "container process");
-    }
-    let options = CloneOptions { flags: 0, into_cgroup: into.map(AsFd::as_fd) };
-    let outside = init.namespaces.joins(flag::CLONE_NEWPID);
-    let mut init = Some(init);
-    let joiner = clone_process(&options, || {
-        ours.close_in_child();
-        let Some(init) = init.take() else { return 1 };
-        match join(init, new, &offsets, &theirs) {
-            Ok(()) => 0,
-            Err(e) => {
-                theirs.failed(&e);
-                1
-            }
-        }
-    })
-    .ctx("clone3", || "joining process")?;
-    drop(theirs);
-    if outside {
-        return Ok(joiner);
-    }
-    let answer = ours.receive();
-    process::reap(&joiner.pidfd)?;
-    match answer? {
-        Message::Pid(pid) => {
-            // Our child that nobody has reaped: the pid cannot have been used again.
-            let pidfd = open_child(pid)?;
-            // Only now may it speak, so that nothing comes before its pid.
-            ours.go()?;
-            Ok(Child { pid, pidfd })
-        }
-        Message::Failed(text) => Err(Error::Init(text)),
-        _ => Err(Error::Init("joining process died".into())),
-    }
-}
-
-/// A pidfd of a child that has not been waited for.
-pub(crate) fn open_child(pid: i32) -> Result<OwnedFd> {
-    let pid_ = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH).ctx("pidfd_open", || "0")?;
-    rustix::process::pidfd_open(pid_, rustix::process::PidfdFlags::empty())
-        .ctx("pidfd_open", || pid.to_string())
-}
-
-fn join(
-    init: Init,
-    new: u64,
-    offsets: &std::collections::BTreeMap<String, crate::spec::TimeOffset>,
-    sync: &Sync,
-) -> Result<()> {
-    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).ctx("prctl", || "dumpable")?;
-    init.namespaces.enter()?;
-    let mut new = new;
-    if !offsets.is_empty() {
-        // Offsets can be set only while nobody is in the namespace: made here, entered by the
-        // child. As the process is root and not dumpable, its own proc files are root's.
-        sys::process::unshare(flag::CLONE_NEWTIME).ctx("unshare", || "time namespace")?;
-        namespaces::write_time_offsets(&init.proc, offsets)?;
-        new &= !flag::CLONE_NEWTIME;
-    }
-    if init.namespaces.joins(flag::CLONE_NEWPID) {
-        sys::process::unshare(new).ctx("unshare", || "linux.namespaces")?;
-        return init::run_outside(init, sync);
-    }
-    let options = CloneOptions { flags: new | flag::CLONE_PARENT, into_cgroup: None };
-    let mut init = Some(init);
-    let child = clone_process(&options, || {
-        let Some(init) = init.take().filter(|_| sync.wait_go().is_ok()) else { return 1 };
-        init::run(init, sync)
-    })
-    .ctx("clone3", || "container process")?;
-    sync.pid(child.pid)
-}
-
-/// The caller's side of the talk, until the process is ready; the pty's master, if the caller
-/// gets it.
-fn drive(
-    parent: &mut Parent<'_>,
-    made: &mut Made,
-    sync: &Sync,
-    process: &mut Child,
-    cgroup_later: bool,
-) -> Result<Option<OwnedFd>> {
-    parent.record.pid = process.pid;
-    settle(parent, made, process, cgroup_later)?;
-    sync.go()?;
-    let mut master = None;
-    loop {
-        let (message, sender) = sync.receive_with_sender()?;
-        match message {
-            Message::End => {
-                let code = process::reap(&process.pidfd)?;
-                return Err(Error::Init(format!("container init exited with status {code}")));
-            }
-            // From the process that was made inside, in the hands of others that are there.
-            _ if sender != process.pid => {}
-            Message::Hooks => {
-                parent.record.save(&made.dir)?;
-                let state = parent.record.hook_state("creating", process.pid);
-                let dir = Some(parent.record.bundle.as_path());
-                hooks::run("prestart", &parent.hooks.prestart, &state, dir)?;
-                hooks::run("createRuntime", &parent.hooks.create_runtime, &state, dir)?;
-                sync.go()?;
-            }
-            Message::Console(fd) => match &parent.create.console_socket {
-                Some(path) => send_fd_to(path, "/dev/ptmx", &fd)?,
-                None => master = Some(fd),
-            },
-            Message::Listener(number) => {
-                let pid = process.pid;
-                parent.record.send_listener(&process.pidfd, number, "creating", pid)?;
-                sync.go()?;
-            }
-            Message::Ready => break,
-            Message::Failed(text) => return Err(Error::Init(text)),
-            Message::Pid(pid) if parent.outside => {
-                hand_over(parent, sync, process, pid)?;
-                break;
-            }
-            Message::Pid(_) => {}
-        }
-    }
-    parent.record.save(&made.dir)?;
-    if let Some(path) = &parent.create.pidfd_socket {
-        send_fd_to(path, "pidfd", &process.pidfd)?;
-    }
-    if let Some(path) = &parent.create.pid_file {
-        process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
-    }
-    Ok(master)
-}
-
-/// From the process that has done the work to the one that it has made inside, up to its readiness;
-/// nothing but that is believed from it.
-fn hand_over(parent: &mut Parent<'_>, sync: &Sync, process: &mut Child, pid: i32) -> Result<()> {
-    let worker = std::mem::replace(&mut process.pidfd, open_child(pid)?);
-    process.pid = pid;
-    process::reap(&worker)?;
-    parent.record.pid = pid;
-    parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
-    parent.prepared.settle(pid)?;
-    sync.go()?;
-    loop {
-        match sync.wait(&process.pidfd, Some(JOIN_LIMIT))? {
-            Waited::Message => {}
-            Waited::Ended => return Err(Error::Init("container init died".into())),
-            Waited::TimeOver => return Err(Error::Init("it did not get ready in time".into())),
-        }
-        match sync.receive()? {
-            Message::Ready => return Ok(()),
-            Message::Failed(text) => return Err(Error::Init(text)),
-            Message::End => return Err(Error::Init("container init died".into())),
-            _ => {}
-        }
-    }
-}
-
-/// What only the caller can do for the process: identity, id maps, cgroup, limits.
-fn settle(
-    parent: &mut Parent<'_>,
-    made: &mut Made,
-    process: &Child,
-    cgroup_later: bool,
-) -> Result<()> {
-    let pid = process.pid;
-    parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
-    if parent.new_userns {
-        namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.caller.ordinary)?;
-    }
-    if cgroup_later {
-        if let Some(unit) = &parent.record.unit {
-            let r = &parent.record;
-            made.unit = Some(unit.clone());
-            let launch =
-                Launch { id: &r.id, pid, v2: r.cgroup.is_v2(), annotations: &r.annotations };
-            unit.start(&launch, &parent.resources)?;
-        }
-        make_cgroup(parent)?;
-        parent.record.cgroup.attach(pid)?;
-    }
-    parent.net_devices.give(pid, &process.pidfd)?;
-    if let Some(spec) = &parent.linux.intel_rdt {
-        let root = rdt::root(&parent.proc, "linux.intelRdt")?;
-        let class = Rdt::create(&root, &parent.record.id, spec)?;
-        made.rdt = Some(class.clone());
-        class.join(pid)?;
-        parent.record.rdt = Some(class);
-    }
-    if parent.limits {
-        parent.prepared.limit(pid, u64::from(parent.outside))?;
-    }
-    if let Some(score) = parent.oom_score_adj {
-        parent.proc.write(&format!("{pid}/oom_score_adj"), score.to_string().as_bytes())?;
-    }
-    Ok(())
-}
-
-/// Waits until the process has let go of its end of the fifo: startContainer hooks are done, and the
-/// program is executed (or the process has ended).
-fn until_executed(fifo: &OwnedFd) -> Result<(), Errno> {
-    loop {
-        // Errors are told without being asked for.
-        let mut fds = [PollFd::new(fifo, PollFlags::empty())];
-        match poll(&mut fds, None) {
-            Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// See [`crate::start`].
-pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
-    let container = Container::load(opts, id)?;
-    // One start at a time; a killed one lets go, and leaves a container that can still be started.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let lock = rustix::fs::open(&container.dir, flags, Mode::empty())
-        .and_then(|fd| flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
-        .ctx("lock", || container.dir.display().to_string())?;
-    match container.status()? {
-        Status::Created => {}
-        Status::Stopped => {
-            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
-        }
-        _ => {
-            return Err(Error::WrongStatus("cannot start an already running container".into()));
-        }
-    }
-    let path = container.dir.join(FIFO);
-    let name = || path.display().to_string();
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fifo = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Ok(fd) => fd,
-        Err(Errno::NXIO) => {
-            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
-        }
-        Err(e) => return Err(e).ctx("open", name),
-    };
-    rustix::io::write(&fifo, b"0").ctx("write", name)?;
-    // A fifo without a reader says the same: the process has gone on.
-    rustix::fs::unlink(&path).ctx("unlink", name)?;
-    drop(lock);
-    let r = &container.record;
-    if !r.poststart.is_empty() {
-        until_executed(&fifo).ctx("wait", || "for the program's start")?;
-        let state = r.hook_state("running", r.pid);
-        if let Err(e) = hooks::run("poststart", &r.poststart, &state, Some(&r.bundle)) {
-            // Since 1.3 of the specification a failed poststart hook stops the container.
-            if let Some(pidfd) = container.pidfd()? {
-                sys::process::pidfd_kill(&pidfd, 9).ctx("kill", || r.pid.to_string())?;
-            }
-            return Err(e);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

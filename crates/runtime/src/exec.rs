@@ -24,10 +24,9 @@ use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 use sys::fork::fork_sibling;
 
 use crate::cgroup::SubCgroup;
-use crate::create::{abandon, open_child};
 use crate::error::{Context, Error, Result};
 use crate::namespaces;
-use crate::process::{self, Here, Prepared, Ready};
+use crate::process::{self, Here, Prepared, Ready, abandon, open_child};
 use crate::procfs::ProcFs;
 use crate::state::{Container, Status};
 use crate::surroundings::Surroundings;
@@ -196,7 +195,7 @@ fn spawn(
     }
     let (pid, console, listener) = joined?;
     let pidfd = open_child(pid)?;
-    let settled = job.as_ref().map_or(Ok(()), |job| job.process.settle(pid));
+    let settled = job.as_ref().map_or(Ok(()), |job| job.process.outside().settle(pid));
     if let Err(e) = settled {
         abandon(&pidfd);
         return Err(e);
@@ -255,7 +254,7 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
         job.proc.write("self/oom_score_adj", score.to_string().as_bytes())?;
     }
     // Here, because in a user namespace raising a limit is not allowed. This process is one more.
-    job.process.limit(0, 1)?;
+    job.process.outside().limit(0, 1)?;
     process::connect_stdio(&job.stdio)?;
     namespaces::enter_those_of(&job.target, job.namespaces)?;
     if job.namespaces & flag::CLONE_NEWUSER != 0 {

@@ -39,6 +39,7 @@ mod rootfs;
 pub mod seccomp;
 pub mod selfexe;
 pub mod spec;
+mod start;
 mod state;
 mod stats;
 mod surroundings;
@@ -215,7 +216,7 @@ pub fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result
 /// container is killed then). That the program cannot be executed is said on the container's
 /// stderr, and it ends with 255.
 pub fn start(opts: &Options, id: &ContainerId) -> Result<()> {
-    create::start(opts, id)
+    start::start(opts, id)
 }
 
 /// Runs one more process in a container. When it returns, the program runs.

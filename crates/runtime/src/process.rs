@@ -1,6 +1,8 @@
 //! A process of a container: checked before it is made, and brought from "root in the right
 //! namespaces" to the user's program. The same code for the first process and for exec.
 
+mod attributes;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +22,8 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 use sys::exec::CStrVec;
+
+use attributes::{affinity, io_priority, rlimits, scheduler};
 
 use crate::caps::{self, Sets};
 use crate::error::{Context, Error, Result, Step};
@@ -43,18 +47,57 @@ pub(crate) struct Prepared {
     user: spec::User,
     groups: Vec<Gid>,
     caps: Sets,
-    rlimits: Vec<(Resource, Rlimit)>,
+    outside: Outside,
     no_new_privs: bool,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) terminal: bool,
     pub(crate) console_size: Option<spec::ConsoleSize>,
     apparmor: String,
     selinux: String,
-    scheduler: Option<sys::process::SchedAttr>,
     io_priority: Option<(u32, u32)>,
     pub(crate) affinity: Affinity,
     pub(crate) filter: Option<Filter>,
     pub(crate) preserve_fds: u32,
+}
+
+/// What somebody outside may have to set for a process.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Outside {
+    rlimits: Vec<(Resource, Rlimit)>,
+    scheduler: Option<sys::process::SchedAttr>,
+}
+
+impl Outside {
+    /// What the caller does for a process that was made in the container: a scheduling class, which
+    /// a process passes on to its children in part only.
+    pub(crate) fn settle(&self, pid: i32) -> Result<()> {
+        match &self.scheduler {
+            Some(attr) => {
+                sys::process::set_scheduler(pid, attr).ctx("sched_setattr", || "process.scheduler")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the limits of a process (0: this one): from outside where that one, in a user namespace,
+    /// may not raise its own. `more` processes of the user are allowed for now.
+    pub(crate) fn limit(&self, pid: i32, more: u64) -> Result<()> {
+        let target = rustix::process::Pid::from_raw(pid);
+        for (resource, limit) in &self.rlimits {
+            let mut limit = *limit;
+            if *resource == Resource::Nproc {
+                limit.current = limit.current.map(|n| n.saturating_add(more));
+                limit.maximum = limit.maximum.map(|n| n.saturating_add(more));
+            }
+            rustix::process::prlimit(target, *resource, limit)
+                .ctx("prlimit", || format!("{resource:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn processes(&self) -> Option<Rlimit> {
+        self.rlimits.iter().find(|(r, _)| *r == Resource::Nproc).map(|(_, limit)| *limit)
+    }
 }
 
 /// Processors for exec: before and after the process enters the container's cgroup.
@@ -91,14 +134,16 @@ impl Prepared {
             user: p.user.clone(),
             // Without the section there are none, as in runc.
             caps: p.capabilities.as_ref().map(caps::parse).unwrap_or_default(),
-            rlimits: rlimits(&p.rlimits)?,
+            outside: Outside {
+                rlimits: rlimits(&p.rlimits)?,
+                scheduler: p.scheduler.as_ref().map(scheduler).transpose()?,
+            },
             no_new_privs: p.no_new_privileges,
             oom_score_adj: p.oom_score_adj,
             terminal: p.terminal,
             console_size: p.console_size.clone(),
             apparmor: p.apparmor_profile.clone(),
             selinux: p.selinux_label.clone(),
-            scheduler: p.scheduler.as_ref().map(scheduler).transpose()?,
             io_priority: p.io_priority.as_ref().map(io_priority).transpose()?,
             affinity: affinity(p.exec_cpu_affinity.as_ref())?,
             filter,
@@ -106,44 +151,18 @@ impl Prepared {
         })
     }
 
-    /// What the caller does for a process that was made in the container: a scheduling class, which
-    /// a process passes on to its children in part only.
-    pub(crate) fn settle(&self, pid: i32) -> Result<()> {
-        match &self.scheduler {
-            Some(attr) => {
-                sys::process::set_scheduler(pid, attr).ctx("sched_setattr", || "process.scheduler")
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Sets the limits of a process (0: this one): from outside where that one, in a user namespace,
-    /// may not raise its own. `more` processes of the user are allowed for now.
-    pub(crate) fn limit(&self, pid: i32, more: u64) -> Result<()> {
-        let target = rustix::process::Pid::from_raw(pid);
-        for (resource, limit) in &self.rlimits {
-            let mut limit = *limit;
-            if *resource == Resource::Nproc {
-                limit.current = limit.current.map(|n| n.saturating_add(more));
-                limit.maximum = limit.maximum.map(|n| n.saturating_add(more));
-            }
-            rustix::process::prlimit(target, *resource, limit)
-                .ctx("prlimit", || format!("{resource:?}"))?;
-        }
-        Ok(())
-    }
-
-    fn processes(&self) -> Option<Rlimit> {
-        self.rlimits.iter().find(|(r, _)| *r == Resource::Nproc).map(|(_, limit)| *limit)
+    /// What the caller keeps of it, to do it from outside.
+    pub(crate) fn outside(&self) -> &Outside {
+        &self.outside
     }
 
     /// Becomes the user, with the user's rights and nothing more, in the working directory, and
     /// finds the program. What is left to do is loading the filter, and [`Ready::exec`].
     pub(crate) fn finalize(self, proc: &ProcFs, here: Here) -> Result<Ready> {
         if let Some(more) = here.limits {
-            self.limit(0, more)?;
+            self.outside.limit(0, more)?;
         }
-        if let Some(attr) = self.scheduler.as_ref().filter(|_| here.scheduler) {
+        if let Some(attr) = self.outside.scheduler.as_ref().filter(|_| here.scheduler) {
             sys::process::set_scheduler(0, attr).ctx("sched_setattr", || "process.scheduler")?;
         }
         if let Some((class, priority)) = self.io_priority {
@@ -171,7 +190,7 @@ impl Prepared {
         let env = self.environment();
         let program = find_program(&self.first, &env)?;
         let kept = 3 + i32::try_from(self.preserve_fds).unwrap_or(0);
-        let processes = self.processes();
+        let processes = self.outside.processes();
         sys::process::keep_on_exec(3, self.preserve_fds);
         let env = CStrVec::new(&env).ok_or_else(|| Error::config("process.env", "NUL inside"))?;
         Ok(Ready {
@@ -294,7 +313,7 @@ impl Prepared {
 
 /// What [`Prepared::finalize`] does, and does not.
 pub(crate) struct Here {
-    /// Set the process's limits, with so many processes more; see [`Prepared::limit`].
+    /// Set the process's limits, with so many processes more; see [`Outside::limit`].
     pub(crate) limits: Option<u64>,
     /// Set its scheduling class.
     pub(crate) scheduler: bool,
@@ -364,7 +383,7 @@ impl Ready {
             && (self.give_up.is_none() || call("capset", 0, 0))
     }
 
-    /// Takes back what [`Prepared::limit`] has allowed for now.
+    /// Takes back what [`Outside::limit`] has allowed for now.
     pub(crate) fn limit_processes(&self) -> Result<()> {
         match self.processes {
             Some(limit) => rustix::process::setrlimit(Resource::Nproc, limit)
@@ -405,6 +424,19 @@ pub(crate) fn reap(pidfd: &OwnedFd) -> Result<i32> {
             Err(e) => return Err(e).ctx("wait for", || "child process"),
         }
     }
+}
+
+/// Kills a process that is not to be. It may be dead already; it is waited for in any case.
+pub(crate) fn abandon(pidfd: &OwnedFd) {
+    let _dead_already = sys::process::pidfd_kill(pidfd, 9);
+    drop(reap(pidfd));
+}
+
+/// A pidfd of a child that has not been waited for.
+pub(crate) fn open_child(pid: i32) -> Result<OwnedFd> {
+    let pid_ = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH).ctx("pidfd_open", || "0")?;
+    rustix::process::pidfd_open(pid_, rustix::process::PidfdFlags::empty())
+        .ctx("pidfd_open", || pid.to_string())
 }
 
 /// The kernel's own word for "outside of your root" is a path that does not start with a slash.
@@ -528,108 +560,6 @@ fn check_labels(p: &spec::Process, proc: &ProcFs) -> Result<()> {
     Ok(())
 }
 
-fn rlimits(list: &[spec::Rlimit]) -> Result<Vec<(Resource, Rlimit)>> {
-    let mut out: Vec<(Resource, Rlimit)> = Vec::with_capacity(list.len());
-    for l in list {
-        let resource = match l.kind.strip_prefix("RLIMIT_").unwrap_or_default() {
-            "AS" => Resource::As,
-            "CORE" => Resource::Core,
-            "CPU" => Resource::Cpu,
-            "DATA" => Resource::Data,
-            "FSIZE" => Resource::Fsize,
-            "LOCKS" => Resource::Locks,
-            "MEMLOCK" => Resource::Memlock,
-            "MSGQUEUE" => Resource::Msgqueue,
-            "NICE" => Resource::Nice,
-            "NOFILE" => Resource::Nofile,
-            "NPROC" => Resource::Nproc,
-            "RSS" => Resource::Rss,
-            "RTPRIO" => Resource::Rtprio,
-            "RTTIME" => Resource::Rttime,
-            "SIGPENDING" => Resource::Sigpending,
-            "STACK" => Resource::Stack,
-            _ => {
-                return Err(Error::config(
-                    "process.rlimits.type",
-                    format!("invalid rlimit type: {}", l.kind),
-                ));
-            }
-        };
-        if out.iter().any(|(r, _)| *r == resource) {
-            return Err(Error::config("process.rlimits", format!("{} is there twice", l.kind)));
-        }
-        let value = |n: u64| (n != u64::MAX).then_some(n);
-        out.push((resource, Rlimit { current: value(l.soft), maximum: value(l.hard) }));
-    }
-    Ok(out)
-}
-
-fn scheduler(s: &spec::Scheduler) -> Result<sys::process::SchedAttr> {
-    let bad = |problem: String| Error::config("process.scheduler", problem);
-    let policy = match s.policy.as_str() {
-        "SCHED_OTHER" => 0,
-        "SCHED_FIFO" => 1,
-        "SCHED_RR" => 2,
-        "SCHED_BATCH" => 3,
-        "SCHED_ISO" => 4,
-        "SCHED_IDLE" => 5,
-        "SCHED_DEADLINE" => 6,
-        other => return Err(bad(format!("policy {other:?}"))),
-    };
-    let mut flags = 0;
-    for word in &s.flags {
-        flags |= match word.as_str() {
-            "SCHED_FLAG_RESET_ON_FORK" => 0x01,
-            "SCHED_FLAG_RECLAIM" => 0x02,
-            "SCHED_FLAG_DL_OVERRUN" => 0x04,
-            "SCHED_FLAG_KEEP_POLICY" => 0x08,
-            "SCHED_FLAG_KEEP_PARAMS" => 0x10,
-            "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
-            "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
-            other => return Err(bad(format!("flag {other:?}"))),
-        };
-    }
-    Ok(sys::process::SchedAttr {
-        policy,
-        flags,
-        nice: s.nice,
-        priority: u32::try_from(s.priority).map_err(|_| bad("priority is negative".into()))?,
-        runtime_ns: s.runtime,
-        deadline_ns: s.deadline,
-        period_ns: s.period,
-    })
-}
-
-fn io_priority(p: &spec::IoPriority) -> Result<(u32, u32)> {
-    let class = match p.class.as_str() {
-        "IOPRIO_CLASS_RT" => 1,
-        "IOPRIO_CLASS_BE" => 2,
-        "IOPRIO_CLASS_IDLE" => 3,
-        other => return Err(Error::config("process.ioPriority.class", format!("{other:?}"))),
-    };
-    match u32::try_from(p.priority) {
-        Ok(n) if n <= 7 => Ok((class, n)),
-        _ => Err(Error::config("process.ioPriority.priority", "is not 0 to 7")),
-    }
-}
-
-fn affinity(a: Option<&spec::CpuAffinity>) -> Result<Affinity> {
-    let Some(a) = a else { return Ok(Affinity::default()) };
-    Ok(Affinity { initial: cpu_list(&a.initial)?, last: cpu_list(&a.last)? })
-}
-
-/// `0-3,7`
-fn cpu_list(text: &str) -> Result<Option<rustix::thread::CpuSet>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let numbers = crate::surroundings::number_list(text, rustix::thread::CpuSet::MAX_CPU)
-        .ok_or_else(|| Error::config("process.execCPUAffinity", format!("{text:?}")))?;
-    let mut set = rustix::thread::CpuSet::new();
-    numbers.into_iter().for_each(|n| set.set(n));
-    Ok(Some(set))
-}
-
 /// Writes a file whole and atomically: a reader sees the old one or the new one.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let name = || path.display().to_string();
@@ -713,13 +643,5 @@ mod tests {
         assert_eq!(text("passwd"), "exec: \"passwd\": executable file not found in $PATH");
         let env = vec!["PATH=/usr/bin:/bin".to_owned()];
         assert!(find_program("sh", &env).unwrap().to_bytes().ends_with(b"/sh"));
-    }
-
-    #[test]
-    fn processor_lists() {
-        let set = cpu_list("0-2,5").unwrap().unwrap();
-        assert_eq!(set.count(), 4);
-        assert!(set.is_set(5) && !set.is_set(4));
-        assert!(cpu_list("3-1").is_err() && cpu_list("x").is_err());
     }
 }
