@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run fuzz bench bench-runtime conformance install vm-test vm-conformance clean
+.PHONY: help build release deps test run fuzz bench bench-runtime bench-store conformance install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,9 @@ bench: ## ratios against the peers, in one run (root)
 bench-runtime: ## ratios of the runtime against runc, crun and, where it builds, youki (root)
 	scripts/bench-runtime
 
+bench-store: ## ratios of pull, push, save, load and remove against the peers and the floor (root)
+	scripts/bench-store
+
 conformance: deps ## the runtimes against the OCI specification, and the attacks on ours; CONFORMANCE_RUNTIME="/path [words]" for another (root)
 	cargo build -p gantry
 	CONFORMANCE_LONG=1 cargo test -p gantry-testkit --test runtime -- --nocapture
@@ -35,7 +38,10 @@ conformance: deps ## the runtimes against the OCI specification, and the attacks
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke
 
-vm-conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
+vm-bench-store: ## ratios of pull, push, save, load and remove against the peers and the floor (root)
+	scripts/bench-store
+
+conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
 	cargo build -p gantry -p gantry-testkit --bins
 	scripts/vm conformance
 
