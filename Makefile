@@ -38,10 +38,7 @@ conformance: deps ## the runtimes against the OCI specification, and the attacks
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke
 
-vm-bench-store: ## ratios of pull, push, save, load and remove against the peers and the floor (root)
-	scripts/bench-store
-
-conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
+vm-conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
 	cargo build -p gantry -p gantry-testkit --bins
 	scripts/vm conformance
 
