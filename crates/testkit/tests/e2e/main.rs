@@ -10,6 +10,7 @@ mod compose;
 mod ctr;
 mod docker_py;
 mod ground;
+mod interchange;
 mod network;
 mod normalise;
 mod on_demand;
