@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     config::Credentials,
+    endpoint::Endpoint,
     error::{Error, Problem, TransportError},
     transport::{Origin, Payload, Transport, read_small},
 };
@@ -131,8 +132,7 @@ struct Token {
 
 /// What a token is asked for.
 pub(crate) struct Wish<'a> {
-    pub(crate) registry: &'a str,
-    pub(crate) origin: &'a Origin,
+    pub(crate) endpoint: &'a Endpoint,
     pub(crate) scopes: &'a [String],
     /// Also ask for a refresh token (`docker login`).
     pub(crate) offline: bool,
@@ -146,12 +146,12 @@ pub(crate) async fn answer(
     wish: &Wish<'_>,
 ) -> Result<Authorization, Error> {
     let unauthorized = || Error::Unauthorized {
-        registry: wish.registry.to_owned(),
+        registry: wish.endpoint.registry.clone(),
         message: "unauthorized: authentication required".into(),
     };
     let malformed = |problem| Error::Malformed {
         what: "authentication challenge",
-        registry: wish.registry.to_owned(),
+        registry: wish.endpoint.registry.clone(),
         problem: Problem::Text(problem),
     };
     match (challenge, credentials) {
@@ -164,13 +164,13 @@ pub(crate) async fn answer(
             Ok(Authorization { value: Some(value), ..Default::default() })
         }
         (Challenge::Basic, _) => Err(Error::Unauthorized {
-            registry: wish.registry.to_owned(),
+            registry: wish.endpoint.registry.clone(),
             message: "no basic auth credentials".into(),
         }),
         (Challenge::Bearer { realm, service, scope, .. }, _) => {
             let uri: Uri = realm.parse().map_err(|_| malformed("the realm is no URL"))?;
             let origin = Origin::of(&uri).map_err(|_| malformed("the realm is no URL"))?;
-            if wish.origin.https && !origin.https {
+            if wish.endpoint.origin.https && !origin.https {
                 return Err(malformed("the realm of a registry with TLS has none"));
             }
             let mut scopes = wish.scopes.to_vec();
@@ -223,7 +223,7 @@ async fn fetch(
         let uri = format!("{realm}{separator}{encoded}");
         let error = |_| Error::Malformed {
             what: "authentication challenge",
-            registry: wish.registry.to_owned(),
+            registry: wish.endpoint.registry.clone(),
             problem: Problem::Text("the realm is no URL"),
         };
         (Method::GET, uri.parse().map_err(error)?, Payload::Empty)
@@ -233,21 +233,29 @@ async fn fetch(
         url: crate::client::shown(realm),
         source,
     };
-    let response = transport.send(&method, &uri, &headers, payload).await.map_err(error)?;
+    let origin = Origin::of(realm).map_err(error)?;
+    if origin == wish.endpoint.origin {
+        wish.endpoint.own_headers(&mut headers);
+    }
+    let via = wish.endpoint.via(&origin);
+    let response = transport.send(&via, &method, &uri, &headers, payload).await.map_err(error)?;
     let status = response.status();
     let body = read_small(response.into_body(), ANSWER_MAX, &transport.timeouts)
         .await
         .map_err(error)?
         .unwrap_or_default();
     if !status.is_success() {
-        return Err(refusal(wish.registry, realm, status.as_u16(), &body));
+        return Err(refusal(&wish.endpoint.registry, realm, status.as_u16(), &body));
     }
     accept(&body, wish)
 }
 
 fn accept(body: &[u8], wish: &Wish<'_>) -> Result<Authorization, Error> {
-    let malformed =
-        |problem| Error::Malformed { what: "token", registry: wish.registry.to_owned(), problem };
+    let malformed = |problem| Error::Malformed {
+        what: "token",
+        registry: wish.endpoint.registry.clone(),
+        problem,
+    };
     let token: Token = serde_json::from_slice(body).map_err(|e| malformed(e.into()))?;
     let text = if token.token.is_empty() { &token.access_token } else { &token.token };
     let value = bearer(text).filter(|_| !text.is_empty());

@@ -10,7 +10,8 @@ use types::{Digest, Digester};
 
 use crate::{
     auth::transport_error,
-    client::{Backoff, Call, Context, Endpoint},
+    client::{Backoff, Call, Context},
+    endpoint::Endpoint,
     error::{Error, Problem, TransportError},
     repository::Repository,
     transport::{Pace, text},
@@ -27,6 +28,8 @@ pub struct Blob {
     later: VecDeque<Arc<Endpoint>>,
     /// A registry that has sent something and is not there now comes back.
     has_answered: bool,
+    /// The servers that sent some of it.
+    sources: Vec<String>,
     digest: Digest,
     size: Option<u64>,
     offset: u64,
@@ -55,6 +58,7 @@ impl Blob {
             later: repository.after(&endpoint).into(),
             has_answered: false,
             endpoint,
+            sources: Vec::new(),
             digest: digest.clone(),
             size,
             offset,
@@ -79,6 +83,11 @@ impl Blob {
     /// Where the next chunk begins, in bytes from the blob's start.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// The servers that sent some of it, for [`Repository::distrust`].
+    pub fn sources(&self) -> &[String] {
+        &self.sources
     }
 
     /// Also checks the digest at the end. Without effect if bytes were skipped or read already.
@@ -253,6 +262,9 @@ impl Blob {
         };
         self.body = Some(body);
         self.has_answered = true;
+        if !self.sources.contains(&self.endpoint.base) {
+            self.sources.push(self.endpoint.base.clone());
+        }
         self.pace = Pace::new(&shared.transport.timeouts);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,16 +14,15 @@ use serde::Deserialize;
 use types::{DEFAULT_DOMAIN, Digest, ImageRef};
 
 use crate::{
-    auth::{self, Authorization, Challenge, Wish, transport_error},
-    config::{Config, Credentials, HostPort, Timeouts},
+    auth::{Challenge, transport_error},
+    config::{Config, Credentials, Timeouts},
     dns,
+    endpoint::{Asking, Endpoint, HUB_HOST, Purpose},
     error::{Error, TransportError, capital},
     repository::Repository,
     transport::{Origin, Payload, Transport, read_small, text},
 };
 
-/// Where docker.io's registry is.
-const HUB_HOST: &str = "registry-1.docker.io";
 /// Redirects followed for one request.
 pub(crate) const REDIRECTS_MAX: usize = 5;
 /// Bytes of an error's body that are looked at.
@@ -31,9 +31,6 @@ const ERROR_BODY_MAX: usize = 64 << 10;
 const MESSAGE_MAX: usize = 1000;
 /// The longest pause between attempts that the registry did not ask for.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// How long it is remembered that an insecure registry speaks HTTPS or does not.
-const SCHEME_FOR: Duration = Duration::from_secs(600);
-const SCHEMES_MAX: usize = 1024;
 
 /// A client of all registries; clones share connections.
 #[derive(Clone)]
@@ -41,9 +38,11 @@ pub struct Client(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) transport: Transport,
-    mirrors: Vec<Uri>,
+    pub(crate) mirrors: Vec<Uri>,
+    pub(crate) certs_dirs: Vec<PathBuf>,
     attempts: u32,
-    schemes: Mutex<HashMap<String, (bool, Instant)>>,
+    /// By host and port: whether HTTPS was spoken, and when.
+    pub(crate) schemes: Mutex<HashMap<String, (bool, Instant)>>,
 }
 
 /// What a successful login gives.
@@ -51,22 +50,6 @@ pub(crate) struct Shared {
 pub struct Login {
     /// To be kept in place of the password, if the registry gives one.
     pub identity_token: Option<String>,
-}
-
-/// One server that may have a repository.
-pub(crate) struct Endpoint {
-    /// Scheme, host and path in front of `/v2/`, without a slash at the end.
-    pub(crate) base: String,
-    pub(crate) origin: Origin,
-    /// As references name it.
-    pub(crate) registry: String,
-    pub(crate) mirror: bool,
-    /// HTTPS or HTTP is still to be found out.
-    probing: bool,
-    offline: bool,
-    credentials: Credentials,
-    scopes: Mutex<Vec<String>>,
-    auth: tokio::sync::Mutex<Authorization>,
 }
 
 /// What a request is about, for the words of its error.
@@ -103,27 +86,48 @@ impl Client {
         Ok(Self(Arc::new(Shared {
             transport: Transport::new(&config)?,
             mirrors: config.mirrors.iter().map(mirror).collect::<Result<_, _>>()?,
+            certs_dirs: config.certs_dirs,
             attempts: config.attempts.max(1),
             schemes: Mutex::default(),
         })))
     }
 
-    /// The repository of an image, to read from.
-    pub fn pull(&self, image: &ImageRef, credentials: Credentials) -> Repository {
-        let scopes = vec![format!("repository:{}:pull", image.path())];
-        let mut endpoints = Vec::new();
-        if image.domain() == DEFAULT_DOMAIN {
-            endpoints.extend(self.0.mirrors.iter().filter_map(|uri| mirror(uri, &scopes)));
-        }
-        endpoints.extend(self.0.upstream(image.domain(), &credentials, &scopes, false));
-        Repository::new(self.0.clone(), image, endpoints, false)
+    /// The repository of an image, to read from. Reads the registry's `hosts.toml`.
+    ///
+    /// # Errors
+    /// [`Error::Hosts`] and [`Error::File`] when that file is no good.
+    pub async fn pull(
+        &self,
+        image: &ImageRef,
+        credentials: Credentials,
+    ) -> Result<Repository, Error> {
+        let scopes = [format!("repository:{}:pull", image.path())];
+        self.repository(image, &credentials, &scopes, Purpose::Pull).await
     }
 
-    /// The repository of an image, to write to.
-    pub fn push(&self, image: &ImageRef, credentials: Credentials) -> Repository {
-        let scopes = vec![format!("repository:{}:pull,push", image.path())];
-        let endpoints = self.0.upstream(image.domain(), &credentials, &scopes, false);
-        Repository::new(self.0.clone(), image, endpoints, true)
+    /// The repository of an image, to write to. Reads the registry's `hosts.toml`.
+    ///
+    /// # Errors
+    /// As [`Client::pull`]; [`Error::NotCapable`] when no server may be pushed to.
+    pub async fn push(
+        &self,
+        image: &ImageRef,
+        credentials: Credentials,
+    ) -> Result<Repository, Error> {
+        let scopes = [format!("repository:{}:pull,push", image.path())];
+        self.repository(image, &credentials, &scopes, Purpose::Push).await
+    }
+
+    async fn repository(
+        &self,
+        image: &ImageRef,
+        credentials: &Credentials,
+        scopes: &[String],
+        purpose: Purpose,
+    ) -> Result<Repository, Error> {
+        let asking = Asking { registry: image.domain(), credentials, scopes, purpose };
+        let endpoints = self.0.endpoints(asking).await?;
+        Ok(Repository::new(self.0.clone(), image, endpoints, purpose == Purpose::Push))
     }
 
     /// Checks credentials. `registry` is a host and port or, as docker's clients send it, a URL.
@@ -137,12 +141,14 @@ impl Client {
             "" | "index.docker.io" | HUB_HOST => DEFAULT_DOMAIN,
             host => host,
         };
-        let endpoints = self.0.upstream(host, &credentials, &[], true);
+        let purpose = Purpose::Login;
+        let asking = Asking { registry: host, credentials: &credentials, scopes: &[], purpose };
+        let endpoints = self.0.endpoints(asking).await?.all;
         let mut last = Error::Config { what: "registry", text: registry.to_owned() };
         for endpoint in endpoints.iter().filter(|e| self.0.may_answer(e)) {
             let call = Call {
                 method: Method::GET,
-                uri: endpoint.uri("/v2/")?,
+                uri: endpoint.uri("/")?,
                 headers: HeaderMap::new(),
                 body: None,
                 context: Context::Login,
@@ -153,7 +159,7 @@ impl Client {
                 Ok(response) => {
                     drop(response);
                     self.0.learn(endpoint);
-                    let identity_token = endpoint.auth.lock().await.identity_token.clone();
+                    let identity_token = endpoint.identity_token().await;
                     return Ok(Login { identity_token });
                 }
                 Err(error) if self.0.falls_through(endpoint, &error) => last = error,
@@ -164,94 +170,7 @@ impl Client {
     }
 }
 
-fn mirror(uri: &Uri, scopes: &[String]) -> Option<Arc<Endpoint>> {
-    let origin = Origin::of(uri).ok()?;
-    let authority = uri.authority()?.as_str();
-    let base = format!("{}://{authority}{}", uri.scheme_str()?, uri.path().trim_end_matches('/'));
-    Some(Arc::new(Endpoint {
-        base,
-        origin,
-        registry: authority.to_owned(),
-        mirror: true,
-        probing: false,
-        offline: false,
-        credentials: Credentials::Anonymous,
-        scopes: Mutex::new(scopes.to_vec()),
-        auth: tokio::sync::Mutex::default(),
-    }))
-}
-
 impl Shared {
-    /// The registry's own servers: over HTTPS, and if it is insecure over HTTP.
-    fn upstream(
-        &self,
-        registry: &str,
-        credentials: &Credentials,
-        scopes: &[String],
-        offline: bool,
-    ) -> Vec<Arc<Endpoint>> {
-        let authority = if registry == DEFAULT_DOMAIN { HUB_HOST } else { registry };
-        let insecure = HostPort::parse(registry).is_some_and(|at| self.transport.is_insecure(&at));
-        let schemes: &[bool] = if insecure { &[true, false] } else { &[true] };
-        let endpoint = |https: &bool| {
-            let base = format!("{}://{authority}", if *https { "https" } else { "http" });
-            let origin = base.parse().ok().and_then(|uri| Origin::of(&uri).ok())?;
-            Some(Arc::new(Endpoint {
-                base,
-                origin,
-                registry: registry.to_owned(),
-                mirror: false,
-                probing: insecure,
-                offline,
-                credentials: credentials.clone(),
-                scopes: Mutex::new(scopes.to_vec()),
-                auth: tokio::sync::Mutex::default(),
-            }))
-        };
-        schemes.iter().filter_map(endpoint).collect()
-    }
-
-    fn known_scheme(&self, registry: &str) -> Option<bool> {
-        let known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.get(registry).filter(|(_, since)| since.elapsed() < SCHEME_FOR).map(|(s, _)| *s)
-    }
-
-    /// False for the scheme that an insecure registry is known not to speak.
-    pub(crate) fn may_answer(&self, endpoint: &Endpoint) -> bool {
-        let known = self.known_scheme(&endpoint.registry).filter(|_| endpoint.probing);
-        known.is_none_or(|https| https == endpoint.origin.https)
-    }
-
-    /// Whether another endpoint comes after this one, so that it is not worth to insist.
-    fn has_next(&self, endpoint: &Endpoint) -> bool {
-        let unknown = || self.known_scheme(&endpoint.registry).is_none();
-        endpoint.mirror || (endpoint.probing && endpoint.origin.https && unknown())
-    }
-
-    /// Whether an error is a reason to ask the next endpoint.
-    pub(crate) fn falls_through(&self, endpoint: &Endpoint, error: &Error) -> bool {
-        self.has_next(endpoint) && (endpoint.mirror || error.is_other_way_possible())
-    }
-
-    /// Remembers that an endpoint answered.
-    pub(crate) fn learn(&self, endpoint: &Endpoint) {
-        if !endpoint.probing || endpoint.mirror {
-            return;
-        }
-        let mut known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if known.len() >= SCHEMES_MAX {
-            known.clear();
-        }
-        known
-            .entry(endpoint.registry.clone())
-            .or_insert_with(|| (endpoint.origin.https, Instant::now()));
-    }
-
-    pub(crate) fn forget(&self, endpoint: &Endpoint) {
-        let mut known = self.schemes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.remove(&endpoint.registry);
-    }
-
     /// Sends a request until it succeeds, fails for good, or was tried often enough.
     pub(crate) async fn call(
         &self,
@@ -284,7 +203,8 @@ impl Shared {
         loop {
             let (value, generation) = endpoint.authorization().await;
             let (response, at_home) = self.follow(endpoint, call, value).await?;
-            if response.status() != StatusCode::UNAUTHORIZED || !at_home || renewed {
+            let is_final = renewed || endpoint.has_own_authorization();
+            if response.status() != StatusCode::UNAUTHORIZED || !at_home || is_final {
                 return Ok(response);
             }
             let Some(challenge) = Challenge::find(response.headers()) else {
@@ -306,13 +226,18 @@ impl Shared {
         let mut uri = call.uri.clone();
         for _ in 0..=REDIRECTS_MAX {
             let error = |source| transport_error(&call.method, &uri, source);
-            let at_home = Origin::of(&uri).map_err(error)? == endpoint.origin;
+            let origin = Origin::of(&uri).map_err(error)?;
+            let at_home = origin == endpoint.origin;
             let mut headers = call.headers.clone();
             if let Some(value) = authorization.as_ref().filter(|_| at_home) {
                 headers.insert(header::AUTHORIZATION, value.clone());
             }
+            if at_home {
+                endpoint.own_headers(&mut headers);
+            }
             let payload = call.body.clone().map_or(Payload::Empty, Payload::Bytes);
-            let sent = self.transport.send(&call.method, &uri, &headers, payload);
+            let via = endpoint.via(&origin);
+            let sent = self.transport.send(&via, &call.method, &uri, &headers, payload);
             let response = sent.await.map_err(error)?;
             let Some(target) = redirect(&uri, &response).map_err(error)? else {
                 return Ok((response, at_home));
@@ -415,62 +340,6 @@ impl Error {
     /// Whether another server, or plain HTTP, may do better.
     pub(crate) fn is_other_way_possible(&self) -> bool {
         matches!(self, Self::Transport { source, .. } if source.allows_plain_http())
-    }
-}
-
-impl Endpoint {
-    /// The address of a path of the registry.
-    pub(crate) fn uri(&self, path: &str) -> Result<Uri, Error> {
-        format!("{}{path}", self.base).parse().map_err(|_| Error::Config {
-            what: "registry address",
-            text: format!("{}{path}", self.base),
-        })
-    }
-
-    pub(crate) async fn authorization(&self) -> (Option<HeaderValue>, u64) {
-        let auth = self.auth.lock().await;
-        (auth.current(), auth.generation)
-    }
-
-    /// Makes sure that tokens cover a scope; a new one is fetched if they do not.
-    pub(crate) async fn widen(&self, scope: String) {
-        let is_new = {
-            let mut scopes = self.scopes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let is_new = !scopes.contains(&scope);
-            if is_new {
-                scopes.push(scope);
-            }
-            is_new
-        };
-        if is_new && !matches!(self.credentials, Credentials::RegistryToken { .. }) {
-            let mut auth = self.auth.lock().await;
-            // A basic header covers everything; a token is fetched at the next challenge.
-            auth.value = None;
-            auth.generation += 1;
-        }
-    }
-
-    pub(crate) async fn renew(
-        &self,
-        transport: &Transport,
-        challenge: Challenge,
-        generation: u64,
-    ) -> Result<(), Error> {
-        let mut auth = self.auth.lock().await;
-        if auth.generation != generation && auth.current().is_some() {
-            return Ok(());
-        }
-        let scopes = self.scopes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let wish = Wish {
-            registry: &self.registry,
-            origin: &self.origin,
-            scopes: &scopes,
-            offline: self.offline,
-        };
-        let mut fresh = auth::answer(transport, challenge, &self.credentials, &wish).await?;
-        fresh.generation = auth.generation + 1;
-        *auth = fresh;
-        Ok(())
     }
 }
 

@@ -16,8 +16,10 @@ pub struct Config {
     /// and `localhost` always are. Such a registry's certificate is not checked, and plain HTTP
     /// is tried when HTTPS does not work.
     pub insecure: Vec<String>,
-    /// Directories with a `HOST[:PORT]` directory for each registry in need of one: `*.crt` are
-    /// further authorities, `NAME.cert` and `NAME.key` our certificate for it.
+    /// Directories with a `HOST[:PORT]` (or `HOST_PORT_`) directory for each registry in need of one:
+    /// `*.crt` are further authorities, `NAME.cert` and `NAME.key` our certificate for it, and
+    /// `hosts.toml` names the servers that answer for it, as containerd has it; `_default/hosts.toml`
+    /// those of registries without a directory. The first directory with a file wins.
     pub certs_dirs: Vec<PathBuf>,
     /// Files with further authorities for all registries.
     pub extra_ca_files: Vec<PathBuf>,
@@ -34,7 +36,9 @@ impl Default for Config {
         Self {
             mirrors: Vec::new(),
             insecure: Vec::new(),
-            certs_dirs: vec!["/etc/docker/certs.d".into()],
+            certs_dirs: ["gantry", "docker", "containerd"]
+                .map(|name| format!("/etc/{name}/certs.d").into())
+                .into(),
             extra_ca_files: Vec::new(),
             proxy: Proxy::from_env(),
             user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")).into(),
@@ -251,7 +255,7 @@ impl Insecure {
 }
 
 /// A proxy that was understood.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ProxyServer {
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -306,7 +310,7 @@ fn exception(item: &str) -> Option<Pattern> {
     Some(Pattern::Host { at: HostPort::parse(name)?, itself, below: true })
 }
 
-fn proxy_server(url: &str) -> Result<ProxyServer, Error> {
+pub(crate) fn proxy_server(url: &str) -> Result<ProxyServer, Error> {
     let shown = || url.rsplit('@').next().unwrap_or_default().to_owned();
     let error = |what| Error::Config { what, text: shown() };
     let rest = match url.split_once("://") {

@@ -8,7 +8,7 @@ use crate::{
     auth::transport_error,
     client::{Client, REDIRECTS_MAX, http_date, redirect},
     error::{Error, TransportError},
-    transport::{Pace, Payload, text},
+    transport::{Pace, Payload, Via, text},
 };
 
 /// What a web server sends. Dropping it ends the download.
@@ -46,7 +46,8 @@ impl Client {
         let transport = &self.0.transport;
         for _ in 0..=REDIRECTS_MAX {
             let error = |source| transport_error(&Method::GET, &uri, source);
-            let sent = transport.send(&Method::GET, &uri, &headers, Payload::Empty).await;
+            let sent =
+                transport.send(&Via::default(), &Method::GET, &uri, &headers, Payload::Empty).await;
             let response = sent.map_err(error)?;
             let status = response.status();
             if status == StatusCode::OK {

@@ -1,4 +1,4 @@
-use std::io;
+use std::{io, path::Path};
 
 use types::{Digest, ErrorKind, Platform};
 
@@ -47,6 +47,10 @@ pub enum Error {
     Config { what: &'static str, text: String },
     #[error("reading {}", path.display())]
     File { path: std::path::PathBuf, source: io::Error },
+    #[error("invalid {}", path.display())]
+    Hosts { path: std::path::PathBuf, source: Box<crate::hosts::HostsError> },
+    #[error("{} says that no server of {registry} may be asked to {wish}", path.display())]
+    NotCapable { path: std::path::PathBuf, registry: String, wish: &'static str },
     #[error("loading certificates for {host}")]
     Certificates { host: String, source: rustls::Error },
     #[error("reading certificates from {}", path.display())]
@@ -83,6 +87,16 @@ pub enum TransportError {
     Connect(#[from] ConnectError),
     #[error("tls: handshake with {host}")]
     Tls { host: String, source: io::Error },
+    /// In the words of Go's library, as docker's clients know them.
+    #[error("tls: failed to verify certificate: x509: {problem}. {way_out}")]
+    Untrusted { problem: String, way_out: String },
+    #[error("remote error: tls: {alert}. {way_out}")]
+    ClientCertificate { alert: String, way_out: String },
+    #[error(
+        "http: server gave HTTP response to HTTPS client. If {host} may be used without TLS, name it in \
+         insecure-registries"
+    )]
+    NotTls { host: String },
     #[error("proxy {proxy}: {problem}")]
     Proxy { proxy: String, problem: &'static str },
     #[error("proxy {proxy} refused the connection with status {status}")]
@@ -106,6 +120,56 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Why TLS did not come about, with the way out where there is one. `host` as `certs.d` names it.
+    pub(crate) fn tls(host: &str, dir: Option<&Path>, source: io::Error) -> Self {
+        use rustls::{AlertDescription as Alert, CertificateError as Bad, Error as Tls};
+        let dir = dir.unwrap_or(Path::new("/etc/docker/certs.d")).join(host);
+        let known = source.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+        let untrusted = |problem: String, way_out| Self::Untrusted { problem, way_out };
+        let clock = || "Check the clock of this machine and the registry's certificate".to_owned();
+        let ask = || "Ask the registry's operator for a certificate with this name".to_owned();
+        match known {
+            Some(Tls::InvalidCertificate(bad)) => match bad {
+                Bad::UnknownIssuer => untrusted(
+                    "certificate signed by unknown authority".into(),
+                    format!(
+                        "Put the authority's certificate into {}",
+                        dir.join("ca.crt").display()
+                    ),
+                ),
+                Bad::Expired | Bad::ExpiredContext { .. } => {
+                    untrusted("certificate has expired".into(), clock())
+                }
+                Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+                    untrusted("certificate is not yet valid".into(), clock())
+                }
+                Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
+                    untrusted(format!("certificate is not valid for {host}"), ask())
+                }
+                other => untrusted(other.to_string(), ask()),
+            },
+            Some(Tls::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+                Self::NotTls { host: host.to_owned() }
+            }
+            Some(Tls::AlertReceived(
+                alert @ (Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnknownCA
+                | Alert::CertificateUnknown
+                | Alert::CertificateExpired
+                | Alert::HandshakeFailure),
+            )) => Self::ClientCertificate {
+                alert: format!("{alert:?}"),
+                way_out: format!(
+                    "If the registry wants a certificate of ours, put it into {} and its key into {}",
+                    dir.join("client.cert").display(),
+                    dir.join("client.key").display()
+                ),
+            },
+            _ => Self::Tls { host: host.to_owned(), source },
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     pub(crate) fn is_transient(&self) -> bool {
         use crate::dns::DnsError;
@@ -124,7 +188,10 @@ impl TransportError {
             | Self::NoAnswer { .. }
             | Self::Stalled { .. }
             | Self::ShortBody { .. } => true,
-            Self::Proxy { .. }
+            Self::Untrusted { .. }
+            | Self::ClientCertificate { .. }
+            | Self::NotTls { .. }
+            | Self::Proxy { .. }
             | Self::ProxyStatus { .. }
             | Self::Redirect(_)
             | Self::Address(_)
@@ -134,7 +201,16 @@ impl TransportError {
 
     /// Whether the other side may be one that does not speak TLS, or does not listen there.
     pub(crate) fn allows_plain_http(&self) -> bool {
-        matches!(self, Self::Tls { .. } | Self::Connect(_) | Self::Io(_) | Self::Http(_))
+        matches!(
+            self,
+            Self::Tls { .. }
+                | Self::Untrusted { .. }
+                | Self::ClientCertificate { .. }
+                | Self::NotTls { .. }
+                | Self::Connect(_)
+                | Self::Io(_)
+                | Self::Http(_)
+        )
     }
 }
 
@@ -159,7 +235,9 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::TooLarge { .. }
             | Self::Malformed { .. } => ErrorKind::DataLoss,
-            Self::Config { .. } => ErrorKind::InvalidArgument,
+            Self::Config { .. } | Self::Hosts { .. } | Self::NotCapable { .. } => {
+                ErrorKind::InvalidArgument
+            }
             Self::Login { .. }
             | Self::Source { .. }
             | Self::File { .. }

@@ -1,6 +1,10 @@
 //! One repository: manifests, tags, referrers, and what blobs there are.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -11,8 +15,10 @@ use types::{Digest, ImageRef, Platform, limits::MANIFEST_BYTES};
 use crate::{
     auth::{encode, transport_error},
     blob::Blob,
-    client::{Call, Context, Endpoint, Shared, resolve},
+    client::{Call, Context, Shared, resolve},
+    endpoint::{Endpoint, Endpoints},
     error::{Error, Problem},
+    hosts::Capabilities,
     manifest::{self, ACCEPT, Descriptor, INDEX_TYPES, Manifest, Resolved, Target},
     transport::{read_small, text},
 };
@@ -32,7 +38,11 @@ pub struct Repository {
     pub(crate) shared: Arc<Shared>,
     pub(crate) image: ImageRef,
     endpoints: Vec<Arc<Endpoint>>,
+    /// The `hosts.toml` that names them.
+    file: Option<PathBuf>,
     pub(crate) push: bool,
+    /// Mirrors that sent something damaged, by their base.
+    distrusted: Arc<Mutex<BTreeSet<String>>>,
     /// As docker's errors name it.
     pub(crate) name: String,
 }
@@ -45,14 +55,17 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) fn next(&mut self) -> Option<Arc<Endpoint>> {
-        self.left.next()
+        self.left.find(|endpoint| self.shared.may_answer(endpoint))
     }
 
-    /// The error again, if there is no other way.
-    pub(crate) fn failed(&self, endpoint: &Endpoint, error: Error) -> Result<(), Error> {
+    /// An error that another endpoint may mend, or one that is the end.
+    pub(crate) fn failed(&self, endpoint: &Endpoint, error: Error) -> Result<Error, Error> {
         if self.shared.falls_through(endpoint, &error) {
-            tracing::debug!(%error, server = endpoint.base, "the next server is tried");
-            return Ok(());
+            tracing::info!(%error, server = endpoint.base, "the next server is tried");
+            if !matches!(error, Error::Transport { .. }) {
+                self.shared.learn(endpoint);
+            }
+            return Ok(error);
         }
         if matches!(error, Error::Transport { .. }) {
             self.shared.forget(endpoint);
@@ -61,19 +74,22 @@ impl Route {
     }
 }
 
-/// Runs an operation on one endpoint after the other.
+/// Runs an operation on one endpoint after the other, of those that have the capability for it.
 macro_rules! route {
-    ($self:ident, $endpoint:ident => $operation:expr) => {{
-        let mut route = $self.route();
+    ($self:ident, $able:ident, $endpoint:ident => $operation:expr) => {{
+        let mut route = $self.route(|may| may.$able);
+        let mut last = None;
         loop {
-            let Some($endpoint) = route.next() else { break Err($self.no_endpoint()) };
+            let Some($endpoint) = route.next() else {
+                break Err(last.unwrap_or_else(|| $self.no_endpoint(stringify!($able))));
+            };
             match $operation.await {
                 Ok(value) => {
                     $self.shared.learn(&$endpoint);
                     break Ok(value);
                 }
                 Err(error) => match route.failed(&$endpoint, error) {
-                    Ok(()) => {}
+                    Ok(error) => last = Some(error),
                     Err(error) => break Err(error),
                 },
             }
@@ -86,39 +102,65 @@ impl Repository {
     pub(crate) fn new(
         shared: Arc<Shared>,
         image: &ImageRef,
-        endpoints: Vec<Arc<Endpoint>>,
+        endpoints: Endpoints,
         push: bool,
     ) -> Self {
         let name = image.familiar_name();
-        Self { shared, image: image.clone(), endpoints, push, name }
+        let Endpoints { all, file } = endpoints;
+        let distrusted = Arc::default();
+        Self { shared, image: image.clone(), endpoints: all, file, distrusted, push, name }
     }
 
-    pub(crate) fn route(&self) -> Route {
+    /// The endpoints that may be asked for something.
+    pub(crate) fn route(&self, able: fn(&Capabilities) -> bool) -> Route {
+        let distrusted = self.distrusted();
         let mut left = self.endpoints.clone();
-        left.retain(|endpoint| self.shared.may_answer(endpoint));
+        left.retain(|endpoint| able(&endpoint.may) && !distrusted.contains(&endpoint.base));
+        drop(distrusted);
         Route { shared: self.shared.clone(), left: left.into_iter() }
     }
 
-    /// The endpoints that are asked after this one.
+    /// The endpoints that are asked for a blob after this one.
     pub(crate) fn after(&self, endpoint: &Arc<Endpoint>) -> Vec<Arc<Endpoint>> {
-        let after = self.endpoints.iter().skip_while(|other| !Arc::ptr_eq(other, endpoint));
-        after.skip(1).filter(|other| self.shared.may_answer(other)).cloned().collect()
+        let after = self.route(|may| may.pull).left;
+        let mut after = after.skip_while(|other| !Arc::ptr_eq(other, endpoint)).skip(1);
+        std::iter::from_fn(|| after.next()).collect()
     }
 
-    /// The same repository without mirrors: for what a mirror has sent damaged.
-    #[must_use]
-    pub fn without_mirrors(&self) -> Self {
-        let mut upstream = self.clone();
-        upstream.endpoints.retain(|endpoint| !endpoint.mirror);
-        upstream
+    fn distrusted(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.distrusted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn no_endpoint(&self) -> Error {
-        Error::Config { what: "registry", text: self.image.domain().to_owned() }
+    /// Asks mirrors no more that have sent something damaged: those among `sources` of a [`Blob`].
+    /// False if there was none among them that is still asked.
+    pub fn distrust(&self, sources: &[String]) -> bool {
+        let mirrors = self.endpoints.iter().filter(|endpoint| endpoint.mirror);
+        let bad = mirrors.filter(|mirror| sources.contains(&mirror.base));
+        let mut any = false;
+        for mirror in bad {
+            let is_new = self.distrusted().insert(mirror.base.clone());
+            if is_new {
+                tracing::warn!(
+                    mirror = mirror.base,
+                    image = self.name,
+                    "a mirror sent wrong bytes"
+                );
+            }
+            any |= is_new;
+        }
+        any
+    }
+
+    pub(crate) fn no_endpoint(&self, wish: &'static str) -> Error {
+        let registry = self.image.domain().to_owned();
+        match &self.file {
+            Some(path) => Error::NotCapable { path: path.clone(), registry, wish },
+            None => Error::Config { what: "registry", text: registry },
+        }
     }
 
     pub(crate) fn path(&self, rest: &str) -> String {
-        format!("/v2/{}/{rest}", self.image.path())
+        format!("/{}/{rest}", self.image.path())
     }
 
     /// A request for a path below the repository.
@@ -158,7 +200,14 @@ impl Repository {
     /// # Errors
     /// When the registry refuses or cannot be reached.
     pub async fn head_manifest(&self, target: Target<'_>) -> Result<Option<Descriptor>, Error> {
-        route!(self, endpoint => self.head_manifest_at(&endpoint, target))
+        match target {
+            Target::Tag(_) => {
+                route!(self, resolve, endpoint => self.head_manifest_at(&endpoint, target))
+            }
+            Target::Digest(_) => {
+                route!(self, pull, endpoint => self.head_manifest_at(&endpoint, target))
+            }
+        }
     }
 
     async fn head_manifest_at(
@@ -214,7 +263,14 @@ impl Repository {
     /// [`Error::ManifestUnknown`], [`Error::PullDenied`] and others when the registry refuses;
     /// [`Error::DigestMismatch`] and [`Error::Malformed`] when it answers something else.
     pub async fn get_manifest(&self, target: Target<'_>) -> Result<Manifest, Error> {
-        route!(self, endpoint => self.get_manifest_at(&endpoint, target))
+        match target {
+            Target::Tag(_) => {
+                route!(self, resolve, endpoint => self.get_manifest_at(&endpoint, target))
+            }
+            Target::Digest(_) => {
+                route!(self, pull, endpoint => self.get_manifest_at(&endpoint, target))
+            }
+        }
     }
 
     async fn get_manifest_at(
@@ -334,7 +390,7 @@ impl Repository {
         size: Option<u64>,
         offset: u64,
     ) -> Result<Blob, Error> {
-        route!(self, endpoint => Blob::open(self, endpoint.clone(), digest, size, offset))
+        route!(self, pull, endpoint => Blob::open(self, endpoint.clone(), digest, size, offset))
     }
 
     /// A small blob as a whole, checked against its digest.
@@ -342,16 +398,33 @@ impl Repository {
     /// # Errors
     /// As [`Repository::get_blob`]; [`Error::TooLarge`] above `limit` bytes.
     pub async fn fetch_blob(&self, digest: &Digest, limit: usize) -> Result<Bytes, Error> {
-        let mut blob = self.get_blob(digest, None, 0).await?.verified();
+        route!(self, pull, endpoint => self.fetch_blob_at(endpoint.clone(), digest, limit))
+    }
+
+    async fn fetch_blob_at(
+        &self,
+        endpoint: Arc<Endpoint>,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Bytes, Error> {
+        let mut blob = Blob::open(self, endpoint, digest, None, 0).await?.verified();
         let mut all = bytes::BytesMut::new();
-        while let Some(chunk) = blob.chunk().await? {
-            if all.len() + chunk.len() > limit {
-                let registry = self.image.domain().to_owned();
-                return Err(Error::TooLarge { what: "blob", registry, limit });
+        loop {
+            match blob.chunk().await {
+                Ok(None) => return Ok(all.freeze()),
+                Ok(Some(chunk)) if all.len() + chunk.len() > limit => {
+                    let registry = self.image.domain().to_owned();
+                    return Err(Error::TooLarge { what: "blob", registry, limit });
+                }
+                Ok(Some(chunk)) => all.extend_from_slice(&chunk),
+                Err(error) => {
+                    if matches!(error, Error::DigestMismatch { .. }) {
+                        self.distrust(blob.sources());
+                    }
+                    return Err(error);
+                }
             }
-            all.extend_from_slice(&chunk);
         }
-        Ok(all.freeze())
     }
 
     /// The size of a blob in bytes; `None` if there is none.
@@ -359,7 +432,7 @@ impl Repository {
     /// # Errors
     /// When the registry refuses or cannot be reached.
     pub async fn blob_exists(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        route!(self, endpoint => self.blob_exists_at(&endpoint, digest))
+        route!(self, pull, endpoint => self.blob_exists_at(&endpoint, digest))
     }
 
     pub(crate) async fn blob_exists_at(
@@ -401,7 +474,7 @@ impl Repository {
                 actual
             }
         };
-        route!(self, endpoint => self.put_manifest_at(&endpoint, target, media_type, &bytes, &digest))
+        route!(self, push, endpoint => self.put_manifest_at(&endpoint, target, media_type, &bytes, &digest))
     }
 
     async fn put_manifest_at(
@@ -432,7 +505,7 @@ impl Repository {
     /// # Errors
     /// When the registry refuses, or has more than 100,000 of them.
     pub async fn list_tags(&self) -> Result<Vec<String>, Error> {
-        route!(self, endpoint => self.list_tags_at(&endpoint))
+        route!(self, resolve, endpoint => self.list_tags_at(&endpoint))
     }
 
     async fn list_tags_at(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
@@ -454,7 +527,7 @@ impl Repository {
             }
             match next_page(&headers).and_then(|next| resolve(&call.uri, next)) {
                 None => return Ok(tags),
-                Some(next) => call.uri = next,
+                Some(next) => call.uri = endpoint.next_page(next)?,
             }
         }
         let registry = self.image.domain().to_owned();
@@ -471,7 +544,7 @@ impl Repository {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let found = route!(self, endpoint => self.referrers_at(&endpoint, digest, artifact_type))?;
+        let found = route!(self, referrers, endpoint => self.referrers_at(&endpoint, digest, artifact_type))?;
         let mut found = match found {
             Some(found) => found,
             None => {
@@ -527,7 +600,7 @@ impl Repository {
             }
             match next_page(&headers).and_then(|next| resolve(&call.uri, next)) {
                 None => return Ok(Some(found)),
-                Some(next) => call.uri = next,
+                Some(next) => call.uri = endpoint.next_page(next)?,
             }
         }
         let registry = self.image.domain().to_owned();

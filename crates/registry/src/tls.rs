@@ -12,7 +12,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 
-use crate::{config::Config, error::Error};
+use crate::{
+    config::Config,
+    error::Error,
+    hosts::{Settings, directory_names},
+};
 
 /// Files looked at in one registry's directory.
 const FILES_MAX: usize = 256;
@@ -35,29 +39,42 @@ impl Trust {
         }
     }
 
-    /// The TLS settings for a registry, `registry` as a reference names it. Reads files.
+    /// Where certificates are to be put, for the words of errors.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.certs_dirs.first().map(PathBuf::as_path)
+    }
+
+    /// The TLS settings for a server, `registry` as a reference names it; the authorities of `home`, which
+    /// led to it, hold too. Reads files.
     pub(crate) fn for_registry(
         &self,
         registry: &str,
+        home: Option<&str>,
+        settings: &Settings,
         verify: bool,
     ) -> Result<Arc<ClientConfig>, Error> {
         let host_error = |source| Error::Certificates { host: registry.to_owned(), source };
         let mut roots = self.system()?.as_ref().clone();
-        let mut identity = None;
-        for dir in &self.certs_dirs {
-            let dir = dir.join(registry);
-            for file in files(&dir)? {
-                match file.extension().and_then(|e| e.to_str()) {
-                    Some("crt") => add(&mut roots, &file)?,
-                    Some("cert") => {
-                        let key = file.with_extension("key");
-                        let chain = certificates(&file)?;
-                        let key = PrivateKeyDer::from_pem_file(&key)
-                            .map_err(|source| Error::Pem { path: key, source })?;
-                        identity.get_or_insert((chain, key));
-                    }
-                    _ => {}
+        for file in &settings.ca {
+            add(&mut roots, file)?;
+        }
+        // Of several certificates of ours the first counts, those of hosts.toml before others.
+        let mut identity = match settings.client.first() {
+            Some((certificate, key)) => Some(pair(certificate, key)?),
+            None => None,
+        };
+        for file in self.files_for(registry)? {
+            match file.extension().and_then(|e| e.to_str()) {
+                Some("crt") => add(&mut roots, &file)?,
+                Some("cert") if identity.is_none() => {
+                    identity = Some(pair(&file, &file.with_extension("key"))?);
                 }
+                _ => {}
+            }
+        }
+        for file in home.map(|home| self.files_for(home)).transpose()?.unwrap_or_default() {
+            if file.extension().is_some_and(|e| e == "crt") {
+                add(&mut roots, &file)?;
             }
         }
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
@@ -76,6 +93,17 @@ impl Trust {
         // One connection for each transfer: no window shared between layers.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// What lies in a registry's directories.
+    fn files_for(&self, registry: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut all = Vec::new();
+        for dir in &self.certs_dirs {
+            for name in directory_names(registry) {
+                all.extend(files(&dir.join(name))?);
+            }
+        }
+        Ok(all)
     }
 
     fn system(&self) -> Result<Arc<RootCertStore>, Error> {
@@ -120,6 +148,17 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let error = |source| Error::Pem { path: file.to_owned(), source };
     CertificateDer::pem_file_iter(file).map_err(error)?.collect::<Result<_, _>>().map_err(error)
+}
+
+/// A certificate of ours with those that vouch for it, and its key.
+fn pair(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|source| Error::Pem { path: key.to_owned(), source })?;
+    Ok((chain, key))
 }
 
 fn add(roots: &mut RootCertStore, file: &Path) -> Result<(), Error> {

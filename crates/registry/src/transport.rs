@@ -26,6 +26,7 @@ use crate::{
     config::{Config, HostPort, Insecure, Proxies, ProxyServer, Timeouts},
     dns,
     error::{Error, TransportError},
+    hosts::Settings,
     tls::Trust,
 };
 
@@ -71,6 +72,28 @@ impl Origin {
     }
 }
 
+/// On whose behalf a server is spoken to, and so how. Connections are shared only where it is the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Via {
+    /// The registry whose own authorities hold wherever it leads, as with dockerd.
+    pub(crate) home: Option<Origin>,
+    pub(crate) settings: Option<Arc<Settings>>,
+    /// If this is not TLS, plain HTTP is tried: so it gets little time to greet.
+    pub(crate) plain_too: bool,
+}
+
+impl Via {
+    /// For another server to which this one leads: whom to trust and the way there are the same, but our
+    /// certificate is for this one.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let anonymous = |settings: &Arc<Settings>| {
+            Arc::new(Settings { client: Vec::new(), ..settings.as_ref().clone() })
+        };
+        let settings = self.settings.as_ref().map(anonymous);
+        Self { home: self.home.clone(), settings, plain_too: false }
+    }
+}
+
 /// What a request sends. A stream can be sent once only.
 pub(crate) enum Payload {
     Empty,
@@ -87,6 +110,10 @@ pub(crate) struct Progress {
 
 /// A connection, and since when it is idle.
 type Idle = (SendRequest<Body>, Instant);
+/// TLS settings, and when their files were read.
+type KnownTls = (Arc<rustls::ClientConfig>, Instant);
+/// A server, and on whose behalf it is spoken to.
+type Way<'a> = (&'a Origin, &'a Via);
 
 pub(crate) struct Transport {
     trust: Arc<Trust>,
@@ -95,9 +122,8 @@ pub(crate) struct Transport {
     resolver: dns::Resolver,
     pub(crate) timeouts: Timeouts,
     user_agent: HeaderValue,
-    idle: Mutex<HashMap<Origin, Vec<Idle>>>,
-    /// TLS settings by registry, and when their files were read.
-    tls: Mutex<HashMap<String, (Arc<rustls::ClientConfig>, Instant)>>,
+    idle: Mutex<HashMap<(Origin, Via), Vec<Idle>>>,
+    tls: Mutex<HashMap<(Origin, Via), KnownTls>>,
 }
 
 impl Transport {
@@ -123,12 +149,14 @@ impl Transport {
     /// Sends one request and waits for the head of the answer; follows nothing.
     pub(crate) async fn send(
         &self,
+        via: &Via,
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
         payload: Payload,
     ) -> Result<Response<Incoming>, TransportError> {
         let origin = Origin::of(uri)?;
+        let way = (&origin, via);
         let again = match &payload {
             Payload::Empty => Some(Payload::Empty),
             Payload::Bytes(bytes) => Some(Payload::Bytes(bytes.clone())),
@@ -136,33 +164,33 @@ impl Transport {
         };
         // A stream cannot be repeated, so it does not gamble on an old connection.
         if let Some(again) = again
-            && let Some(sender) = self.take_idle(&origin)
+            && let Some(sender) = self.take_idle(way)
         {
-            match self.exchange(sender, &origin, method, uri, headers, payload).await {
+            match self.exchange(sender, way, method, uri, headers, payload).await {
                 Err(TransportError::Http(_)) => {}
                 other => return other,
             }
-            let sender = self.connect(&origin).await?;
-            return self.exchange(sender, &origin, method, uri, headers, again).await;
+            let sender = self.connect(way).await?;
+            return self.exchange(sender, way, method, uri, headers, again).await;
         }
-        let sender = self.connect(&origin).await?;
-        self.exchange(sender, &origin, method, uri, headers, payload).await
+        let sender = self.connect(way).await?;
+        self.exchange(sender, way, method, uri, headers, payload).await
     }
 
-    fn take_idle(&self, origin: &Origin) -> Option<SendRequest<Body>> {
+    fn take_idle(&self, (origin, via): Way<'_>) -> Option<SendRequest<Body>> {
         let mut idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let waiting = idle.get_mut(origin)?;
+        let waiting = idle.get_mut(&(origin.clone(), via.clone()))?;
         waiting.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE_FOR);
         let ready = waiting.iter().position(|(sender, _)| sender.is_ready())?;
         Some(waiting.swap_remove(ready).0)
     }
 
-    fn keep(&self, origin: &Origin, sender: SendRequest<Body>) {
+    fn keep(&self, (origin, via): Way<'_>, sender: SendRequest<Body>) {
         let mut idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if idle.len() >= SERVERS_MAX {
             idle.clear();
         }
-        let waiting = idle.entry(origin.clone()).or_default();
+        let waiting = idle.entry((origin.clone(), via.clone())).or_default();
         waiting.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE_FOR);
         if waiting.len() < IDLE_MAX {
             waiting.push((sender, Instant::now()));
@@ -172,7 +200,7 @@ impl Transport {
     async fn exchange(
         &self,
         mut sender: SendRequest<Body>,
-        origin: &Origin,
+        way: Way<'_>,
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
@@ -183,27 +211,26 @@ impl Transport {
             Payload::Bytes(b) => (Full::new(b).map_err(|e| match e {}).boxed_unsync(), None),
             Payload::Stream(body, progress) => (body, Some(progress)),
         };
-        let request = self.request(origin, method, uri, headers, body)?;
+        let request = self.request(way, method, uri, headers, body)?;
         let watch = self.watch(progress);
         let answer = tokio::select! {
             answer = sender.send_request(request) => answer?,
             error = watch => return Err(error),
         };
-        self.keep(origin, sender);
+        self.keep(way, sender);
         Ok(answer)
     }
 
     fn request(
         &self,
-        origin: &Origin,
+        way: Way<'_>,
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Request<Body>, TransportError> {
         let address = |_| TransportError::Address("not a valid request");
-        let proxy = self.proxies.find(origin.https, &origin.host_port(), origin.port);
-        let proxy = proxy.filter(|_| !origin.https);
+        let proxy = self.proxy(way).filter(|_| !way.0.https);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         // To a proxy, the whole address; to a server, the path (RFC 9112 section 3.2).
         let target =
@@ -246,26 +273,31 @@ impl Transport {
         TransportError::Stalled { bytes: stall_bytes, seconds: stall.as_secs() }
     }
 
+    fn proxy<'a>(&'a self, (origin, via): Way<'a>) -> Option<&'a ProxyServer> {
+        // One that is named for this very server is taken, whatever NO_PROXY says.
+        let own = via.settings.as_ref().and_then(|settings| settings.proxy.as_ref());
+        own.or_else(|| self.proxies.find(origin.https, &origin.host_port(), origin.port))
+    }
+
     /// A new connection.
-    async fn connect(&self, origin: &Origin) -> Result<SendRequest<Body>, TransportError> {
+    async fn connect(&self, way: Way<'_>) -> Result<SendRequest<Body>, TransportError> {
         let limit = self.timeouts.connect;
-        let host = origin.host.clone();
-        let work = self.connect_unlimited(origin);
-        timeout(limit, work)
+        let host = way.0.host.clone();
+        timeout(limit, self.connect_unlimited(way))
             .await
             .unwrap_or_else(|_| Err(dns::ConnectError::Timeout { host }.into()))
     }
 
-    async fn connect_unlimited(
-        &self,
-        origin: &Origin,
-    ) -> Result<SendRequest<Body>, TransportError> {
-        let proxy = self.proxies.find(origin.https, &origin.host_port(), origin.port);
+    async fn connect_unlimited(&self, way: Way<'_>) -> Result<SendRequest<Body>, TransportError> {
+        let (origin, via) = way;
+        let proxy = self.proxy(way);
         let (host, port) = match proxy {
             Some(proxy) => (proxy.host.as_str(), proxy.port),
             None => (origin.host.as_str(), origin.port),
         };
-        let mut tcp = dns::connect(&self.resolver, host, port, self.timeouts.connect).await?;
+        let dial = via.settings.as_ref().and_then(|settings| settings.dial_timeout);
+        let limit = dial.map_or(self.timeouts.connect, |dial| dial.min(self.timeouts.connect));
+        let mut tcp = dns::connect(&self.resolver, host, port, limit).await?;
         tcp.set_nodelay(true)?;
         if !origin.https {
             return handshake(tcp).await;
@@ -273,13 +305,11 @@ impl Transport {
         if let Some(proxy) = proxy {
             tunnel(&mut tcp, proxy, origin).await?;
         }
-        let config =
-            self.tls_config(origin).await.map_err(|e| TransportError::Setup(Box::new(e)))?;
+        let config = self.tls_config(way).await.map_err(|e| TransportError::Setup(Box::new(e)))?;
         let name = ServerName::try_from(origin.host.clone())
             .map_err(|_| TransportError::Address("not a valid server name"))?;
-        let tls_error = |source| TransportError::Tls { host: origin.host.clone(), source };
         let greeting = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-        let limit = if self.allows_http(origin) {
+        let limit = if via.plain_too || self.is_insecure_server(origin) {
             PROBE.min(self.timeouts.connect)
         } else {
             self.timeouts.connect
@@ -287,15 +317,15 @@ impl Transport {
         let stream = timeout(limit, greeting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| {
-                self.forget_tls(origin);
-                tls_error(error)
+            .map_err(|source| {
+                self.forget_tls(way);
+                TransportError::tls(&registry_of(origin), self.trust.directory(), source)
             })?;
         handshake(stream).await
     }
 
     /// Whether the server was declared insecure, so that it may not know TLS at all.
-    fn allows_http(&self, origin: &Origin) -> bool {
+    fn is_insecure_server(&self, origin: &Origin) -> bool {
         // An entry of the list may or may not name the default port.
         let bare = HostPort { host: origin.host.clone(), port: None };
         self.insecure.contains(&origin.host_port())
@@ -303,26 +333,33 @@ impl Transport {
     }
 
     /// Certificates that are put in place after a failure count at the next attempt.
-    fn forget_tls(&self, origin: &Origin) {
+    fn forget_tls(&self, (origin, via): Way<'_>) {
         self.trust.forget();
         let mut known = self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.remove(&registry_of(origin));
+        known.remove(&(origin.clone(), via.clone()));
     }
 
-    async fn tls_config(&self, origin: &Origin) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let key = registry_of(origin);
+    async fn tls_config(&self, (origin, via): Way<'_>) -> Result<Arc<rustls::ClientConfig>, Error> {
+        let key = (origin.clone(), via.clone());
         let lock = || self.tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((config, since)) = lock().get(&key)
             && since.elapsed() < TLS_FOR
         {
             return Ok(config.clone());
         }
-        let is_insecure = self.allows_http(origin);
-        let (trust, registry) = (self.trust.clone(), key.clone());
-        let load = move || trust.for_registry(&registry, !is_insecure);
+        let registry = registry_of(origin);
+        let home = via.home.as_ref().map(registry_of).filter(|home| *home != registry);
+        let settings = via.settings.clone().unwrap_or_default();
+        let verify = match settings.skip_verify {
+            Some(skip) => !skip,
+            // Who names an authority wants it to be looked at, on loopback too.
+            None => !settings.ca.is_empty() || !self.is_insecure_server(origin),
+        };
+        let (trust, name) = (self.trust.clone(), registry.clone());
+        let load = move || trust.for_registry(&name, home.as_deref(), &settings, verify);
         let config = tokio::task::spawn_blocking(load).await.unwrap_or_else(|e| {
             let source = rustls::Error::General(e.to_string());
-            Err(Error::Certificates { host: key.clone(), source })
+            Err(Error::Certificates { host: registry, source })
         })?;
         let mut known = lock();
         if known.len() >= SERVERS_MAX {

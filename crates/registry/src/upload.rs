@@ -18,7 +18,8 @@ use types::Digest;
 
 use crate::{
     auth::{encode, transport_error},
-    client::{Call, Context, Endpoint, resolve},
+    client::{Call, Context, resolve},
+    endpoint::Endpoint,
     error::{Error, Problem, TransportError},
     repository::{Repository, route},
     transport::{Origin, Payload, Progress, text},
@@ -114,7 +115,7 @@ impl Repository {
     /// # Errors
     /// When the registry refuses or cannot be reached.
     pub async fn mount_blob(&self, digest: &Digest, from: &str) -> Result<bool, Error> {
-        route!(self, endpoint => async {
+        route!(self, push, endpoint => async {
             match self.start(&endpoint, Some((digest, from))).await? {
                 Started::Mounted => Ok(true),
                 Started::Session(session) => {
@@ -141,7 +142,7 @@ impl Repository {
         options: &UploadOptions<'_>,
     ) -> Result<(), Error> {
         let job = Job { digest, size, source, options };
-        route!(self, endpoint => self.upload(&endpoint, &job, None))
+        route!(self, push, endpoint => self.upload(&endpoint, &job, None))
     }
 
     /// Brings a blob into the repository in the cheapest way: not at all if it is there, mounted
@@ -158,7 +159,7 @@ impl Repository {
         options: &UploadOptions<'_>,
     ) -> Result<Pushed, Error> {
         let job = Job { digest, size, source, options };
-        route!(self, endpoint => async {
+        route!(self, push, endpoint => async {
             if self.blob_exists_at(&endpoint, digest).await?.is_some() {
                 return Ok(Pushed::AlreadyThere);
             }
@@ -269,7 +270,7 @@ impl Repository {
                 Error::Status { status: 404 | 416, .. } if session.is_some() => {
                     session = None;
                     let source = TransportError::ShortBody { got: reached };
-                    transport_error(&Method::PATCH, &endpoint.uri("/v2/")?, source)
+                    transport_error(&Method::PATCH, &endpoint.uri("/")?, source)
                 }
                 error => error,
             };
@@ -373,9 +374,14 @@ impl Repository {
         let fail = |error| (error, None);
         let source_error = |source| Error::Source { digest: job.digest.clone(), source };
         let mut call = self.call_at(method, uri);
-        let at_home = Origin::of(&call.uri).is_ok_and(|o| o == endpoint.origin);
+        let origin = Origin::of(&call.uri)
+            .map_err(|source| fail(transport_error(&call.method, &call.uri, source)))?;
+        let at_home = origin == endpoint.origin;
         if at_home && let Some(value) = self.fresh(endpoint, &call.uri).await.map_err(fail)? {
             call.headers.insert(header::AUTHORIZATION, value);
+        }
+        if at_home {
+            endpoint.own_headers(&mut call.headers);
         }
         let kind = HeaderValue::from_static("application/octet-stream");
         call.headers.insert(header::CONTENT_TYPE, kind);
@@ -390,7 +396,8 @@ impl Repository {
         let body = stream(reader, end - start, progress.clone(), failed.clone());
         let payload = Payload::Stream(body, progress.clone());
         let transport = &self.shared.transport;
-        let send = transport.send(&call.method, &call.uri, &call.headers, payload);
+        let via = endpoint.via(&origin);
+        let send = transport.send(&via, &call.method, &call.uri, &call.headers, payload);
         let mut send = std::pin::pin!(send);
         let response = loop {
             tokio::select! {

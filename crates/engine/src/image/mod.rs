@@ -226,7 +226,10 @@ impl Engine {
             credentials: auth.map(auth::credentials),
             insecure: self.config.insecure_registries.clone(),
             mirrors: self.config.registry_mirrors.clone(),
-            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/gantry/certs.d".into()],
+            // The first with a hosts.toml for a registry wins; certificates of all count.
+            certs_dirs: ["gantry", "docker", "containerd"]
+                .map(|name| format!("/etc/{name}/certs.d").into())
+                .into(),
             plain_http: false,
             headers: Vec::new(),
             max_concurrent: self.config.max_concurrent_downloads,

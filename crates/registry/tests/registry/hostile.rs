@@ -15,7 +15,7 @@ use types::{Digest, ErrorKind, ImageRef};
 use crate::server::{Reply, Seen, Server, reply};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 pub(crate) fn quick() -> Config {
     Config {
@@ -34,7 +34,7 @@ pub(crate) fn quick() -> Config {
     }
 }
 
-fn password() -> Credentials {
+pub(crate) fn password() -> Credentials {
     Credentials::Password { username: "user".into(), password: "secret".into() }
 }
 
@@ -42,8 +42,8 @@ fn image(server: &Server) -> ImageRef {
     format!("{}/some/repo:tag", server.address).parse().unwrap()
 }
 
-fn pull(server: &Server) -> Repository {
-    Client::new(quick()).unwrap().pull(&image(server), Credentials::Anonymous)
+async fn pull(server: &Server) -> Repository {
+    Client::new(quick()).unwrap().pull(&image(server), Credentials::Anonymous).await.unwrap()
 }
 
 /// Bytes that differ in each run.
@@ -59,7 +59,7 @@ pub(crate) fn random(len: usize) -> Vec<u8> {
     (0..len).map(next).collect()
 }
 
-async fn read(repository: &Repository, digest: &Digest) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read(repository: &Repository, digest: &Digest) -> Result<Vec<u8>, Error> {
     let mut blob = repository.get_blob(digest, None, 0).await?.verified();
     let mut all = Vec::new();
     while let Some(chunk) = blob.chunk().await? {
@@ -90,7 +90,7 @@ async fn resets_are_resumed_where_they_happened() {
         }
     })
     .await;
-    assert!(read(&pull(&server), &digest).await.unwrap() == data);
+    assert!(read(&pull(&server).await, &digest).await.unwrap() == data);
     let starts: Vec<_> = server.seen().iter().map(range_start).collect();
     assert_eq!(starts[0], None);
     assert!(starts.len() > 10 && starts[1..].iter().all(Option::is_some), "{starts:?}");
@@ -107,7 +107,7 @@ async fn registries_without_ranges_are_resumed_too() {
         Reply::Cut { status: 200, headers: Vec::new(), body: served.clone(), after }
     })
     .await;
-    assert!(read(&pull(&server), &digest).await.unwrap() == data);
+    assert!(read(&pull(&server).await, &digest).await.unwrap() == data);
     assert_eq!(server.seen().len(), 3);
 }
 
@@ -118,7 +118,7 @@ async fn attempts_without_progress_are_counted() {
         false => Reply::Reset,
     })
     .await;
-    let repository = pull(&server);
+    let repository = pull(&server).await;
     let error = read(&repository, &Digest::sha256("x")).await.unwrap_err();
     assert!(matches!(error, Error::Transport { .. }), "{error:?}");
     assert_eq!(server.seen().len(), 4);
@@ -137,7 +137,7 @@ async fn wrong_digests_and_sizes_are_refused() {
         }
     })
     .await;
-    let repository = pull(&server);
+    let repository = pull(&server).await;
     let digest = Digest::sha256("something else");
     let error = read(&repository, &digest).await.unwrap_err();
     assert!(matches!(error, Error::DigestMismatch { what: "blob", .. }), "{error:?}");
@@ -154,7 +154,7 @@ async fn wrong_digests_and_sizes_are_refused() {
         reply(200, &headers, r#"{"layers":[]}"#)
     })
     .await;
-    let error = pull(&server).get_manifest(Target::Tag("t")).await.unwrap_err();
+    let error = pull(&server).await.get_manifest(Target::Tag("t")).await.unwrap_err();
     assert!(matches!(error, Error::DigestMismatch { .. }), "{error:?}");
 }
 
@@ -167,12 +167,12 @@ async fn too_many_requests_waits_as_long_as_asked_or_gives_the_words_on() {
     })
     .await;
     let begun = Instant::now();
-    pull(&server).get_manifest(Target::Tag("t")).await.unwrap();
+    pull(&server).await.get_manifest(Target::Tag("t")).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert_eq!(server.seen().len(), 2);
     for (after, requests) in [("0", 4), ("3600", 1)] {
         let server = Server::start(move |_, _| reply(429, &[("Retry-After", after)], words)).await;
-        let error = pull(&server).get_manifest(Target::Tag("t")).await.unwrap_err();
+        let error = pull(&server).await.get_manifest(Target::Tag("t")).await.unwrap_err();
         let expected = "toomanyrequests: You have reached your pull rate limit.";
         assert_eq!(error.to_string(), expected);
         assert_eq!(server.seen().len(), requests);
@@ -192,7 +192,7 @@ async fn redirects_to_other_hosts_carry_no_credentials() {
     })
     .await;
     let client = Client::new(quick()).unwrap();
-    let repository = client.pull(&image(&server), password());
+    let repository = client.pull(&image(&server), password()).await.unwrap();
     assert!(read(&repository, &digest).await.unwrap() == data);
     assert_eq!(
         server.seen().last().unwrap().header("authorization"),
@@ -206,7 +206,7 @@ async fn redirects_to_other_hosts_carry_no_credentials() {
         Server::start(|_, _| reply(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], "")).await;
     let target = format!("http://{}/", thief.address);
     let server = Server::start(move |_, _| reply(307, &[("Location", &target)], "")).await;
-    let repository = client.pull(&image(&server), password());
+    let repository = client.pull(&image(&server), password()).await.unwrap();
     let error = read(&repository, &digest).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
     assert_eq!(thief.seen().len(), 1);
@@ -215,7 +215,12 @@ async fn redirects_to_other_hosts_carry_no_credentials() {
     // In circles.
     let server =
         Server::start(|seen, _| reply(302, &[("Location", &seen.target.clone())], "")).await;
-    let error = client.pull(&image(&server), password()).get_manifest(Target::Tag("t")).await;
+    let error = client
+        .pull(&image(&server), password())
+        .await
+        .unwrap()
+        .get_manifest(Target::Tag("t"))
+        .await;
     assert!(matches!(
         error.unwrap_err(),
         Error::Transport { source: TransportError::Redirect(_), .. }
@@ -234,7 +239,7 @@ async fn slow_servers_time_out() {
     })
     .await;
     let begun = Instant::now();
-    let repository = client.pull(&image(&drip), Credentials::Anonymous);
+    let repository = client.pull(&image(&drip), Credentials::Anonymous).await.unwrap();
     let error = read(&repository, &Digest::sha256("x")).await.unwrap_err();
     assert!(
         matches!(error, Error::Transport { source: TransportError::Stalled { .. }, .. }),
@@ -247,7 +252,7 @@ async fn slow_servers_time_out() {
         "{error:?}"
     );
     let silent = Server::start(|_, _| Reply::Silence).await;
-    let repository = client.pull(&image(&silent), Credentials::Anonymous);
+    let repository = client.pull(&image(&silent), Credentials::Anonymous).await.unwrap();
     let error = repository.get_manifest(Target::Tag("t")).await.unwrap_err();
     assert!(
         matches!(error, Error::Transport { source: TransportError::NoAnswer { .. }, .. }),
@@ -279,7 +284,7 @@ async fn bearer_tokens_by_get_and_by_post() {
     let client = Client::new(quick()).unwrap();
     let identity = Credentials::IdentityToken { token: "refresh/me".into() };
     for credentials in [Credentials::Anonymous, password(), identity] {
-        let repository = client.pull(&image(&server), credentials);
+        let repository = client.pull(&image(&server), credentials).await.unwrap();
         repository.get_manifest(Target::Tag("t")).await.unwrap();
         repository.get_manifest(Target::Tag("u")).await.unwrap();
     }
@@ -313,7 +318,7 @@ async fn refusals_have_dockers_words() {
         }
     })
     .await;
-    let repository = pull(&server);
+    let repository = pull(&server).await;
     let name = format!("{}/some/repo", server.address);
     for (tag, words) in [
         ("t", format!("manifest for {name}:t not found: manifest unknown: manifest unknown")),
@@ -342,7 +347,7 @@ async fn manifests_have_limits() {
     let big = vec![b' '; (4 << 20) + 1];
     let server =
         Server::start(move |_, _| reply(200, &[("Content-Type", MANIFEST)], big.clone())).await;
-    let error = pull(&server).get_manifest(Target::Tag("t")).await.unwrap_err();
+    let error = pull(&server).await.get_manifest(Target::Tag("t")).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
 
     // An index that leads to another one, and so on.
@@ -363,7 +368,7 @@ async fn manifests_have_limits() {
         reply(200, &[], found.unwrap_or(&all[10]).as_str())
     })
     .await;
-    let repository = pull(&server);
+    let repository = pull(&server).await;
     let platform = "linux/amd64".parse().unwrap();
     let error = repository.resolve(Target::Tag("t"), &platform).await.unwrap_err();
     assert!(error.to_string().contains("nested too deeply"), "{error}");
@@ -415,7 +420,7 @@ async fn interrupted_uploads_go_on() {
     )
     .await;
     let client = Client::new(quick()).unwrap();
-    let repository = client.push(&image(&server), Credentials::Anonymous);
+    let repository = client.push(&image(&server), Credentials::Anonymous).await.unwrap();
     let source = BytesSource(Bytes::from(data.clone()));
     let told = Mutex::new(0);
     let report = |bytes| *told.lock().unwrap() = bytes;
@@ -445,7 +450,7 @@ async fn uploads_to_other_hosts_carry_no_credentials() {
     })
     .await;
     let client = Client::new(quick()).unwrap();
-    let repository = client.push(&image(&server), password());
+    let repository = client.push(&image(&server), password()).await.unwrap();
     let source = BytesSource(Bytes::from_static(b"data"));
     let digest = Digest::sha256("data");
     repository.upload_blob(&digest, 4, &source, &UploadOptions::default()).await.unwrap();
@@ -470,7 +475,7 @@ async fn mirrors_are_asked_first_without_credentials_and_fall_through() {
     };
     std::fs::write(hosts.path(), "127.0.0.1 registry-1.docker.io\n").unwrap();
     let client = Client::new(config).unwrap();
-    let repository = client.pull(&"alpine".parse().unwrap(), password());
+    let repository = client.pull(&"alpine".parse().unwrap(), password()).await.unwrap();
     repository.get_manifest(Target::Tag("have")).await.unwrap();
     let seen = mirror.seen();
     assert_eq!(seen[0].target, "/prefix/v2/library/alpine/manifests/have");
@@ -508,7 +513,7 @@ async fn the_rest_of_what_a_mirror_began_comes_from_the_next() {
         ..quick()
     };
     let client = Client::new(config).unwrap();
-    let repository = client.pull(&"alpine".parse().unwrap(), password());
+    let repository = client.pull(&"alpine".parse().unwrap(), password()).await.unwrap();
     assert!(read(&repository, &digest).await.unwrap() == data);
     assert_eq!(broken.seen().len(), 1, "a mirror that failed is not insisted on");
     let start = range_start(&whole.seen()[0]).unwrap();
@@ -532,7 +537,13 @@ async fn proxies_get_the_whole_address() {
     };
     let client = Client::new(config).unwrap();
     let image = "far.example:5000/x".parse().unwrap();
-    client.pull(&image, Credentials::Anonymous).get_manifest(Target::Tag("t")).await.unwrap();
+    client
+        .pull(&image, Credentials::Anonymous)
+        .await
+        .unwrap()
+        .get_manifest(Target::Tag("t"))
+        .await
+        .unwrap();
     let seen = proxy.seen();
     assert_eq!(seen[0].target, "http://far.example:5000/v2/x/manifests/t");
     assert_eq!(seen[0].header("host"), Some("far.example:5000"));

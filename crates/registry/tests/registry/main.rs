@@ -3,5 +3,6 @@
 
 mod dns;
 mod hostile;
+mod hosts;
 mod real;
 mod server;

@@ -5,7 +5,10 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -63,6 +66,7 @@ type Handler = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -91,15 +95,23 @@ impl Server {
         let handler: Arc<Handler> = Arc::new(handler);
         let log = seen.clone();
         let was_cut = Arc::new(Mutex::new(false));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let taken = connections.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                taken.fetch_add(1, Ordering::SeqCst);
                 let work = serve(stream, handler.clone(), log.clone(), cut, was_cut.clone());
                 let work: Pin<Box<dyn Future<Output = Option<()>> + Send>> = Box::pin(work);
                 tokio::spawn(work);
             }
         });
-        Self { address, seen, task }
+        Self { address, seen, connections, task }
+    }
+
+    /// Those too that never came to a request.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {

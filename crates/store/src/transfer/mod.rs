@@ -110,12 +110,22 @@ fn descriptor(of: &registry::Descriptor) -> store_api::Descriptor {
     descriptor
 }
 
+/// A repository to read from.
+async fn repository(
+    local: &Local,
+    reference: &ImageRef,
+    access: &RegistryAccess,
+) -> Result<registry::Repository> {
+    let client = local.client(access, Some(reference))?;
+    client.pull(reference, credentials(access)).await.map_err(refused)
+}
+
 pub(crate) async fn resolve(
     local: &Local,
     reference: &ImageRef,
     access: &RegistryAccess,
 ) -> Result<store_api::Descriptor> {
-    let repository = local.client(access, Some(reference))?.pull(reference, credentials(access));
+    let repository = repository(local, reference, access).await?;
     let found = repository.head_manifest(registry::Target::of(reference)).await.map_err(refused)?;
     found.as_ref().map(descriptor).ok_or_else(|| Error::not_found("manifest", reference))
 }
@@ -125,7 +135,7 @@ pub(crate) async fn tags(
     reference: &ImageRef,
     access: &RegistryAccess,
 ) -> Result<Vec<String>> {
-    let repository = local.client(access, Some(reference))?.pull(reference, credentials(access));
+    let repository = repository(local, reference, access).await?;
     repository.list_tags().await.map_err(refused)
 }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 
-use super::{WRITE_BYTES, credentials, descriptor, refused, remember_source};
+use super::{WRITE_BYTES, descriptor, refused, remember_source, repository};
 use crate::{
     Local,
     error::Error as Fail,
@@ -61,14 +61,13 @@ pub(crate) async fn pull(
     let reference = request.reference.clone().with_default_tag();
     let name = reference.to_string();
     let _alone = local.core.async_flights.enter(&format!("pull {} {name}", local.ns)).await;
-    let client = local.client(&request.access, Some(&reference))?;
     let at_once = match request.access.max_concurrent {
         0 => AT_ONCE,
         n => n,
     };
     let pull = Arc::new(Pull {
         local: local.clone(),
-        repository: client.pull(&reference, credentials(&request.access)),
+        repository: repository(local, &reference, &request.access).await?,
         reporter: Reporter::new(progress),
         slots: Arc::new(Semaphore::new(at_once)),
         pins: local.core.guard.pins(&local.ns),

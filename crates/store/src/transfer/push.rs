@@ -54,7 +54,8 @@ pub(crate) async fn push(
         reporter.state(&whole, ProgressState::Resolved, note);
     }
     let client = local.client(&request.access, Some(&reference))?;
-    let repository = client.push(&reference, credentials(&request.access));
+    let repository =
+        client.push(&reference, credentials(&request.access)).await.map_err(refused)?;
     blobs(local, &repository, &reporter, &plan, &request.access).await?;
     for document in &plan.documents {
         let top = document.descriptor.digest == plan.target.digest;
