@@ -1,9 +1,10 @@
-//! `conformance [--security] [--no-cgroups] [--long] [--only WORD]… [--as NAME --list FILE…] RUNTIME
-//! [WORD…]`: looks at the properties of the OCI runtime specification with that runtime (`WORD…` come
+//! `conformance [--security] [--no-cgroups] [--long] [--only WORD]… [--as NAME --list FILE…
+//! [--skips FILE]] RUNTIME [WORD…]`: looks at the properties of the OCI runtime specification with that runtime (`WORD…` come
 //! before its commands), or attacks it, and writes a line of JSON for each. `--only` takes properties
 //! whose names contain one of the words, `--long` takes no samples. With lists of known differences it
 //! writes, in the end, what is not as listed for NAME, and how many properties hold, on standard error,
-//! and only what is not listed counts as failed; a later list overrules an earlier one. It mounts a file system on `/run/conformance` of its mount
+//! and only what is not listed counts as failed; a later list overrules an earlier one. What is skipped
+//! counts as failed too, unless the list of `--skips` says what the machine lacks for it. It mounts a file system on `/run/conformance` of its mount
 //! namespace, so run it in one of its own: `sandbox conformance /usr/sbin/runc`. Exit code 1 if anything
 //! failed.
 #![allow(clippy::print_stdout)] // its output is its purpose
@@ -16,7 +17,7 @@ use testkit::command::Cmd;
 use testkit::oci::{Ground, Outcome, Property, Runtime, Verdict, list, properties, run, security};
 
 const USAGE: &str = "usage: conformance [--security] [--no-cgroups] [--long] [--only WORD]… \
-    [--as NAME --list FILE…] RUNTIME [WORD…]";
+    [--as NAME --list FILE… [--skips FILE]] RUNTIME [WORD…]";
 const WORK: &str = "/run/conformance";
 
 struct Wanted {
@@ -26,6 +27,8 @@ struct Wanted {
     /// The runtime's name in the lists of known differences, and these.
     name: String,
     lists: Vec<String>,
+    /// The list of what may be skipped where.
+    skips: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
 fn parse(mut args: Vec<String>) -> Option<Wanted> {
     let (mut attacks, mut cgroups, mut long) = (false, true, false);
     let (mut only, mut name, mut lists) = (Vec::new(), String::new(), Vec::new());
+    let mut skips = None;
     while args.first().is_some_and(|arg| arg.starts_with("--")) {
         match args.remove(0).as_str() {
             "--security" => attacks = true,
@@ -54,6 +58,7 @@ fn parse(mut args: Vec<String>) -> Option<Wanted> {
             "--only" if !args.is_empty() => only.push(args.remove(0)),
             "--as" if !args.is_empty() => name = args.remove(0),
             "--list" if !args.is_empty() => lists.push(args.remove(0)),
+            "--skips" if !args.is_empty() => skips = Some(args.remove(0)),
             _ => return None,
         }
     }
@@ -68,6 +73,7 @@ fn parse(mut args: Vec<String>) -> Option<Wanted> {
         long,
         name,
         lists,
+        skips,
     })
 }
 
@@ -90,20 +96,25 @@ fn conformance(wanted: Wanted) -> Result<bool> {
     if wanted.lists.is_empty() {
         return Ok(verdicts.iter().all(|verdict| verdict.outcome != Outcome::Fail));
     }
-    judged(&wanted.name, &wanted.lists, &verdicts).or_else(|wrong| {
+    judged(&wanted.name, &wanted.lists, wanted.skips.as_deref(), &verdicts).or_else(|wrong| {
         eprintln!("conformance: the lists of known differences: {wrong}");
         Ok(false)
     })
 }
 
 /// Whether everything is as the lists say; what is not goes to standard error.
-fn judged(name: &str, lists: &[String], verdicts: &[Verdict]) -> std::result::Result<bool, String> {
-    let mut texts = Vec::new();
-    for path in lists {
-        texts.push(std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?);
-    }
+fn judged(
+    name: &str,
+    lists: &[String],
+    skips: Option<&str>,
+    verdicts: &[Verdict],
+) -> std::result::Result<bool, String> {
+    let text =
+        |path: &str| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let texts = lists.iter().map(|path| text(path)).collect::<std::result::Result<Vec<_>, _>>()?;
     let known = list::known(&texts, name)?;
-    let complaints = list::complaints(verdicts, &known);
+    let skips = list::skips(&skips.map_or(Ok(String::new()), text)?)?;
+    let complaints = list::complaints(verdicts, &known, &skips);
     for complaint in &complaints {
         eprintln!("{name}: {complaint}");
     }

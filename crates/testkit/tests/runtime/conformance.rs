@@ -47,14 +47,27 @@ pub(crate) fn ours() -> Vec<String> {
     }
 }
 
+/// Under which name the lists have it: another one's is that of the file which it is in the end,
+/// whatever links lead to it.
+pub(crate) fn our_name() -> String {
+    if std::env::var_os("CONFORMANCE_RUNTIME").is_none() {
+        return "gantry".to_owned();
+    }
+    let path = std::fs::canonicalize(&ours()[0]).unwrap();
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
 fn conforms(name: &str, verdicts: &[Verdict]) {
     let count = |outcome| verdicts.iter().filter(|verdict| verdict.outcome == outcome).count();
     let known = list::of(name);
+    let listed = verdicts
+        .iter()
+        .filter(|verdict| verdict.outcome == Outcome::Fail && known.contains_key(&verdict.property))
+        .count();
     eprintln!(
-        "{name}: {} properties hold, {} do not, of which {} are listed, {} skipped",
+        "{name}: {} properties hold, {} do not, of which {listed} are listed, {} skipped",
         count(Outcome::Pass),
         count(Outcome::Fail),
-        known.len(),
         count(Outcome::Skip)
     );
     for verdict in verdicts.iter().filter(|verdict| verdict.outcome == Outcome::Skip) {
@@ -66,7 +79,7 @@ fn conforms(name: &str, verdicts: &[Verdict]) {
 
 #[test]
 fn our_runtime() {
-    conforms("gantry", &suite("", &[], &ours()));
+    conforms(&our_name(), &suite("", &[], &ours()));
 }
 
 #[test]
@@ -74,10 +87,13 @@ fn debians_runc() {
     conforms("runc", &suite("", &[], &["/usr/sbin/runc".to_owned()]));
 }
 
-/// crun refuses a host that has v2 with controllers beside v1: so v2 is taken out of its sight.
+/// crun refuses a host that has v2 with controllers beside v1: so v2 is taken out of its sight. And it
+/// gives the /dev/null that is a standard stream to the container's user: so that is one of its own.
 #[test]
 fn debians_crun() {
-    let hide = "umount /sys/fs/cgroup/unified 2>/dev/null || :";
+    let hide = "umount /sys/fs/cgroup/unified 2>/dev/null || :; mkdir /run/own; \
+        mount -t tmpfs -o mode=755 own /run/own; mknod -m 666 /run/own/null c 1 3; \
+        mount --bind /run/own/null /dev/null";
     conforms("crun", &suite(hide, &[], &["/usr/bin/crun".to_owned()]));
 }
 

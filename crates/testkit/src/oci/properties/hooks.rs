@@ -154,7 +154,9 @@ fn namespaces(g: &Ground) -> Checked {
     let mut b = Bundle::new(g, "readlink /proc/self/ns/mnt; readlink /proc/self/ns/net")?;
     let log = b.path("log").display().to_string();
     for kind in OUTSIDE {
-        let line = format!("echo {kind} $(readlink /proc/self/ns/net /proc/self/ns/mnt) >> {log}");
+        let line = format!(
+            "echo {kind} $(readlink /proc/self/ns/net) $(readlink /proc/self/ns/mnt) >> {log}"
+        );
         b.config["hooks"][kind] = json!([shell(&line)]);
     }
     let got = b.output()?;
