@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use registry::{Repository, Target};
+use registry::{Blob, Repository, Target};
 use store_api::{
     Descriptor, Error, Labels, ProgressSender, ProgressState, PullRequest, Pulled, ResourceKind,
     Result, UnpackedImage, WriteRequest, media_type,
@@ -42,6 +42,15 @@ struct Layers {
     wanted: Vec<(Descriptor, Subject, oneshot::Sender<Result<bool>>)>,
     /// In order: whether each was downloaded.
     arrivals: Vec<oneshot::Receiver<Result<bool>>>,
+}
+
+/// What is known of a download that failed.
+#[derive(Default)]
+struct Attempt {
+    /// It went on where an earlier one, from whomever, ended.
+    resumed: bool,
+    /// The servers that sent some of it.
+    sources: Vec<String>,
 }
 
 struct Pull {
@@ -319,28 +328,38 @@ impl Pull {
         let _alone = self.local.core.async_flights.enter(&name).await;
         let mut again = true;
         loop {
-            match self.download(layer, subject).await {
-                // What an earlier attempt left was wrong, the whole is not; or what another namespace
-                // had is gone.
+            let mut attempt = Attempt::default();
+            let error = match self.download(layer, subject, &mut attempt).await {
                 Err(error)
-                    if again
-                        && matches!(
-                            error.kind,
-                            ErrorKind::DataLoss | ErrorKind::FailedPrecondition
-                        ) =>
+                    if matches!(
+                        error.kind,
+                        ErrorKind::DataLoss | ErrorKind::FailedPrecondition
+                    ) =>
                 {
-                    self.reporter.state(subject, ProgressState::Retrying, &error.message);
-                    again = false;
+                    error
                 }
                 other => {
                     drop(slot);
                     return other;
                 }
+            };
+            // A mirror that sent wrong bytes is not asked again, the next one is. Or what an earlier attempt
+            // left was wrong, the whole is not; or what another namespace had is gone.
+            let others = !attempt.resumed && self.repository.distrust(&attempt.sources);
+            if !others && !std::mem::take(&mut again) {
+                drop(slot);
+                return Err(error);
             }
+            self.reporter.state(subject, ProgressState::Retrying, &error.message);
         }
     }
 
-    async fn download(&self, layer: &Descriptor, subject: &Subject) -> Result<bool> {
+    async fn download(
+        &self,
+        layer: &Descriptor,
+        subject: &Subject,
+        attempt: &mut Attempt,
+    ) -> Result<bool> {
         let reference = format!("layer-{}", layer.digest);
         let request = WriteRequest {
             reference: reference.clone(),
@@ -355,9 +374,14 @@ impl Pull {
             }
             other => other?.offset,
         };
+        attempt.resumed = offset > 0;
         if offset < layer.size {
             self.reporter.state(subject, ProgressState::Downloading, "");
-            self.receive(layer, subject, &reference, offset).await?;
+            let blob = self.repository.get_blob(&layer.digest, Some(layer.size), offset).await;
+            let mut blob = blob.map_err(refused)?;
+            let received = self.receive(&mut blob, subject, &reference).await;
+            attempt.sources = blob.sources().to_vec();
+            received?;
         }
         self.reporter.state(subject, ProgressState::Verifying, "");
         let (size, expected) = (layer.size, layer.digest.clone());
@@ -382,37 +406,27 @@ impl Pull {
     }
 
     /// Writes what arrives.
-    async fn receive(
-        &self,
-        layer: &Descriptor,
-        subject: &Subject,
-        reference: &str,
-        from: u64,
-    ) -> Result<()> {
-        let mut blob = self
-            .repository
-            .get_blob(&layer.digest, Some(layer.size), from)
-            .await
-            .map_err(refused)?;
+    async fn receive(&self, blob: &mut Blob, subject: &Subject, reference: &str) -> Result<()> {
         let meter = self.reporter.meter(subject, ProgressState::Downloading);
         let mut offset = blob.offset();
         let mut buffer = BytesMut::with_capacity(WRITE_BYTES + (64 << 10));
         loop {
-            let chunk = blob.chunk().await.map_err(refused)?;
-            let end = chunk.is_none();
-            if let Some(chunk) = chunk {
-                buffer.extend_from_slice(&chunk);
+            let chunk = blob.chunk().await;
+            if let Ok(Some(chunk)) = &chunk {
+                buffer.extend_from_slice(chunk);
+                meter.at(offset + buffer.len() as u64);
             }
-            if buffer.len() >= WRITE_BYTES || (end && !buffer.is_empty()) {
+            let is_last = !matches!(chunk, Ok(Some(_)));
+            // Also of a download that fails: the next one goes on after it.
+            if buffer.len() >= WRITE_BYTES || (is_last && !buffer.is_empty()) {
                 let (bytes, name) = (buffer.split().freeze(), reference.to_string());
                 offset = self
                     .local
                     .heavy(move |core, ns| core.ingest_write(ns, &name, offset, &bytes))
                     .await?;
                 buffer.reserve(WRITE_BYTES);
-                meter.at(offset);
             }
-            if end {
+            if chunk.map_err(refused)?.is_none() {
                 return Ok(());
             }
         }

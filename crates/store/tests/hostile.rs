@@ -1,0 +1,464 @@
+//! Pulls from registries that break off, lie, refuse and lead elsewhere: each resumes or says clearly why not,
+//! and nothing partial is ever to be seen.
+#![allow(clippy::unwrap_used)]
+
+mod suite;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde_json::json;
+use store::Store;
+use store_api::{
+    Error, Namespaces as _, Progress, ProgressState, PullRequest, Pulled, RegistryAccess, Services,
+};
+use suite::{assert_kind, transfer};
+use testkit::{
+    fixtures::{
+        oci::{Image, Layer},
+        tar::TarStream,
+    },
+    random,
+};
+use tokio::sync::mpsc;
+use types::{Digest, ErrorKind, ImageRef};
+
+/// A registry that has one image, and behaves as it is told where a layer is asked for.
+struct Registry {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    ended: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    path: String,
+    /// First byte of a range.
+    range: Option<usize>,
+    has_credentials: bool,
+}
+
+enum Answer {
+    Whole,
+    /// So many bytes of what was asked for, then a reset.
+    Cut(usize),
+    /// The same of a registry that begins every blob at its start.
+    CutWithoutRange(usize),
+    /// So many bytes, then nothing more.
+    Hang(usize),
+    /// Bytes of the right number.
+    Wrong,
+    /// A status with headers and a body.
+    Refusal(u16, &'static str, &'static str),
+    Redirect(String),
+}
+
+type Behaviour = dyn Fn(&Seen, usize) -> Answer + Send + Sync;
+
+impl Registry {
+    /// `behave` gets each request for a layer and the number of those before it.
+    fn start(
+        image: &Image,
+        behave: impl Fn(&Seen, usize) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (log, end) = (Arc::clone(&seen), Arc::clone(&ended));
+        let image = Arc::new(image.clone());
+        let behave: Arc<Behaviour> = Arc::new(behave);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if end.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (image, behave, log) = (image.clone(), behave.clone(), log.clone());
+                let stream = stream.unwrap();
+                std::thread::spawn(move || serve(stream, &image, &behave, &log));
+            }
+        });
+        Self { address, seen, ended }
+    }
+
+    fn reference(&self) -> ImageRef {
+        format!("{}/some/repo:{}", self.address, random::token(4).to_lowercase()).parse().unwrap()
+    }
+
+    fn layers_seen(&self) -> Vec<Seen> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|seen| seen.path.contains("/blobs/")).cloned().collect()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+fn request(stream: &TcpStream) -> Option<Seen> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let path = first.split(' ').nth(1)?.to_owned();
+    let mut seen = Seen { path, range: None, has_credentials: false };
+    for line in lines {
+        let line = line.ok()?.to_lowercase();
+        if line.is_empty() {
+            return Some(seen);
+        }
+        seen.has_credentials |= line.starts_with("authorization:");
+        if let Some(range) = line.strip_prefix("range: bytes=") {
+            seen.range = Some(range.trim_end_matches('-').parse().unwrap());
+        }
+    }
+    None
+}
+
+fn serve(
+    mut stream: TcpStream,
+    image: &Image,
+    behave: &Arc<Behaviour>,
+    log: &Arc<Mutex<Vec<Seen>>>,
+) -> Option<()> {
+    let seen = request(&stream)?;
+    let number = {
+        let mut log = log.lock().unwrap();
+        log.push(seen.clone());
+        log.iter().filter(|other| is_layer(other, image)).count().saturating_sub(1)
+    };
+    let manifest = "application/vnd.oci.image.manifest.v1+json";
+    if seen.path.contains("/manifests/") {
+        return full(&mut stream, 200, &format!("Content-Type: {manifest}\r\n"), &image.manifest);
+    }
+    let blobs = image.layers.iter().map(|layer| &layer.blob).chain([&image.config]);
+    let blob = blobs.into_iter().find(|blob| seen.path.contains(&Digest::sha256(blob).to_string()));
+    let Some(blob) = blob else { return full(&mut stream, 404, "", b"") };
+    if !is_layer(&seen, image) {
+        return full(&mut stream, 200, "", blob);
+    }
+    let from = seen.range.unwrap_or(0);
+    let answer = behave(&seen, number);
+    let (status, headers) = match (&answer, seen.range) {
+        (Answer::CutWithoutRange(_), _) | (_, None) => (200, String::new()),
+        (_, Some(from)) => {
+            (206, format!("Content-Range: bytes {from}-{}/{}\r\n", blob.len() - 1, blob.len()))
+        }
+    };
+    let rest = if status == 206 { &blob[from..] } else { &blob[..] };
+    match answer {
+        Answer::Whole => full(&mut stream, status, &headers, rest),
+        Answer::Wrong => full(&mut stream, status, &headers, &random::bytes(rest.len())),
+        Answer::Refusal(status, headers, body) => {
+            full(&mut stream, status, headers, body.as_bytes())
+        }
+        Answer::Redirect(to) => full(&mut stream, 307, &format!("Location: {to}\r\n"), b""),
+        Answer::Cut(bytes) | Answer::CutWithoutRange(bytes) => {
+            head(&mut stream, status, &headers, rest.len())?;
+            stream.write_all(&rest[..bytes.min(rest.len())]).ok()?;
+            stream.shutdown(std::net::Shutdown::Write).ok()?;
+            // Until the client goes, so that it has read all of this.
+            stream.read_to_end(&mut Vec::new()).ok()?;
+            Some(())
+        }
+        Answer::Hang(bytes) => {
+            head(&mut stream, status, &headers, rest.len())?;
+            stream.write_all(&rest[..bytes.min(rest.len())]).ok()?;
+            // Until the client goes.
+            stream.read_to_end(&mut Vec::new()).ok()?;
+            Some(())
+        }
+    }
+}
+
+fn is_layer(seen: &Seen, image: &Image) -> bool {
+    seen.path.contains("/blobs/") && !seen.path.contains(&image.config_digest())
+}
+
+fn head(stream: &mut TcpStream, status: u16, headers: &str, length: usize) -> Option<()> {
+    let head = format!(
+        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).ok()
+}
+
+fn full(stream: &mut TcpStream, status: u16, headers: &str, body: &[u8]) -> Option<()> {
+    head(stream, status, headers, body.len())?;
+    stream.write_all(body).ok()
+}
+
+/// An image whose one layer has so many random bytes, and a small one.
+fn image(bytes: usize) -> Image {
+    let large = TarStream::new().dir("d/").file("d/large", 0o644, &random::bytes(bytes)).finish();
+    let small = TarStream::new().file("small", 0o600, b"small").finish();
+    Image::new(vec![Layer::plain(large), Layer::gzipped(small)], &json!({ "Cmd": ["/small"] }))
+}
+
+async fn open(ground: &Path) -> (Arc<Store>, Services) {
+    let config = suite::config(&ground.join("root"), &ground.join("state"));
+    let store = Store::open(config).await.unwrap();
+    let services = store.open("here").unwrap();
+    (store, services)
+}
+
+async fn pull_with(
+    services: &Services,
+    reference: &ImageRef,
+    access: RegistryAccess,
+) -> (store_api::Result<Pulled>, Vec<Progress>) {
+    let (progress, mut reports) = mpsc::channel(64);
+    let collected = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(report) = reports.recv().await {
+            all.push(report);
+        }
+        all
+    });
+    let request = PullRequest {
+        reference: reference.clone(),
+        platform: None,
+        all_platforms: false,
+        access,
+        unpack: true,
+    };
+    let pulled = services.transfer.pull(request, progress).await;
+    (pulled, collected.await.unwrap())
+}
+
+async fn pull(services: &Services, reference: &ImageRef) -> store_api::Result<Pulled> {
+    pull_with(services, reference, RegistryAccess::default()).await.0
+}
+
+/// What is in the store is whole, and belongs together.
+async fn all_whole(services: &Services) {
+    for blob in services.content.list(&[]).await.unwrap() {
+        let bytes = suite::get(services, &blob.digest).await;
+        assert_eq!(bytes.len() as u64, blob.size);
+        assert_eq!(Digest::sha256(&bytes), blob.digest);
+    }
+    for image in services.images.list(&[]).await.unwrap() {
+        services.extras.unpack(&image.target, None).await.unwrap();
+    }
+}
+
+/// Nothing of an image that could not be had is there but whole blobs and what a next pull goes on with.
+async fn nothing_partial(services: &Services, reference: &ImageRef, missing: &Layer) {
+    all_whole(services).await;
+    assert_kind(services.images.get(&reference.to_string()).await, ErrorKind::NotFound);
+    let digest = Digest::sha256(&missing.blob);
+    assert_kind(services.content.info(&digest).await, ErrorKind::NotFound);
+    let snapshots = services.snapshots.list(&[]).await.unwrap();
+    assert!(snapshots.is_empty(), "{snapshots:?}");
+}
+
+async fn pulled_well(services: &Services, image: &Image, reference: &ImageRef) {
+    let record = services.images.get(&reference.to_string()).await.unwrap();
+    assert_eq!(record.target.digest.to_string(), image.manifest_digest());
+    let unpacked = services.extras.resolve_image(&record.target, None).await.unwrap();
+    let tree = transfer::shown(services, &unpacked).await;
+    let names: Vec<&Path> = tree.keys().map(|path| path.as_path()).collect();
+    assert_eq!(names, ["d", "d/large", "small"].map(Path::new));
+    all_whole(services).await;
+    assert!(services.content.ingests(&[]).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resets_with_and_without_ranges() {
+    for ranges in [true, false] {
+        let ground = tempfile::tempdir().unwrap();
+        let (_store, services) = open(ground.path()).await;
+        let image = image(3_000_000);
+        let piece = usize::try_from(random::number(200_000..700_000)).unwrap();
+        let registry = Registry::start(&image, move |_, number| match (ranges, number) {
+            (true, _) => Answer::Cut(piece),
+            // It begins anew each time, and comes a little further.
+            (false, n) => Answer::CutWithoutRange((n + 1) * piece),
+        });
+        let reference = registry.reference();
+        pull(&services, &reference).await.unwrap();
+        pulled_well(&services, &image, &reference).await;
+        let large = Digest::sha256(&image.layers[0].blob).to_string();
+        let asked: Vec<_> =
+            registry.layers_seen().into_iter().filter(|seen| seen.path.contains(&large)).collect();
+        assert!(asked.len() > 3, "{asked:?}");
+        assert!(asked.windows(2).all(|w| w[0].range < w[1].range), "always further: {asked:?}");
+    }
+}
+
+/// The daemon's end in the middle of a download: the next one goes on there.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumed_after_a_restart() {
+    let ground = tempfile::tempdir().unwrap();
+    let image = image(6_000_000);
+    let large = image.layers[0].clone();
+    let registry = Registry::start(&image, |_, _| Answer::Hang(3_000_000));
+    let reference = registry.reference();
+    let (store, services) = open(ground.path()).await;
+    let pulling = tokio::spawn({
+        let (services, reference) = (services.clone(), reference.clone());
+        async move { pull(&services, &reference).await }
+    });
+    let name = format!("layer-{}", Digest::sha256(&large.blob));
+    suite::until("two MiB are written", async || {
+        let ingests = services.content.ingests(&[]).await.unwrap();
+        ingests.iter().any(|ingest| ingest.reference == name && ingest.offset >= 2 << 20)
+    })
+    .await;
+    pulling.abort();
+    assert!(pulling.await.unwrap_err().is_cancelled());
+    nothing_partial(&services, &reference, &large).await;
+    drop(services);
+    drop(store);
+    drop(registry);
+
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let mut opened = None;
+    suite::until("the first store lets go of its files", async || {
+        opened = Store::open(config.clone()).await.ok();
+        opened.is_some()
+    })
+    .await;
+    let services = opened.as_ref().unwrap().open("here").unwrap();
+    let registry = Registry::start(&image, |_, _| Answer::Whole);
+    let reference = registry.reference();
+    pull(&services, &reference).await.unwrap();
+    pulled_well(&services, &image, &reference).await;
+    let digest = Digest::sha256(&large.blob).to_string();
+    let seen = registry.layers_seen();
+    let asked = seen.iter().find(|seen| seen.path.contains(&digest)).unwrap();
+    assert!(asked.range.unwrap() >= 2 << 20, "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_nobodys() {
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let image = image(1_500_000);
+    let large = image.layers[0].clone();
+    let digest = Digest::sha256(&large.blob);
+    let hex = digest.to_string();
+    let registry = Registry::start(&image, move |seen, _| match seen.path.contains(&hex) {
+        true => Answer::Wrong,
+        false => Answer::Whole,
+    });
+    let reference = registry.reference();
+    let (pulled, reports) = pull_with(&services, &reference, RegistryAccess::default()).await;
+    let error = pulled.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DataLoss);
+    assert!(error.message.contains(&digest.to_string()), "{error}");
+    assert_eq!(reports.iter().filter(|r| r.state == ProgressState::Retrying).count(), 1);
+    nothing_partial(&services, &reference, &large).await;
+    assert!(services.content.ingests(&[]).await.unwrap().iter().all(|i| i.offset == 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_that_lie_or_break_off_cost_time_alone() {
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let image = image(2_500_000);
+    let liar = Registry::start(&image, |_, _| Answer::Wrong);
+    let fickle = Registry::start(&image, |_, _| Answer::Cut(900_000));
+    let honest = Registry::start(&image, |_, _| Answer::Whole);
+    let registry = format!("{}.invalid:5000", random::name("registry"));
+    let dir = ground.path().join("certs.d").join(&registry);
+    std::fs::create_dir_all(&dir).unwrap();
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}\"]\n",
+        honest.address, liar.address, fickle.address
+    );
+    std::fs::write(dir.join("hosts.toml"), text).unwrap();
+    let reference: ImageRef = format!("{registry}/some/repo:v1").parse().unwrap();
+    let certs_dirs = vec![ground.path().join("certs.d")];
+    let access = RegistryAccess { certs_dirs, ..RegistryAccess::default() };
+    pull_with(&services, &reference, access).await.0.unwrap();
+    pulled_well(&services, &image, &reference).await;
+    let of_large = |of: &Registry| {
+        let digest = Digest::sha256(&image.layers[0].blob).to_string();
+        of.layers_seen().into_iter().filter(|seen| seen.path.contains(&digest)).collect::<Vec<_>>()
+    };
+    assert_eq!(of_large(&liar).len(), 1, "who lied is not asked again");
+    assert!(of_large(&honest).iter().all(|seen| seen.range.is_some()), "the rest alone");
+    assert!(liar.layers_seen().iter().all(|seen| seen.path.contains("?ns=")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_told_in_the_registrys_words() {
+    let image = image(10_000);
+    let large = image.layers[0].clone();
+    let digest = Digest::sha256(&large.blob).to_string();
+    for (status, headers, body, kind, words) in [
+        (
+            429,
+            "Retry-After: 3600\r\n",
+            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your limit."}]}"#,
+            ErrorKind::ResourceExhausted,
+            "toomanyrequests: You have reached your limit.",
+        ),
+        (
+            403,
+            "",
+            r#"{"errors":[{"code":"DENIED","message":"not for you"}]}"#,
+            ErrorKind::NotFound,
+            "denied: not for you",
+        ),
+        (404, "", "", ErrorKind::NotFound, "unknown blob sha256:"),
+        (401, "", "", ErrorKind::Unauthenticated, "unauthorized: authentication required"),
+        (501, "", "not here", ErrorKind::Unavailable, "HTTP status 501 from GET http://"),
+    ] {
+        let ground = tempfile::tempdir().unwrap();
+        let (_store, services) = open(ground.path()).await;
+        let hex = digest.clone();
+        let registry = Registry::start(&image, move |seen, _| match seen.path.contains(&hex) {
+            true => Answer::Refusal(status, headers, body),
+            false => Answer::Whole,
+        });
+        let reference = registry.reference();
+        let error: Error = pull(&services, &reference).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{status}: {error}");
+        assert!(error.message.contains(words), "{status}: {error}");
+        nothing_partial(&services, &reference, &large).await;
+    }
+    // Asked to come again soon, we do.
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let registry = Registry::start(&image, |_, number| match number {
+        0 | 1 => Answer::Refusal(429, "Retry-After: 1\r\n", ""),
+        _ => Answer::Whole,
+    });
+    let begun = std::time::Instant::now();
+    pull(&services, &registry.reference()).await.unwrap();
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirected_blobs_come_without_credentials() {
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let image = image(1_200_000);
+    let storage = Registry::start(&image, |_, _| Answer::Cut(500_000));
+    let address = storage.address;
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://127.0.0.1:9/\"\r\n";
+    let registry = Registry::start(&image, move |seen, _| match seen.has_credentials {
+        true => Answer::Redirect(format!("http://{address}{}", seen.path)),
+        false => Answer::Refusal(401, challenge, ""),
+    });
+    let credentials = store_api::Credentials {
+        registry_token: random::token(20),
+        ..store_api::Credentials::default()
+    };
+    let access = RegistryAccess { credentials: Some(credentials), ..RegistryAccess::default() };
+    let reference = registry.reference();
+    pull_with(&services, &reference, access).await.0.unwrap();
+    pulled_well(&services, &image, &reference).await;
+    assert!(storage.layers_seen().len() > 2);
+    assert!(storage.layers_seen().iter().all(|seen| !seen.has_credentials));
+}
