@@ -1,6 +1,6 @@
 //! Containers that do what they can to hold up their shim.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protos::shim as api;
 
@@ -31,34 +31,42 @@ fn pids(task: &mut Task) -> Vec<u32> {
     answer.processes.into_iter().map(|p| p.pid).collect()
 }
 
-/// Whether anything in this pid namespace, which is the test's own, is stopped: runc's processes can
-/// be before they are in the container's cgroup.
-fn is_one_stopped() -> bool {
+/// Whether anything in this pid namespace, which is the test's own, is stopped before it has become the
+/// program that was asked for: runc's processes can be before they are in the container's cgroup.
+fn is_one_held() -> bool {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).any(is_stopped)
+    let mut pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.any(|pid| {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        is_stopped(pid) && !exe.ends_with("bin/busybox")
+    })
 }
+
+/// So often an exec gets past who wants to stop it, at most.
+const ATTEMPTS: usize = 300;
 
 /// Starts execs until one is held up on its way; those that got past it are killed.
 fn held_up(task: &mut Task, timeout: Option<Duration>) -> (String, Aside) {
-    loop {
+    for _ in 0..ATTEMPTS {
         let exec = random_name("e");
         task.exec(&exec, &process(&["/bin/sleep", "1000"]), "", "");
         let started = start_aside(task, &exec, timeout);
-        eventually("the exec is started or held", || started.is_finished() || is_one_stopped());
-        // It may have been stopped after its program was reached, which is told in a moment.
-        let moment = Instant::now() + Duration::from_millis(500);
-        while !started.is_finished() && Instant::now() < moment {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("the exec is started or held", || started.is_finished() || is_one_held());
         if !started.is_finished() && task.state(&exec).status == api::status::CREATED {
             return (exec, started);
         }
         drop(started.join().unwrap());
-        if task.kill(&exec, 9).is_ok() {
-            task.wait(&exec);
-        }
-        task.delete(&exec).unwrap();
+        end(task, &exec);
     }
+    panic!("none of {ATTEMPTS} execs was stopped on its way");
+}
+
+/// Kills an exec that was started, and deletes it.
+fn end(task: &mut Task, exec: &str) {
+    if task.kill(exec, 9).is_ok() {
+        task.wait(exec);
+    }
+    task.delete(exec).unwrap();
 }
 
 #[test]
@@ -76,28 +84,28 @@ fn a_stopped_exec_stops_nothing_else() {
         task.start("").unwrap();
         let patience = Duration::from_secs(2);
         let mut held = 0;
-        while held < 2 {
-            let before = Instant::now();
+        for _ in 0..ATTEMPTS {
             let (exec, started) = held_up(&mut task, Some(patience));
-            let mut slowest = Duration::ZERO;
-            let logged = std::fs::metadata(&log).unwrap().modified().unwrap();
-            while !started.is_finished() {
-                let asked = Instant::now();
+            let written = || std::fs::metadata(&log).unwrap().modified().unwrap();
+            let (logged, mut answers, mut goes_on) = (written(), 0, false);
+            eventually("the start ends", || {
                 assert_eq!(task.state("").status, api::status::RUNNING);
-                slowest = slowest.max(asked.elapsed());
-                std::thread::sleep(Duration::from_millis(10));
-            }
+                if started.is_finished() {
+                    return true;
+                }
+                answers += 1;
+                goes_on |= written() > logged;
+                false
+            });
             let Err(refusal) = started.join().unwrap() else {
                 // It was stopped right after it had reached its program.
-                task.kill(&exec, 9).unwrap();
-                task.wait(&exec);
-                task.delete(&exec).unwrap();
+                end(&mut task, &exec);
                 continue;
             };
             assert!(refusal.message.contains("not reached in time"), "{}", refusal.message);
-            assert!(slowest < patience / 2, "State took {slowest:?}");
-            assert!(before.elapsed() >= patience);
-            assert!(std::fs::metadata(&log).unwrap().modified().unwrap() > logged, "no output");
+            // While one call waits, others are answered.
+            assert!(answers >= 3, "{answers} answers");
+            assert!(goes_on, "no output");
             // Nothing of the attempt stays, in the container or beside it.
             eventually("what was stopped is gone", || {
                 !pids(&mut task).iter().any(|pid| is_stopped(*pid))
@@ -105,7 +113,11 @@ fn a_stopped_exec_stops_nothing_else() {
             assert_eq!(task.wait(&exec), 255);
             task.delete(&exec).unwrap();
             held += 1;
+            if held == 2 {
+                break;
+            }
         }
+        assert_eq!(held, 2);
         task.kill("", 9).unwrap();
         assert_eq!(task.wait(""), 137);
         task.finish();
@@ -127,13 +139,12 @@ fn a_held_exec_ends_with_its_container() {
         eventually("what was stopped is gone", || {
             !pids(&mut task).iter().any(|pid| is_stopped(*pid))
         });
-        let before = Instant::now();
         let (_, started) = held_up(&mut task, None);
         task.kill("", 9).unwrap();
         assert_eq!(task.wait(""), 137);
-        // Either is true: that it was not started, and that it was and has been killed.
+        // Either is true: that it was not started, and that it was and has been killed. The answer comes
+        // within the test's patience, which is the connection's.
         drop(started.join().unwrap());
-        assert!(before.elapsed() < Duration::from_secs(20));
         task.finish();
     });
 }
