@@ -238,6 +238,15 @@ async fn pull(services: &Services, reference: &ImageRef) -> store_api::Result<Pu
     pull_with(services, reference, RegistryAccess::default()).await.0
 }
 
+/// Looks again and again until it is so, for a minute.
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !done().await {
+        assert!(std::time::Instant::now() < end, "waited a minute: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
 /// What is in the store is whole, and belongs together.
 async fn all_whole(services: &Services) {
     for blob in services.content.list(&[]).await.unwrap() {
@@ -308,7 +317,7 @@ async fn resumed_after_a_restart() {
         async move { pull(&services, &reference).await }
     });
     let name = format!("layer-{}", Digest::sha256(&large.blob));
-    suite::until("two MiB are written", async || {
+    until("two MiB are written", async || {
         let ingests = services.content.ingests(&[]).await.unwrap();
         ingests.iter().any(|ingest| ingest.reference == name && ingest.offset >= 2 << 20)
     })
@@ -322,7 +331,7 @@ async fn resumed_after_a_restart() {
 
     let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
     let mut opened = None;
-    suite::until("the first store lets go of its files", async || {
+    until("the first store lets go of its files", async || {
         opened = Store::open(config.clone()).await.ok();
         opened.is_some()
     })
