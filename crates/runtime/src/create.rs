@@ -4,6 +4,7 @@ mod launch;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
@@ -21,15 +22,14 @@ use crate::procfs::ProcFs;
 use crate::rdt::{self, Rdt};
 use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
-use crate::state::{self, CONFIG, FIFO, FILTER, Record};
+use crate::state::{self, CONFIG, Container, DirLock, FIFO, FILTER, Record, Unfinished};
 use crate::surroundings::Surroundings;
 use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, rootfs, sysctl};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
     process::check_preserved(create.preserve_fds)?;
-    let dir = state_dir(opts, id)?;
-    let mut made = Made { dir, cgroups: Vec::new(), unit: None, rdt: None };
+    let mut made = Made::begin(opts, id)?;
     let result = create_in(&mut made, opts, id, create, run_parent);
     if result.is_err() {
         made.undo();
@@ -40,6 +40,8 @@ pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) ->
 /// What must go away again if create fails.
 struct Made {
     dir: PathBuf,
+    /// Held until all is done: by it others see whether a create goes on.
+    lock: DirLock,
     /// Directories of the cgroup that were not there before.
     cgroups: Vec<PathBuf>,
     unit: Option<Unit>,
@@ -47,16 +49,23 @@ struct Made {
 }
 
 impl Made {
-    /// The error that is under way counts; what cannot be removed is found again by `delete`.
+    fn begin(opts: &Options, id: &ContainerId) -> Result<Made> {
+        /// Only a `delete` that looks at the new directory is waited for.
+        const LOCK_LIMIT: Duration = Duration::from_secs(10);
+        let dir = state_dir(opts, id)?;
+        let lock = DirLock::take(&dir, LOCK_LIMIT)?;
+        Ok(Made { dir, lock, cgroups: Vec::new(), unit: None, rdt: None })
+    }
+
+    /// The error that is under way counts. If something cannot be removed, the record stays, by which
+    /// `delete` finds it again.
     fn undo(&self) {
-        if let Some(unit) = &self.unit {
-            drop(unit.stop());
+        let unit = self.unit.as_ref().map_or(Ok(()), Unit::stop);
+        let rdt = self.rdt.as_ref().map_or(Ok(()), Rdt::delete);
+        let cgroups = cgroup::remove_all(&self.cgroups);
+        if unit.is_ok() && rdt.is_ok() && cgroups.is_ok() {
+            drop(std::fs::remove_dir_all(&self.dir));
         }
-        if let Some(rdt) = &self.rdt {
-            drop(rdt.delete());
-        }
-        drop(cgroup::remove_all(&self.cgroups));
-        drop(std::fs::remove_dir_all(&self.dir));
     }
 }
 
@@ -70,10 +79,20 @@ fn state_dir(opts: &Options, id: &ContainerId) -> Result<PathBuf> {
                 .ctx("chmod", || opts.root.display().to_string())?;
             make().ctx("mkdir", || dir.display().to_string())?;
         }
-        Err(Errno::EXIST) => return Err(Error::Exists(id.to_string())),
+        Err(Errno::EXIST) => return Err(Error::Exists(exists(opts, id, &dir))),
         other => other.ctx("mkdir", || dir.display().to_string())?,
     }
     Ok(dir)
+}
+
+/// The id, and the way out where it is only the rest of a create that was killed.
+fn exists(opts: &Options, id: &ContainerId, dir: &Path) -> String {
+    let rest = match Container::load(opts, id) {
+        Ok(container) => container.is_cut_short(),
+        Err(Error::NotFound(_)) => state::is_locked(dir).is_ok_and(|locked| !locked),
+        Err(_) => false,
+    };
+    if rest { format!("{id} (its create was cut short: delete it first)") } else { id.to_string() }
 }
 
 /// Who makes the container.
@@ -101,6 +120,8 @@ impl Caller {
 struct Parent<'a> {
     proc: ProcFs,
     record: Record,
+    /// To be made by systemd.
+    unit: Option<Unit>,
     linux: Linux,
     resources: Resources,
     hooks: crate::spec::Hooks,
@@ -152,6 +173,7 @@ impl<'a> Parent<'a> {
     ) -> Result<Parent<'a>> {
         Ok(Parent {
             proc: ProcFs::open()?,
+            unit: None,
             resources: linux.resources.clone().unwrap_or_default(),
             hooks: spec.hooks.clone(),
             caller,
@@ -231,11 +253,12 @@ fn create_in(
     made.cgroups = cgroup.check_free()?;
     let mut record =
         new_record(id, &spec, &bundle, &namespaces, cgroup, caller, create.no_new_keyring)?;
-    record.unit = unit;
+    record.unfinished = Some(Unfinished { cgroups: made.cgroups.clone() });
 
     let rest = CreateOptionsRest::new(&create);
     let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;
     let mut parent = Parent::new(&spec, linux, record.clone(), &rest, caller, &prepared)?;
+    parent.unit = unit;
     parent.new_userns = namespaces.new & flag::CLONE_NEWUSER != 0;
     if parent.linux.intel_rdt.is_some() {
         rdt::root(&parent.proc, "linux.intelRdt")?;

@@ -53,6 +53,10 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
         Status::Stopped => {
             return Err(Error::WrongStatus("cannot exec in a stopped container".into()));
         }
+        Status::Creating => {
+            let text = "cannot exec in a container that is being created";
+            return Err(Error::WrongStatus(text.into()));
+        }
         Status::Paused if !exec.ignore_paused => {
             return Err(Error::WrongStatus(
                 "cannot exec in a paused container (use --ignore-paused to override)".into(),

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::cgroup;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::spec::{IntelRdt, Resources};
-use crate::state::{Container, State, Status};
+use crate::state::{self, Container, DirLock, State, Status};
 use crate::{ContainerId, Options};
 
 const SIGKILL: i32 = 9;
@@ -45,8 +46,15 @@ pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<Ve
     };
     let status = container.status()?;
     match status {
+        Status::Stopped if container.is_cut_short() => end(&container)?,
         Status::Stopped => {}
         Status::Created => end(&container)?,
+        Status::Creating if force => {
+            // Its create fails when the process dies, and takes away what it has made.
+            end(&container)?;
+            drop(DirLock::take(&container.dir, KILL_LIMIT)?);
+            return delete(opts, id, force);
+        }
         _ if force => end(&container)?,
         _ => {
             return Err(Error::WrongStatus(format!(
@@ -57,14 +65,18 @@ pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<Ve
     destroy(&container)
 }
 
-/// A directory without state: a create that was killed on its way. `force` removes it.
+/// A directory without a record: a create at its very beginning, or that was killed there. Its rest
+/// goes in any case; without `force` it still is no container, as in runc.
 fn leftover(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
     let dir = opts.root.join(id.as_str());
-    match (dir.exists(), force) {
-        (true, true) => std::fs::remove_dir_all(&dir).ctx("remove", || dir.display().to_string()),
-        (false, true) => Ok(()),
-        (_, false) => Err(Error::NotFound(id.to_string())),
+    if dir.exists() && (force || !state::is_locked(&dir)?) {
+        drop(DirLock::take(&dir, KILL_LIMIT)?);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.ctx("remove", || dir.display().to_string())?,
+        }
     }
+    if force { Ok(()) } else { Err(Error::NotFound(id.to_string())) }
 }
 
 fn end(container: &Container) -> Result<()> {
@@ -94,20 +106,32 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
         }
     };
     // Without a pid namespace of its own others may live on; exec'd processes in v1 may, too.
-    if !r.own_pidns && r.cgroup.exists() {
+    if !r.own_pidns && r.unfinished.is_none() && r.cgroup.exists() {
         note(r.cgroup.signal_all(SIGKILL));
     }
     if let Some(unit) = &r.unit {
         note(unit.stop());
     }
-    note(r.cgroup.delete());
+    let is_gone = match &r.unfinished {
+        // What was there before its create is not its own.
+        Some(unfinished) => {
+            note(cgroup::remove_all(&unfinished.cgroups));
+            unfinished.cgroups.iter().all(|dir| !dir.exists())
+        }
+        None => {
+            note(r.cgroup.delete());
+            !r.cgroup.exists()
+        }
+    };
     if let Some(rdt) = &r.rdt {
         note(rdt.delete());
     }
     let state = r.hook_state("stopped", 0);
-    let warnings = hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle));
+    // A life that never began has no end.
+    let hooks: &[_] = if r.pid == 0 { &[] } else { &r.poststop };
+    let warnings = hooks::run_all("poststop", hooks, &state, Some(&r.bundle));
     // The state goes only when the cgroup is gone, so that delete can be called again.
-    if !r.cgroup.exists() {
+    if is_gone {
         note(
             std::fs::remove_dir_all(&container.dir)
                 .ctx("remove", || container.dir.display().to_string()),

@@ -47,8 +47,8 @@ fn mount_point(mountinfo: &str) -> Option<PathBuf> {
 }
 
 impl Rdt {
-    /// Finds or makes the class, and sets what the spec says of it.
-    pub(crate) fn create(root: &Path, id: &str, spec: &IntelRdt) -> Result<Rdt> {
+    /// Finds out which class it is, and what is to be made; makes nothing.
+    pub(crate) fn plan(root: &Path, id: &str, spec: &IntelRdt) -> Result<Rdt> {
         let name = if spec.clos_id.is_empty() { id } else { &spec.clos_id };
         let class = match name {
             "/" => root.to_owned(),
@@ -63,34 +63,33 @@ impl Rdt {
             }
             name => root.join(name),
         };
-        let lines = schemata(spec);
         let there = class.exists();
-        if !there && lines.is_empty() && !spec.clos_id.is_empty() {
+        if !there && schemata(spec).is_empty() && !spec.clos_id.is_empty() {
             return Err(Error::config(
                 "linux.intelRdt.closID",
                 format!("{} does not exist, and no schemata say how to make it", class.display()),
             ));
         }
-        let mut out = Rdt { class, own: !there, monitor: None };
-        let result = out.set_up(id, &lines, spec.enable_monitoring);
-        match result {
-            Ok(()) => Ok(out),
-            Err(e) => {
-                // The error under way counts.
-                drop(out.delete());
-                Err(e)
-            }
+        let monitor = class.join("mon_groups").join(id);
+        if spec.enable_monitoring && monitor.exists() {
+            let problem = format!("{} is there already, another's", monitor.display());
+            return Err(Error::config("linux.intelRdt.enableMonitoring", problem));
         }
+        let monitor = spec.enable_monitoring.then_some(monitor);
+        Ok(Rdt { class, own: !there, monitor })
     }
 
-    fn set_up(&mut self, id: &str, lines: &str, monitor: bool) -> Result<()> {
-        if self.own {
-            make(&self.class)?;
-        }
-        self.write_schemata(lines)?;
-        if monitor {
-            let dir = self.class.join("mon_groups").join(id);
-            make(&dir)?;
+    /// Makes what is missing, and sets what the spec says of the class. What others have made in the
+    /// meantime is theirs, and not removed by [`Rdt::delete`].
+    pub(crate) fn make(&mut self, spec: &IntelRdt) -> Result<()> {
+        let monitor = self.monitor.take();
+        self.own = self.own && make(&self.class)?;
+        self.write_schemata(&schemata(spec))?;
+        if let Some(dir) = monitor {
+            if !make(&dir)? {
+                let problem = format!("{} is there already, another's", dir.display());
+                return Err(Error::config("linux.intelRdt.enableMonitoring", problem));
+            }
             self.monitor = Some(dir);
         }
         Ok(())
@@ -138,13 +137,15 @@ fn schemata(spec: &IntelRdt) -> String {
     all.filter(|l| !l.trim().is_empty()).map(|l| format!("{l}\n")).collect()
 }
 
-fn make(dir: &Path) -> Result<()> {
+/// Whether the directory was made; `false`: it is there.
+fn make(dir: &Path) -> Result<bool> {
     match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) => Ok(false),
         Err(Errno::NOSPC) => Err(Error::config(
             "linux.intelRdt",
             format!("{}: the processor has no class (or monitor) left", dir.display()),
         )),
-        other => other.ctx("mkdir", || dir.display().to_string()),
+        other => other.ctx("mkdir", || dir.display().to_string()).map(|()| true),
     }
 }
 
@@ -179,7 +180,8 @@ mod tests {
             schemata: vec!["MB:0=50".into()],
             ..IntelRdt::default()
         };
-        let rdt = Rdt::create(root.path(), "c1", &spec).unwrap();
+        let mut rdt = Rdt::plan(root.path(), "c1", &spec).unwrap();
+        rdt.make(&spec).unwrap();
         let read =
             |file: &str| std::fs::read_to_string(root.path().join("gold").join(file)).unwrap();
         assert_eq!(read("schemata"), "L3:0=f;1=f\nMB:0=50\n");
@@ -196,7 +198,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let create = |clos: &str| {
             let spec = IntelRdt { clos_id: clos.into(), ..IntelRdt::default() };
-            Rdt::create(root.path(), "c1", &spec)
+            Rdt::plan(root.path(), "c1", &spec)
         };
         for bad in ["info", "a/b", ".."] {
             assert!(create(bad).unwrap_err().chain().contains("no name of a class"), "{bad}");
@@ -204,13 +206,33 @@ mod tests {
         assert!(create("absent").unwrap_err().chain().contains("does not exist"));
         // A directory without resctrl's files: the write fails, and the directory goes again.
         let spec = IntelRdt { schemata: vec!["L3:0=1".into()], ..IntelRdt::default() };
-        assert!(Rdt::create(root.path(), "c1", &spec).is_err());
+        let mut rdt = Rdt::plan(root.path(), "c1", &spec).unwrap();
+        assert!(rdt.make(&spec).is_err());
+        rdt.delete().unwrap();
         assert!(!root.path().join("c1").exists());
         // Without schemata a class of its own is made, with the machine's defaults.
-        let rdt = Rdt::create(root.path(), "c1", &IntelRdt::default()).unwrap();
+        let mut rdt = Rdt::plan(root.path(), "c1", &IntelRdt::default()).unwrap();
+        rdt.make(&IntelRdt::default()).unwrap();
         assert!(root.path().join("c1").exists());
         rdt.delete().unwrap();
         assert!(!root.path().join("c1").exists());
+    }
+
+    #[test]
+    fn what_others_make_meanwhile_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let spec = IntelRdt { enable_monitoring: true, ..IntelRdt::default() };
+        let plan = || Rdt::plan(root.path(), "c1", &spec).unwrap();
+        let (mut late, mut later) = (plan(), plan());
+        class(&root.path().join("c1"));
+        late.make(&spec).unwrap();
+        let e = later.make(&spec).unwrap_err().chain();
+        assert!(e.contains("enableMonitoring") && e.contains("another's"), "{e}");
+        later.delete().unwrap();
+        assert!(root.path().join("c1/mon_groups/c1").exists());
+        late.delete().unwrap();
+        assert!(!root.path().join("c1/mon_groups/c1").exists());
+        assert!(root.path().join("c1/tasks").exists());
     }
 
     #[test]

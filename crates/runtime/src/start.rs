@@ -1,14 +1,18 @@
 //! start: the created container's process goes on to the user's program.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
-use crate::state::{Container, FIFO, Status};
+use crate::state::{Container, DirLock, FIFO, Status};
 use crate::{ContainerId, Options, hooks};
+
+/// How long another start may take to write one byte.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Waits until the process has let go of its end of the fifo: startContainer hooks are done, and the
 /// program is executed (or the process has ended).
@@ -27,28 +31,26 @@ fn until_executed(fifo: &OwnedFd) -> Result<(), Errno> {
 /// See [`crate::start`].
 pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
     let container = Container::load(opts, id)?;
+    let wrong = |text: &str| Err(Error::WrongStatus(text.into()));
+    if container.is_cut_short() {
+        return wrong("cannot start a container whose create was cut short: delete it");
+    }
+    if container.status()? == Status::Creating {
+        return wrong("cannot start a container that is being created");
+    }
     // One start at a time; a killed one lets go, and leaves a container that can still be started.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let lock = rustix::fs::open(&container.dir, flags, Mode::empty())
-        .and_then(|fd| flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
-        .ctx("lock", || container.dir.display().to_string())?;
+    let lock = DirLock::take(&container.dir, LOCK_LIMIT)?;
     match container.status()? {
         Status::Created => {}
-        Status::Stopped => {
-            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
-        }
-        _ => {
-            return Err(Error::WrongStatus("cannot start an already running container".into()));
-        }
+        Status::Stopped => return wrong("cannot start a container that has stopped"),
+        _ => return wrong("cannot start an already running container"),
     }
     let path = container.dir.join(FIFO);
     let name = || path.display().to_string();
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fifo = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(Errno::NXIO) => {
-            return Err(Error::WrongStatus("cannot start a container that has stopped".into()));
-        }
+        Err(Errno::NXIO) => return wrong("cannot start a container that has stopped"),
         Err(e) => return Err(e).ctx("open", name),
     };
     rustix::io::write(&fifo, b"0").ctx("write", name)?;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,63 @@ pub(crate) struct Record {
     /// Who gets seccomp listeners, exec's included.
     #[serde(default)]
     pub(crate) listener: Option<Listener>,
+    /// From before anything is made outside of the state directory until `create` is done.
+    #[serde(default)]
+    pub(crate) unfinished: Option<Unfinished>,
+}
+
+/// What a create that was cut short may have left beside its process and what the record names.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Unfinished {
+    /// Directories of the cgroup that were not there before.
+    pub(crate) cgroups: Vec<PathBuf>,
+}
+
+/// flock(2) on a container's directory: `create` holds it until it is done, `start` while it lets the
+/// process go. It goes with its holder, however that one ends.
+#[derive(Debug)]
+pub(crate) struct DirLock(OwnedFd);
+
+impl DirLock {
+    /// # Errors
+    /// [`Error::WrongStatus`] if it does not get free within the time.
+    pub(crate) fn take(dir: &Path, limit: Duration) -> Result<DirLock> {
+        /// The kernel has no wait with a limit.
+        const PAUSE: Duration = Duration::from_millis(2);
+        let fd = open_dir(dir)?;
+        let deadline = Instant::now() + limit;
+        while !try_lock(&fd, dir)? {
+            if Instant::now() > deadline {
+                let text = format!("another create or start holds {}", dir.display());
+                return Err(Error::WrongStatus(text));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(DirLock(fd))
+    }
+
+    /// In a child: lets go of its copy, which would hold the lock as well.
+    pub(crate) fn close_in_child(&self) {
+        sys::process::close_inherited(&self.0);
+    }
+}
+
+/// Whether somebody holds the lock.
+pub(crate) fn is_locked(dir: &Path) -> Result<bool> {
+    try_lock(&open_dir(dir)?, dir).map(|got| !got)
+}
+
+fn open_dir(dir: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty()).ctx("open", || dir.display().to_string())
+}
+
+fn try_lock(fd: &OwnedFd, dir: &Path) -> Result<bool> {
+    match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(e) => Err(e).ctx("lock", || dir.display().to_string()),
+    }
 }
 
 /// `linux.seccomp.listenerPath` and `listenerMetadata`.
@@ -128,11 +186,23 @@ pub(crate) struct Container {
     pub(crate) dir: PathBuf,
     pub(crate) record: Record,
     pub(crate) proc: ProcFs,
+    /// Its create goes on.
+    making: bool,
 }
 
 impl Container {
     pub(crate) fn load(opts: &Options, id: &ContainerId) -> Result<Container> {
         let dir = opts.root.join(id.as_str());
+        let mut record = Container::record(&dir, id)?;
+        let making = record.unfinished.is_some() && is_locked(&dir)?;
+        if record.unfinished.is_some() && !making {
+            // Done in between, perhaps.
+            record = Container::record(&dir, id)?;
+        }
+        Ok(Container { dir, record, proc: ProcFs::open()?, making })
+    }
+
+    fn record(dir: &Path, id: &ContainerId) -> Result<Record> {
         let path = dir.join(STATE);
         let bytes = match read_file(&path, STATE_LIMIT_BYTES) {
             Err(e) if e.errno() == Some(Errno::NOENT) => {
@@ -148,7 +218,12 @@ impl Container {
                 format!("has version {}, this runtime reads {VERSION}", record.version),
             ));
         }
-        Ok(Container { dir, record, proc: ProcFs::open()? })
+        Ok(record)
+    }
+
+    /// Its create was killed on its way.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.record.unfinished.is_some() && !self.making
     }
 
     /// Whether the first process lives: the same pid with the same start time.
@@ -157,6 +232,10 @@ impl Container {
     }
 
     pub(crate) fn status(&self) -> Result<Status> {
+        if self.record.unfinished.is_some() {
+            // What is left of one that was cut short never runs.
+            return Ok(if self.making { Status::Creating } else { Status::Stopped });
+        }
         if !self.alive()? {
             return Ok(Status::Stopped);
         }
@@ -245,6 +324,7 @@ impl Record {
             poststart: spec.hooks.poststart.clone(),
             poststop: spec.hooks.poststop.clone(),
             surroundings: Surroundings::default(),
+            unfinished: None,
             listener: spec
                 .linux
                 .as_ref()

@@ -120,8 +120,9 @@ impl Unit {
         .step(way_out)
     }
 
-    /// Makes the unit with the process in it; returns when systemd is done.
-    pub(crate) fn start(&self, launch: &Launch<'_>, resources: &Resources) -> Result<()> {
+    /// Has the unit made with the process in it. It is ours once this returns; there is a cgroup when
+    /// the job has ended.
+    pub(crate) fn start(&self, launch: &Launch<'_>, resources: &Resources) -> Result<Job<'_>> {
         let mut properties = self.properties(launch)?;
         properties.extend(limits(resources, launch.v2)?);
         if !launch.v2 {
@@ -155,26 +156,7 @@ impl Unit {
             other => other,
         };
         let job = job.step(|| format!("start systemd unit {}", self.name))?;
-        self.wait_job(&mut bus, job.strings())
-    }
-
-    /// Waits for the end of a job.
-    fn wait_job(&self, bus: &mut Bus, job: Option<Vec<String>>) -> Result<()> {
-        let bad = || Error::config("D-Bus", "systemd's answer names no job");
-        let job = job.and_then(|j| j.into_iter().next()).ok_or_else(bad)?;
-        let result = bus
-            .wait_signal("JobRemoved", |m| match m.strings()?.as_slice() {
-                [_, path, _, result] if *path == job => Some(result.clone()),
-                _ => None,
-            })
-            .step(|| format!("wait for systemd unit {}", self.name))?;
-        match result.as_str() {
-            "done" => Ok(()),
-            other => Err(Error::config(
-                "systemd",
-                format!("the job for unit {} ended as {other:?}", self.name),
-            )),
-        }
+        Ok(Job { unit: self, path: job.strings(), bus })
     }
 
     fn properties(&self, launch: &Launch<'_>) -> Result<Vec<(String, Value)>> {
@@ -226,7 +208,7 @@ impl Unit {
         bus.listen(JOBS)?;
         let arguments = [Value::Str(self.name.clone()), Value::Str("replace".into())];
         match bus.call(manager("StopUnit"), &arguments) {
-            Ok(job) => self.wait_job(&mut bus, job.strings())?,
+            Ok(job) => bus = Job { unit: self, path: job.strings(), bus }.wait()?,
             Err(Error::Dbus { name, .. }) if name.ends_with(".NoSuchUnit") => {}
             Err(e) => return Err(e).step(|| format!("stop systemd unit {}", self.name)),
         }
@@ -234,6 +216,37 @@ impl Unit {
             // Not failed, which is as it should be: then it is not loaded any more.
             Ok(_) | Err(Error::Dbus { .. }) => Ok(()),
             Err(e) => Err(e),
+        }
+    }
+}
+
+/// What systemd is doing with a unit.
+#[must_use]
+pub(crate) struct Job<'a> {
+    unit: &'a Unit,
+    /// The answer that names it.
+    path: Option<Vec<String>>,
+    bus: Bus,
+}
+
+impl Job<'_> {
+    /// Waits for its end; the connection, for what follows.
+    pub(crate) fn wait(self) -> Result<Bus> {
+        let Job { unit, path, mut bus } = self;
+        let bad = || Error::config("D-Bus", "systemd's answer names no job");
+        let job = path.and_then(|j| j.into_iter().next()).ok_or_else(bad)?;
+        let result = bus
+            .wait_signal("JobRemoved", |m| match m.strings()?.as_slice() {
+                [_, path, _, result] if *path == job => Some(result.clone()),
+                _ => None,
+            })
+            .step(|| format!("wait for systemd unit {}", unit.name))?;
+        match result.as_str() {
+            "done" => Ok(bus),
+            other => Err(Error::config(
+                "systemd",
+                format!("the job for unit {} ended as {other:?}", unit.name),
+            )),
         }
     }
 }

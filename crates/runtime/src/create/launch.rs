@@ -11,6 +11,7 @@ use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
 use crate::process::{self, abandon, open_child};
 use crate::rdt::{self, Rdt};
+use crate::state::DirLock;
 use crate::sync::{Message, Sync, Waited, send_fd_to};
 use crate::{Created, hooks, namespaces};
 
@@ -20,14 +21,16 @@ pub(super) fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Res
     // v2: the process starts in its cgroup, which must be there then. v1: the directories are
     // made while the process is already mounting; it waits where it needs them.
     // systemd makes a cgroup around a process that is there.
-    let early = parent.record.cgroup.is_v2() && parent.record.unit.is_none();
+    let early = parent.record.cgroup.is_v2() && parent.unit.is_none();
     let mut into = None;
+    // Before anything is made: if this process is killed, `delete` knows what there may be.
+    parent.record.save(&made.dir)?;
     if early {
         make_cgroup(&mut parent)?;
         into = parent.record.cgroup.open_v2()?;
     }
     parent.outside = init.namespaces.joins(flag::CLONE_NEWPID);
-    let mut process = spawn(init, &ours, theirs, into.as_ref())?;
+    let mut process = spawn(init, &ours, theirs, into.as_ref(), &made.lock)?;
     match drive(&mut parent, made, &ours, &mut process, !early) {
         Ok(console_master) => {
             let Child { pid, pidfd } = process;
@@ -61,7 +64,13 @@ fn make_cgroup(parent: &mut Parent<'_>) -> Result<()> {
 ///
 /// Where a pid namespace is joined, the joining process itself is what comes back: it does the work
 /// and makes the container's process at the end, see [`init::run_outside`].
-fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Result<Child> {
+fn spawn(
+    init: Init,
+    ours: &Sync,
+    theirs: Sync,
+    into: Option<&OwnedFd>,
+    lock: &DirLock,
+) -> Result<Child> {
     // The cgroup namespace comes later: its root is the cgroup at the time it is made.
     let new = init.namespaces.new & !init.namespaces.late();
     let offsets = init.spec.linux.as_ref().map(|l| l.time_offsets.clone()).unwrap_or_default();
@@ -70,6 +79,7 @@ fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Resul
         let mut init = Some(init);
         return clone_process(&options, || {
             ours.close_in_child();
+            lock.close_in_child();
             init.take().map_or(1, |init| init::run(init, &theirs))
         })
         .ctx("clone3", || "container process");
@@ -79,6 +89,7 @@ fn spawn(init: Init, ours: &Sync, theirs: Sync, into: Option<&OwnedFd>) -> Resul
     let mut init = Some(init);
     let joiner = clone_process(&options, || {
         ours.close_in_child();
+        lock.close_in_child();
         let Some(init) = init.take() else { return 1 };
         match join(init, new, &offsets, &theirs) {
             Ok(()) => 0,
@@ -150,6 +161,8 @@ fn drive(
 ) -> Result<Option<OwnedFd>> {
     parent.record.pid = process.pid;
     settle(parent, made, process, cgroup_later)?;
+    // From now on it may outlive this process.
+    parent.record.save(&made.dir)?;
     sync.go()?;
     let mut master = None;
     loop {
@@ -162,7 +175,6 @@ fn drive(
             // From the process that was made inside, in the hands of others that are there.
             _ if sender != process.pid => {}
             Message::Hooks => {
-                parent.record.save(&made.dir)?;
                 let state = parent.record.hook_state("creating", process.pid);
                 let dir = Some(parent.record.bundle.as_path());
                 hooks::run("prestart", &parent.hooks.prestart, &state, dir)?;
@@ -181,12 +193,13 @@ fn drive(
             Message::Ready => break,
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Pid(pid) if parent.outside => {
-                hand_over(parent, sync, process, pid)?;
+                hand_over(parent, made, sync, process, pid)?;
                 break;
             }
             Message::Pid(_) => {}
         }
     }
+    parent.record.unfinished = None;
     parent.record.save(&made.dir)?;
     if let Some(path) = &parent.create.pidfd_socket {
         send_fd_to(path, "pidfd", &process.pidfd)?;
@@ -199,13 +212,20 @@ fn drive(
 
 /// From the process that has done the work to the one that it has made inside, up to its readiness;
 /// nothing but that is believed from it.
-fn hand_over(parent: &mut Parent<'_>, sync: &Sync, process: &mut Child, pid: i32) -> Result<()> {
+fn hand_over(
+    parent: &mut Parent<'_>,
+    made: &Made,
+    sync: &Sync,
+    process: &mut Child,
+    pid: i32,
+) -> Result<()> {
     let worker = std::mem::replace(&mut process.pidfd, open_child(pid)?);
     process.pid = pid;
     process::reap(&worker)?;
     parent.record.pid = pid;
     parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
     parent.outside_work.settle(pid)?;
+    parent.record.save(&made.dir)?;
     sync.go()?;
     loop {
         match sync.wait(&process.pidfd, Some(JOIN_LIMIT))? {
@@ -235,12 +255,16 @@ fn settle(
         namespaces::write_maps(&parent.proc, pid, &parent.linux, parent.caller.ordinary)?;
     }
     if cgroup_later {
-        if let Some(unit) = &parent.record.unit {
+        if let Some(unit) = parent.unit.take() {
             let r = &parent.record;
-            made.unit = Some(unit.clone());
             let launch =
                 Launch { id: &r.id, pid, v2: r.cgroup.is_v2(), annotations: &r.annotations };
-            unit.start(&launch, &parent.resources)?;
+            let job = unit.start(&launch, &parent.resources)?;
+            // Not before systemd has taken it: one of this name may be another's.
+            made.unit = Some(unit.clone());
+            parent.record.unit = Some(unit.clone());
+            parent.record.save(&made.dir)?;
+            job.wait()?;
         }
         make_cgroup(parent)?;
         parent.record.cgroup.attach(pid)?;
@@ -248,10 +272,13 @@ fn settle(
     parent.net_devices.give(pid, &process.pidfd)?;
     if let Some(spec) = &parent.linux.intel_rdt {
         let root = rdt::root(&parent.proc, "linux.intelRdt")?;
-        let class = Rdt::create(&root, &parent.record.id, spec)?;
+        let mut class = Rdt::plan(&root, &parent.record.id, spec)?;
+        parent.record.rdt = Some(class.clone());
+        parent.record.save(&made.dir)?;
+        let result = class.make(spec);
         made.rdt = Some(class.clone());
-        class.join(pid)?;
-        parent.record.rdt = Some(class);
+        parent.record.rdt = Some(class.clone());
+        result.and_then(|()| class.join(pid))?;
     }
     if parent.limits {
         parent.outside_work.limit(pid, u64::from(parent.outside))?;

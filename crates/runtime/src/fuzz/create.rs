@@ -91,8 +91,8 @@ fn one_case(bundle: &Path, seed: u64) -> bool {
 fn check_all(bundle: &Path) -> String {
     let opts = Options { root: bundle.join("state"), systemd_cgroup: false, rootless: Some(false) };
     let id = ContainerId::new(format!("fuzz-{}", std::process::id())).unwrap();
-    let dir = state_dir(&opts, &id).unwrap();
-    let mut made = Made { dir: dir.clone(), cgroups: Vec::new(), unit: None, rdt: None };
+    let mut made = Made::begin(&opts, &id).unwrap();
+    let dir = made.dir.clone();
     let create = CreateOptions::new(bundle);
     let result = create_in(&mut made, &opts, &id, create, |parent, init, _| {
         // What the processes on both sides work out from the spec alone.

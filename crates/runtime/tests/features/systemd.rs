@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
@@ -21,6 +22,8 @@ type Calls = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 struct Systemd {
     calls: Calls,
+    /// Every unit is there already.
+    taken: Arc<AtomicBool>,
     slice: PathBuf,
 }
 
@@ -30,13 +33,14 @@ impl Systemd {
         let calls = Calls::default();
         let slice = unified().join(slice);
         std::fs::create_dir(&slice).unwrap();
-        let (seen, parent) = (calls.clone(), slice.clone());
+        let taken = Arc::new(AtomicBool::new(false));
+        let (seen, parent, is_taken) = (calls.clone(), slice.clone(), taken.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                serve(stream, &seen, &parent);
+                serve(stream, &seen, &parent, &is_taken);
             }
         });
-        Systemd { calls, slice }
+        Systemd { calls, taken, slice }
     }
 
     fn names(&self) -> Vec<String> {
@@ -58,7 +62,7 @@ impl Drop for Systemd {
     }
 }
 
-fn serve(mut stream: UnixStream, calls: &Calls, slice: &std::path::Path) {
+fn serve(mut stream: UnixStream, calls: &Calls, slice: &std::path::Path, taken: &AtomicBool) {
     let mut hello = Vec::new();
     let mut byte = [0u8];
     let mut until = |stream: &mut UnixStream, end: &[u8]| {
@@ -87,6 +91,9 @@ fn serve(mut stream: UnixStream, calls: &Calls, slice: &std::path::Path) {
         let unit = string(body);
         let job = format!("/org/freedesktop/systemd1/job/{serial}");
         match name {
+            "StartTransientUnit" if taken.load(Ordering::Relaxed) => {
+                refuse(&mut stream, serial, "org.freedesktop.systemd1.UnitExists");
+            }
             "StartTransientUnit" => {
                 let at = find(body, b"PIDs\0").unwrap();
                 // Signature "au", then padding, the length, the one pid.
@@ -151,6 +158,14 @@ fn answer(stream: &mut UnixStream, serial: u32, job: Option<&str>) {
     stream.write_all(&message(2, &fields, &body)).unwrap();
 }
 
+fn refuse(stream: &mut UnixStream, serial: u32, error: &str) {
+    let mut fields = vec![5, 1, b'u', 0];
+    fields.extend(serial.to_le_bytes());
+    fields.extend([4, 1, b's', 0]);
+    put(&mut fields, error);
+    stream.write_all(&message(3, &fields, &[])).unwrap();
+}
+
 fn removed(stream: &mut UnixStream, job: &str, unit: &str) {
     let mut fields = vec![3, 1, b's', 0];
     put(&mut fields, "JobRemoved");
@@ -200,6 +215,27 @@ fn a_scope_of_systemd_is_the_containers_cgroup() {
     assert!(o.status.success(), "{}", text(&o));
     assert!(!dir.exists());
     assert!(systemd.names().contains(&"StopUnit".to_owned()));
+}
+
+#[test]
+fn a_unit_of_others_is_not_stopped() {
+    let mut b = Bundle::new("true");
+    b.wrap = Some("mount -t cgroup2 none /sys/fs/cgroup".into());
+    let slice = format!("gantrytest{}.slice", random());
+    let socket = b.path("bus");
+    let systemd = Systemd::new(&socket, &slice);
+    systemd.taken.store(true, Ordering::Relaxed);
+    b.config["linux"]["cgroupsPath"] = json!(format!("{slice}:pre:{}", b.id));
+    b.save();
+    let mut command = b.command(&["--systemd-cgroup", "run", &b.id]);
+    let address = format!("unix:path={}", socket.display());
+    let got = text(&command.env("DBUS_SYSTEM_BUS_ADDRESS", address).output().unwrap());
+    let want = format!("start systemd unit pre-{}.scope", b.id);
+    assert!(got.contains(&want) && got.contains("UnitExists"), "{got}");
+    let names = systemd.names();
+    let count = |name: &str| names.iter().filter(|n| *n == name).count();
+    assert_eq!((count("StartTransientUnit"), count("StopUnit")), (2, 0), "{names:?}");
+    assert!(!b.path("state").join(&b.id).exists());
 }
 
 #[test]
