@@ -9,10 +9,11 @@ use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use serde::Deserialize;
 
 use crate::{
+    client::retry_after,
     config::Credentials,
     endpoint::Endpoint,
     error::{Error, Problem, TransportError},
-    transport::{Origin, Payload, Transport, read_small},
+    transport::{Origin, Payload, Transport, read_small, text},
 };
 
 /// Bytes of a token server's answer; tokens of large clouds have some KiB.
@@ -240,12 +241,13 @@ async fn fetch(
     let via = wish.endpoint.via(&origin);
     let response = transport.send(&via, &method, &uri, &headers, payload).await.map_err(error)?;
     let status = response.status();
+    let after = text(response.headers(), header::RETRY_AFTER).and_then(retry_after);
     let body = read_small(response.into_body(), ANSWER_MAX, &transport.timeouts)
         .await
         .map_err(error)?
         .unwrap_or_default();
     if !status.is_success() {
-        return Err(refusal(&wish.endpoint.registry, realm, status.as_u16(), &body));
+        return Err(refusal(&wish.endpoint.registry, realm, (status.as_u16(), after), &body));
     }
     accept(&body, wish)
 }
@@ -270,7 +272,12 @@ fn accept(body: &[u8], wish: &Wish<'_>) -> Result<Authorization, Error> {
     })
 }
 
-fn refusal(registry: &str, realm: &Uri, status: u16, body: &[u8]) -> Error {
+fn refusal(
+    registry: &str,
+    realm: &Uri,
+    (status, after): (u16, Option<Duration>),
+    body: &[u8],
+) -> Error {
     #[derive(Deserialize, Default)]
     struct Details {
         #[serde(default)]
@@ -290,7 +297,7 @@ fn refusal(registry: &str, realm: &Uri, status: u16, body: &[u8]) -> Error {
         }
         429 => {
             let message = told.unwrap_or_else(|| "toomanyrequests: too many requests".into());
-            Error::TooManyRequests { registry, message }
+            Error::TooManyRequests { registry, message, after }
         }
         status => Error::Status {
             method: "GET".into(),

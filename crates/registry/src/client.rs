@@ -295,7 +295,7 @@ fn refusal(endpoint: &Endpoint, call: &Call<'_>, status: u16, scope: bool, body:
     let is_denied = scope || status == 403 || code == "DENIED";
     if status == 429 || code == "TOOMANYREQUESTS" {
         let message = told.unwrap_or_else(|| "toomanyrequests: too many requests".into());
-        return Error::TooManyRequests { registry, message };
+        return Error::TooManyRequests { registry, message, after: None };
     }
     if is_denied && call.push {
         let message = told.filter(|_| !scope).unwrap_or_else(denied);
@@ -372,7 +372,11 @@ impl Backoff {
         if self.failed >= self.attempts || !transient {
             return Err(error);
         }
-        let pause = match after {
+        let told = match &error {
+            Error::TooManyRequests { after, .. } => *after,
+            _ => None,
+        };
+        let pause = match after.or(told) {
             Some(after) if after > self.timeouts.retry_after_max => return Err(error),
             Some(after) => after,
             None => self.next_pause(),
@@ -397,7 +401,7 @@ impl Backoff {
 }
 
 /// Seconds, or a date (RFC 9110 section 10.2.3).
-fn retry_after(text: &str) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }

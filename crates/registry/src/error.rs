@@ -28,7 +28,12 @@ pub enum Error {
     #[error("login attempt to {url} failed with status: {status}")]
     Login { url: String, status: http::StatusCode },
     #[error("{message}")]
-    TooManyRequests { registry: String, message: String },
+    TooManyRequests {
+        registry: String,
+        message: String,
+        /// How long we are asked to wait.
+        after: Option<std::time::Duration>,
+    },
     #[error("received unexpected HTTP status {status} from {method} {url}: {message}")]
     Status { method: String, url: String, status: u16, message: String },
     #[error("{} {url:?}", capital(method))]

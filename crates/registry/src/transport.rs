@@ -214,11 +214,26 @@ impl Transport {
         let request = self.request(way, method, uri, headers, body)?;
         let watch = self.watch(progress);
         let answer = tokio::select! {
-            answer = sender.send_request(request) => answer?,
+            answer = sender.send_request(request) => {
+                answer.map_err(|error| self.broken(way.0, error))?
+            }
             error = watch => return Err(error),
         };
         self.keep(way, sender);
         Ok(answer)
+    }
+
+    /// With TLS 1.3 a server that wants a certificate of ours says so only after the handshake.
+    fn broken(&self, origin: &Origin, error: hyper::Error) -> TransportError {
+        let cause = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<io::Error>());
+        let inner = cause.and_then(|cause| cause.get_ref()?.downcast_ref::<rustls::Error>());
+        match inner {
+            Some(alert @ rustls::Error::AlertReceived(_)) => {
+                let source = io::Error::new(io::ErrorKind::InvalidData, alert.clone());
+                TransportError::tls(&registry_of(origin), self.trust.directory(), source)
+            }
+            _ => TransportError::Http(error),
+        }
     }
 
     fn request(

@@ -6,3 +6,4 @@ mod hostile;
 mod hosts;
 mod real;
 mod server;
+mod token;

@@ -20,10 +20,21 @@ use crate::hostile::{quick, random};
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    port: u16,
-    dir: tempfile::TempDir,
+    pub(crate) port: u16,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// Whom a registry lets in.
+pub(crate) enum Access<'a> {
+    All,
+    /// TLS, and the user `user` with the password `se:cret`.
+    Password,
+    /// TLS, and who has a certificate of the test's authority.
+    Certificate,
+    /// With a token of this realm, signed by the authority that lies in this directory.
+    Token(&'a str, &'a Path),
 }
 
 impl Drop for Registry {
@@ -45,7 +56,7 @@ fn run(program: &str, args: &[&str], dir: &Path) {
 }
 
 impl Registry {
-    fn start(secure: bool) -> Self {
+    pub(crate) fn start(access: &Access<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let root = dir.path().display().to_string();
@@ -54,13 +65,25 @@ impl Registry {
              storage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n\
              http:\n  addr: 127.0.0.1:{port}\n  secret: x\n"
         );
-        if secure {
-            certificates(dir.path());
-            run("htpasswd", &["-Bbc", "passwords", "user", "se:cret"], dir.path());
-            config.push_str(&format!(
-                "  tls: {{certificate: {root}/server.crt, key: {root}/server.key}}\n\
-                 auth: {{htpasswd: {{realm: test, path: {root}/passwords}}}}\n"
-            ));
+        let tls = format!("certificate: {root}/server.crt, key: {root}/server.key");
+        match access {
+            Access::All => {}
+            Access::Password => {
+                certificates(dir.path());
+                run("htpasswd", &["-Bbc", "passwords", "user", "se:cret"], dir.path());
+                config.push_str(&format!(
+                    "  tls: {{{tls}}}\nauth: {{htpasswd: {{realm: test, path: {root}/passwords}}}}\n"
+                ));
+            }
+            Access::Certificate => {
+                certificates(dir.path());
+                config.push_str(&format!("  tls: {{{tls}, clientcas: [{root}/ca.crt]}}\n"));
+            }
+            Access::Token(realm, authority) => config.push_str(&format!(
+                "auth: {{token: {{realm: {realm:?}, service: the registry, issuer: the issuer, \
+                 rootcertbundle: {}/ca.crt}}}}\n",
+                authority.display()
+            )),
         }
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
@@ -82,13 +105,13 @@ impl Registry {
         registry
     }
 
-    fn image(&self, name: &str) -> ImageRef {
+    pub(crate) fn image(&self, name: &str) -> ImageRef {
         format!("localhost:{}/{name}", self.port).parse().unwrap()
     }
 }
 
 /// An authority and a certificate of it for `registry.test`.
-fn certificates(dir: &Path) {
+pub(crate) fn certificates(dir: &Path) {
     run(
         "openssl",
         &[
@@ -153,7 +176,11 @@ fn certificates(dir: &Path) {
 }
 
 /// Pushes an image of one random layer; gives manifest and layer.
-async fn push_image(repository: &Repository, tag: &str, size: usize) -> (Bytes, Vec<u8>) {
+pub(crate) async fn push_image(
+    repository: &Repository,
+    tag: &str,
+    size: usize,
+) -> (Bytes, Vec<u8>) {
     let layer = random(size);
     let digest = Digest::sha256(&layer);
     let source = BytesSource(Bytes::from(layer.clone()));
@@ -173,7 +200,7 @@ async fn push_image(repository: &Repository, tag: &str, size: usize) -> (Bytes, 
     (manifest, layer)
 }
 
-async fn read(repository: &Repository, digest: &Digest, offset: u64) -> Vec<u8> {
+pub(crate) async fn read(repository: &Repository, digest: &Digest, offset: u64) -> Vec<u8> {
     let mut blob = repository.get_blob(digest, None, offset).await.unwrap().verified();
     let mut all = Vec::new();
     while let Some(chunk) = blob.chunk().await.unwrap() {
@@ -184,7 +211,7 @@ async fn read(repository: &Repository, digest: &Digest, offset: u64) -> Vec<u8> 
 
 #[tokio::test]
 async fn plain_http_in_both_directions() {
-    let registry = Registry::start(false);
+    let registry = Registry::start(&Access::All);
     let client = Client::new(quick()).unwrap();
     let image = registry.image("team/app:v1");
     let push = client.push(&image, Credentials::Anonymous).await.unwrap();
@@ -240,7 +267,7 @@ async fn plain_http_in_both_directions() {
 
 #[tokio::test]
 async fn uploads_of_all_kinds() {
-    let registry = Registry::start(false);
+    let registry = Registry::start(&Access::All);
     let client = Client::new(quick()).unwrap();
     let first = client.push(&registry.image("one"), Credentials::Anonymous).await.unwrap();
     let second = client.push(&registry.image("two/deep"), Credentials::Anonymous).await.unwrap();
@@ -293,7 +320,7 @@ async fn uploads_of_all_kinds() {
 
 #[tokio::test]
 async fn tls_and_passwords() {
-    let registry = Registry::start(true);
+    let registry = Registry::start(&Access::Password);
     let dir = registry.dir.path();
     let hosts = dir.join("hosts");
     std::fs::write(&hosts, "127.0.0.1 registry.test\n").unwrap();
