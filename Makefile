@@ -31,9 +31,10 @@ bench-runtime: ## ratios of the runtime against runc, crun and, where it builds,
 bench-store: ## ratios of pull, push, save, load and remove against the peers and the floor (root)
 	scripts/bench-store
 
-conformance: deps ## the runtimes against the OCI specification, and the attacks on ours; CONFORMANCE_RUNTIME="/path [words]" for another (root)
+conformance: deps ## the runtimes against the OCI specification, the attacks on ours, and the runtimes below podman, dockerd and containerd (a quarter of an hour); CONFORMANCE_RUNTIME="/path [words]" for another (root)
 	cargo build -p gantry
 	CONFORMANCE_LONG=1 cargo test -p gantry-testkit --test runtime -- --nocapture
+	CONFORMANCE_LONG=1 cargo test -p gantry-testkit --test e2e engines:: -- --nocapture --test-threads=2
 
 vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 	scripts/vm smoke

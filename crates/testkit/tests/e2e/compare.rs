@@ -25,7 +25,7 @@ const STEPS: &str = include_str!("compare.steps");
 const LISTED: &str = include_str!("differences.txt");
 
 /// Docker's containers take up to ten seconds to stop; more than this is a hang.
-const STEP_LIMIT: Duration = Duration::from_secs(40);
+pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
@@ -41,19 +41,19 @@ enum Client {
 
 /// What a step gave, made comparable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Outcome {
-    step: &'static str,
-    exit: String,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) step: &'static str,
+    pub(crate) exit: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Where two runs differ: pair, step, stream.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    pair: String,
-    step: String,
-    stream: String,
+pub(crate) struct Place {
+    pub(crate) pair: String,
+    pub(crate) step: String,
+    pub(crate) stream: String,
 }
 
 impl fmt::Display for Place {
@@ -63,7 +63,7 @@ impl fmt::Display for Place {
 }
 
 /// Names and scripts, in their order.
-fn steps(text: &'static str) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn steps(text: &'static str) -> Vec<(&'static str, &'static str)> {
     let mut found = Vec::new();
     for part in text.split("\n== ").skip(1) {
         let (name, script) = part.split_once('\n').unwrap();
@@ -148,7 +148,11 @@ fn run(
 }
 
 /// Each place where the two differ, with both texts.
-fn differences(pair: &str, one: &[Outcome], other: &[Outcome]) -> BTreeMap<Place, String> {
+pub(crate) fn differences(
+    pair: &str,
+    one: &[Outcome],
+    other: &[Outcome],
+) -> BTreeMap<Place, String> {
     assert_eq!(one.len(), other.len());
     let mut found = BTreeMap::new();
     for (a, b) in one.iter().zip(other) {
@@ -185,7 +189,7 @@ fn only_in(text: &str, other: &str, prefix: &str) -> String {
 }
 
 /// The places in the list; every line must have a reason, and a step that there is.
-fn listed(text: &str) -> BTreeMap<Place, String> {
+pub(crate) fn listed(text: &str) -> BTreeMap<Place, String> {
     let mut found = BTreeMap::new();
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
     for line in lines {
@@ -202,7 +206,10 @@ fn listed(text: &str) -> BTreeMap<Place, String> {
 
 /// What is wrong with this run, given the list: differences that are not in it, and lines of it that
 /// do not hold any more.
-fn complaints(found: &BTreeMap<Place, String>, listed: &BTreeMap<Place, String>) -> Vec<String> {
+pub(crate) fn complaints(
+    found: &BTreeMap<Place, String>,
+    listed: &BTreeMap<Place, String>,
+) -> Vec<String> {
     let unlisted = found
         .iter()
         .filter(|(place, _)| !listed.contains_key(place))

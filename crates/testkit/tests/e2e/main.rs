@@ -9,6 +9,7 @@ mod compare;
 mod compose;
 mod ctr;
 mod docker_py;
+mod engines;
 mod ground;
 mod interchange;
 mod network;
