@@ -1,4 +1,5 @@
-# The engine on a machine with cgroup v2 only: it starts, a container runs, and its limits bite.
+# The engine on a machine with cgroup v2 only: it starts, a container runs, and its limits bite; images
+# are loaded, in the form of layers that this kernel allows; containers survive the daemon.
 failed=0
 check() { # check WHAT COMMAND…
   what=$1
@@ -63,7 +64,55 @@ processes() {
 check "a limit of $pids processes bites" processes
 
 check "removal" gantry rm eats
+
+# Layers that are never unpacked, where the kernel mounts EROFS from files (6.12), else extracted ones.
+word=$(head -c 8 /dev/urandom | od -An -tx1 | tr -d ' \n')
+loads() {
+  gantry run --name writes tiny sh -c "mkdir -p /deep/er && echo $word > /deep/er/word" &&
+    gantry commit writes loaded && gantry rm writes && gantry save -o /var/lib/loaded.tar loaded &&
+    gantry rmi loaded && ! gantry image inspect loaded && gantry load -i /var/lib/loaded.tar &&
+    [ "$(gantry run --rm loaded cat /deep/er/word)" = $word ]
+}
+check "an image is committed, saved, removed and loaded" loads
+# at_least MAJOR MINOR: this kernel's version.
+at_least() {
+  set -- "$1" "$2" $(uname -r | tr '.-' '  ')
+  [ "$3" -gt "$1" ] || { [ "$3" = "$1" ] && [ "$4" -ge "$2" ]; }
+}
+layers=extracted
+at_least 6 12 && layers=indexed
+form() {
+  gantry run -d --name stays loaded sh -c 'echo began > /began; while :; do sleep 1; done' || return 1
+  grep /run/gantry/containerd/layers /proc/mounts
+  extracted=$(find /var/lib/gantry/store/snapshots -path '*/fs/deep/er/word' | wc -l)
+  indexed=$(find /var/lib/gantry/store/snapshots -name layer.toc | wc -l)
+  mounted=$(grep -c ' /run/gantry/containerd/layers/.* erofs ' /proc/mounts)
+  echo "extracted $extracted, indexed $indexed, EROFS mounted $mounted"
+  case $layers in
+    indexed) [ $extracted = 0 ] && [ $indexed -gt 0 ] && [ $mounted -gt 0 ] ;;
+    *) [ $extracted -gt 0 ] && [ $indexed = 0 ] && [ $mounted = 0 ] ;;
+  esac
+}
+check "its layers are $layers" form
+
+pid() { gantry inspect --format '{{.State.Pid}}' stays; }
+running=$(pid)
 stops() { kill $daemon && wait $daemon; }
 check "the daemon stops" stops
+gantry daemon >> /var/log/gantry.log 2>&1 &
+daemon=$!
+check "it starts again" started
+survives() {
+  [ -d "/proc/$running" ] && [ "$(pid)" = "$running" ] && [ "$(gantry exec stays cat /began /deep/er/word)" = "began
+$word" ]
+}
+check "what ran goes on, with its files" survives
+ends() {
+  gantry rm -f stays && [ ! -d /proc/$running ] && [ "$(gantry run --rm loaded cat /deep/er/word)" = $word ] &&
+    gantry rmi loaded tiny && [ -z "$(gantry ps -aq)$(gantry images -q)" ]
+}
+check "all is removed" ends
+check "the daemon stops again" stops
+check "no mount is left" sh -c '! grep /run/gantry/containerd /proc/mounts'
 [ $failed = 0 ] || { echo "the daemon's log:"; tail -n 40 /var/log/gantry.log; }
 exit $failed
