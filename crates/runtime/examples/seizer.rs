@@ -1,5 +1,6 @@
 //! A hostile program for a test: takes hold of every new process of its pid namespace at once and
-//! says what it got hold of. Runs until it has seen as many as its argument says.
+//! says what it got hold of. Runs until it has seen as many as its argument says; with a second one it
+//! lets go of none and does not end.
 //!
 //! One line each: pid, bounding and permitted set, seccomp mode, descriptors above 2.
 
@@ -7,6 +8,7 @@ use std::io::Write;
 
 fn main() -> std::io::Result<()> {
     let count: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(1);
+    let hold = std::env::args().nth(2).is_some();
     let mut out = std::io::stdout();
     writeln!(out, "{}", describe("self"))?;
     // Pids are given in order: the next one is waited for by asking for it.
@@ -21,11 +23,16 @@ fn main() -> std::io::Result<()> {
             seen += 1;
             if sys::trace::interrupt(pid).is_ok() && sys::trace::wait_stop(pid).unwrap_or(false) {
                 writeln!(out, "{pid} {}", describe(&pid.to_string()))?;
-                // Gone already is fine.
-                let _gone = sys::trace::detach(pid);
+                if !hold {
+                    // Gone already is fine.
+                    let _gone = sys::trace::detach(pid);
+                }
             }
             break;
         }
+    }
+    while hold {
+        std::thread::park();
     }
     writeln!(out, "done")
 }

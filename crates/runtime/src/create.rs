@@ -198,7 +198,6 @@ fn new_record(
     bundle: &Path,
     namespaces: &Namespaces,
     cgroup: Cgroup,
-    caller: Caller,
     no_new_keyring: bool,
 ) -> Result<Record> {
     let mut record = Record::new(id, spec);
@@ -210,9 +209,6 @@ fn new_record(
     record.rootfs = root_path(bundle, spec)?;
     record.namespaces = namespaces.all();
     record.own_pidns = namespaces.new & flag::CLONE_NEWPID != 0;
-    record.setgroups = !caller.ordinary
-        || !namespaces.has(flag::CLONE_NEWUSER)
-        || namespaces::maps_other_groups(linux);
     record.cgroup = cgroup;
     Ok(record)
 }
@@ -251,8 +247,7 @@ fn create_in(
     let (unit, path) = place(opts, id, &linux.cgroups_path, caller)?;
     let cgroup = Cgroup::locate(&host, &path, id.as_str(), &resources)?;
     made.cgroups = cgroup.check_free()?;
-    let mut record =
-        new_record(id, &spec, &bundle, &namespaces, cgroup, caller, create.no_new_keyring)?;
+    let mut record = new_record(id, &spec, &bundle, &namespaces, cgroup, create.no_new_keyring)?;
     record.unfinished = Some(Unfinished { cgroups: made.cgroups.clone() });
 
     let rest = CreateOptionsRest::new(&create);
@@ -277,7 +272,6 @@ fn create_in(
         hook_state: Box::new(move |status, pid| record.hook_state(status, pid)),
         surroundings: parent.record.surroundings.clone(),
         ordinary_caller: caller.ordinary,
-        setgroups: parent.record.setgroups,
         spec,
     };
     run(parent, init, made)

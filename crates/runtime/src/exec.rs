@@ -12,9 +12,10 @@
 //! there is no no_new_privs either, that one has CAP_SYS_ADMIN for this one call, which a container
 //! with such a filter and CAP_SYS_PTRACE could use.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::cell::Cell;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -41,7 +42,10 @@ struct Job {
     target: OwnedFd,
     namespaces: u64,
     procs: Vec<OwnedFd>,
-    setgroups: bool,
+    /// Instead of the one in `procs` if the kernel takes no process there.
+    elsewhere: Option<OwnedFd>,
+    /// What the cgroup is called in errors.
+    place: String,
     surroundings: Surroundings,
 }
 
@@ -70,34 +74,46 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
     let filter = container.filter()?;
     let record = &container.record;
     let sub = SubCgroup::parse(exec.cgroup.as_deref().unwrap_or_default())?;
-    let into = record.cgroup.open_v2_sub(&sub)?;
+    let chosen = exec.cgroup.as_deref().filter(|c| !c.is_empty());
+    let proc = ProcFs::open()?;
+    let process = Prepared::new(&exec.process, filter, exec.preserve_fds, &proc)?;
+    // The first processors are taken before the cgroup is entered, so that it cannot start there.
+    let late = process.affinity.initial.is_some();
+    let into = if late { None } else { record.cgroup.open_v2_sub(&sub)? };
     let procs = if into.is_some() { Vec::new() } else { record.cgroup.open_procs(&sub)? };
+    // Not away from what was asked for by name.
+    let may_move = chosen.is_none() && record.cgroup.is_v2();
+    let elsewhere = if late && may_move { record.cgroup.open_procs_of(record.pid)? } else { None };
     let console_socket = match &exec.stdio {
         Stdio::ConsoleSocket(path) => Some(path.clone()),
         _ => None,
     };
-    let proc = ProcFs::open()?;
     let warnings = crate::caps::warnings(exec.process.capabilities.as_ref());
     let job = Job {
-        process: Prepared::new(&exec.process, filter, exec.preserve_fds, &proc)?,
+        process,
         stdio: exec.stdio,
         proc,
         target,
         namespaces: record.namespaces,
         procs,
-        setgroups: record.setgroups,
+        elsewhere,
+        place: chosen.map_or("the container's cgroup".to_owned(), |c| format!("--cgroup {c}")),
         surroundings: record.surroundings.clone(),
     };
-    let moved = into.as_ref().map(|_| move || record.cgroup.open_v2_of(record.pid));
-    let patience = Patience { container: &container, without_end: exec.ignore_paused };
+    let moved = may_move.then_some(|| record.cgroup.open_v2_of(record.pid));
+    let patience = Patience {
+        container: &container,
+        ignore_paused: exec.ignore_paused,
+        deadline: Cell::new(Instant::now() + JOIN_LIMIT),
+    };
     let spawned = spawn(job, into, moved, &patience)?;
     let Spawned { sync, pid, pidfd, console, listener } = spawned;
     let result = (|| -> Result<Option<OwnedFd>> {
         if let Some(rdt) = &record.rdt {
             rdt.join(pid)?;
         }
-        if let Some(number) = listener {
-            record.send_listener(&pidfd, number, "running", pid)?;
+        if let Some(fd) = listener {
+            record.send_listener(&fd, "running", pid)?;
         }
         sync.go()?;
         let master = match (&console_socket, console) {
@@ -123,23 +139,29 @@ pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(30);
 
 struct Patience<'a> {
     container: &'a Container,
-    without_end: bool,
+    ignore_paused: bool,
+    /// For all of it: a process that is held, or that says things without end, gains no time.
+    deadline: Cell<Instant>,
 }
 
 impl Patience<'_> {
     /// Waits for a message; `false` if the process has ended without one.
     fn wait(&self, sync: &Sync, pidfd: &OwnedFd) -> Result<bool> {
-        let limit = (!self.without_end).then_some(JOIN_LIMIT);
         loop {
-            match sync.wait(pidfd, limit)? {
+            match sync.wait(pidfd, self.deadline.get())? {
                 Waited::Message => return Ok(true),
                 Waited::Ended => return Ok(false),
-                // Paused in the meantime: it goes on when the container does.
-                Waited::TimeOver if self.container.record.cgroup.is_frozen()? => {}
-                Waited::TimeOver => {
-                    return Err(Error::Init("it did not get through within 30 s".into()));
-                }
+                Waited::TimeOver => {}
             }
+            let is_paused = self.container.record.cgroup.is_frozen()?;
+            if !is_paused || !self.ignore_paused {
+                let why = if is_paused { "is paused" } else { "may hold it (ptrace)" };
+                let limit = JOIN_LIMIT.as_secs();
+                let text = format!("it did not get through within {limit} s: the container {why}");
+                return Err(Error::Init(text));
+            }
+            // It was asked for: it goes on when the container does.
+            self.deadline.set(Instant::now() + JOIN_LIMIT);
         }
     }
 }
@@ -167,6 +189,7 @@ fn spawn(
     patience: &Patience<'_>,
 ) -> Result<Spawned> {
     let (ours, theirs) = Sync::pair()?;
+    let place = job.place.clone();
     let mut job = Some(job);
     let mut launch = |into: Option<&OwnedFd>| {
         let options = CloneOptions { flags: 0, into_cgroup: into.map(AsFd::as_fd) };
@@ -185,10 +208,12 @@ fn spawn(
     let joiner = match (launch(into.as_ref()), elsewhere) {
         // A container that has made cgroups of its own with controllers (systemd inside): v2 has
         // no processes beside those. Its first process is where it may be.
-        (Err(Errno::BUSY | Errno::OPNOTSUPP), Some(elsewhere)) => launch(elsewhere()?.as_ref()),
+        (Err(Errno::BUSY | Errno::OPNOTSUPP), Some(elsewhere)) if into.is_some() => {
+            launch(elsewhere()?.as_ref())
+        }
         (other, _) => other,
     }
-    .ctx("clone3", || "joining process (into the container's cgroup)")?;
+    .ctx("clone3", || format!("joining process (into {place})"))?;
     drop(theirs);
     let joined = until_made(&ours, &joiner, patience);
     if joined.is_err() {
@@ -213,8 +238,8 @@ struct Spawned {
     pid: i32,
     pidfd: OwnedFd,
     console: Option<OwnedFd>,
-    /// Number of the seccomp listener in the process.
-    listener: Option<i32>,
+    /// The seccomp listener.
+    listener: Option<OwnedFd>,
 }
 
 /// The joiner's messages, up to the pid. What others send (the process that it has made, in the
@@ -223,7 +248,7 @@ fn until_made(
     sync: &Sync,
     joiner: &Child,
     patience: &Patience<'_>,
-) -> Result<(i32, Option<OwnedFd>, Option<i32>)> {
+) -> Result<(i32, Option<OwnedFd>, Option<OwnedFd>)> {
     let (mut console, mut listener) = (None, None);
     loop {
         if !patience.wait(sync, &joiner.pidfd)? {
@@ -235,7 +260,10 @@ fn until_made(
             _ if sender != joiner.pid => {}
             Message::Pid(pid) => return Ok((pid, console, listener)),
             Message::Console(fd) => console = Some(fd),
-            Message::Listener(number) => listener = Some(number),
+            Message::Listener(handle) => {
+                listener = Some(handle.take(&joiner.pidfd)?);
+                sync.go()?;
+            }
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Hooks | Message::Ready => {}
         }
@@ -249,7 +277,11 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
         sched_setaffinity(None, cpus).ctx("sched_setaffinity", || "execCPUAffinity.initial")?;
     }
     for file in &job.procs {
-        rustix::io::write(file, b"0").ctx("add process to cgroup", || "exec")?;
+        match (rustix::io::write(file, b"0"), &job.elsewhere) {
+            (Err(Errno::BUSY | Errno::OPNOTSUPP), Some(other)) => rustix::io::write(other, b"0"),
+            (written, _) => written,
+        }
+        .ctx("add process to cgroup", || job.place.as_str())?;
     }
     if let Some(cpus) = &job.process.affinity.last {
         sched_setaffinity(None, cpus).ctx("sched_setaffinity", || "execCPUAffinity.final")?;
@@ -270,20 +302,16 @@ fn join(job: Job, sync: &Sync) -> Result<()> {
     if job.process.terminal {
         open_terminal(&job.process, sync)?;
     }
-    let Job { process, proc, target, procs, stdio, setgroups, .. } = job;
+    let Job { process, proc, target, procs, elsewhere, stdio, .. } = job;
     let terminal = process.terminal;
-    let here = Here { limits: None, scheduler: false, setgroups };
+    let here = Here { limits: None, scheduler: false };
     let mut ready = process.finalize(&proc, here)?;
     // Nothing of the host may be seen through /proc/<pid>/fd of the process to come.
-    sys::process::close_from_except(ready.first_fd, &[sync.as_fd().as_raw_fd()])
-        .ctx("close_range", || "descriptors")?;
+    ready.tidy(&[sync.as_fd()])?;
     // Closed above, by number.
-    std::mem::forget((proc, target, procs, stdio));
-    ready.tidy()?;
-    let listener = if ready.passes_making() { ready.load()? } else { None };
-    if let Some(fd) = &listener {
-        // It stays open in the process to come, until that one executes the program.
-        sync.listener(fd.as_raw_fd())?;
+    std::mem::forget((proc, target, procs, elsewhere, stdio));
+    if ready.passes_making() {
+        ready.load_and_tell(sync)?;
     }
     let mut ready = Some(ready);
     let pid = fork_sibling(|| {

@@ -4,7 +4,7 @@
 //! else is in its pid namespace meanwhile; where the container joins one, see [`run_outside`]. Until
 //! it execs it is not dumpable. (Its executable is protected as well, see the module `selfexe`.)
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -41,23 +41,23 @@ pub(crate) struct Init {
     pub(crate) surroundings: Surroundings,
     /// The caller is no root: it writes the id maps of a process whose files it must own.
     pub(crate) ordinary_caller: bool,
-    pub(crate) setgroups: bool,
 }
 
 /// Runs in the new process. Comes back only with an exit code for a failure.
 pub(crate) fn run(init: Init, sync: &Sync) -> i32 {
-    let result = set_up(init, sync, false).and_then(|(mut ready, fifo, start)| {
-        if ready.is_urgent()
-            && let Some(listener) = ready.load()?
-        {
-            sync.listener(listener.as_raw_fd())?;
-            sync.wait_go()?;
+    let result = set_up(init, sync, false).and_then(|(mut ready, fifo, mut start)| {
+        start.prepare();
+        // Copies of the caller's descriptors must not live on here, or pipes and sockets of other
+        // containers would never see their end.
+        ready.tidy(&[sync.as_fd(), fifo.as_fd()])?;
+        if ready.is_urgent() {
+            ready.load_and_tell(sync)?;
         }
         sync.ready()?;
         Ok((ready, fifo, start))
     });
     match result {
-        Ok((ready, fifo, start)) => wait_and_exec(ready, &fifo, &start),
+        Ok((ready, fifo, start)) => wait_and_exec(ready, &fifo, &start, sync),
         Err(e) => {
             sync.failed(&e);
             1
@@ -71,22 +71,17 @@ pub(crate) fn run(init: Init, sync: &Sync) -> i32 {
 pub(crate) fn run_outside(init: Init, sync: &Sync) -> Result<()> {
     let terminal = init.process.terminal;
     let (mut ready, fifo, start) = set_up(init, sync, true)?;
-    sys::process::close_from_except(ready.first_fd, &[sync.as_fd().as_raw_fd(), fifo.as_raw_fd()])
-        .ctx("close_range", || "descriptors")?;
-    ready.tidy()?;
+    ready.tidy(&[sync.as_fd(), fifo.as_fd()])?;
     let early = ready.is_urgent() || start.hooks.is_empty();
-    if early
-        && ready.passes_making()
-        && let Some(listener) = ready.load()?
-    {
-        sync.listener(listener.as_raw_fd())?;
-        sync.wait_go()?;
+    if early && ready.passes_making() {
+        ready.load_and_tell(sync)?;
     }
     let mut inside = Some((ready, fifo, start));
     let pid = fork_sibling(|| {
-        let Some((mut ready, fifo, start)) = inside.take() else { return 1 };
+        let Some((mut ready, fifo, mut start)) = inside.take() else { return 1 };
+        start.prepare();
         match come_inside(&mut ready, terminal, sync) {
-            Ok(()) => wait_and_exec(ready, &fifo, &start),
+            Ok(()) => wait_and_exec(ready, &fifo, &start, sync),
             Err(e) => {
                 sync.failed(&e);
                 1
@@ -115,6 +110,17 @@ fn come_inside(ready: &mut Ready, terminal: bool, sync: &Sync) -> Result<()> {
 struct Start {
     hooks: Vec<crate::spec::Hook>,
     state: HookState,
+    /// Made by [`Start::prepare`].
+    text: Vec<u8>,
+}
+
+impl Start {
+    /// In the container's process, before its filter may forbid what this takes.
+    fn prepare(&mut self) {
+        if !self.hooks.is_empty() {
+            self.text = (self.state)("created", own_pid());
+        }
+    }
 }
 
 /// `outside`: this is not the container's process itself.
@@ -174,13 +180,13 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
             console::control()?;
         }
     }
-    let start = Start { hooks: hooks_.start_container.clone(), state: init.hook_state };
+    let hooks = hooks_.start_container.clone();
+    let start = Start { hooks, state: init.hook_state, text: Vec::new() };
     let more = u64::from(outside);
     let here = Here {
         // In a user namespace it may not raise them: the caller has set them.
         limits: (!init.namespaces.has(flag::CLONE_NEWUSER)).then_some(more),
         scheduler: !outside,
-        setgroups: init.setgroups,
     };
     let ready = init.process.finalize(&init.proc, here)?;
     Ok((ready, init.fifo, start))
@@ -257,15 +263,14 @@ fn need_uts(init: &Init, field: &'static str) -> Result<()> {
 }
 
 /// The last stretch: wait for `start`, run startContainer hooks, exec. The caller of create is
-/// gone by now; what fails is said on the container's own stderr.
-fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
+/// gone by now; what fails is said on the container's own stderr. The filter may be in force: beside
+/// hooks nothing is done but what every program does at its start.
+fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start, sync: &Sync) -> i32 {
     /// What a program that cannot be executed ends with (runc's code).
     const EXEC_FAILED: i32 = 255;
+    // Nothing more is said to the caller.
+    sync.close_in_child();
     let result = (|| -> Result<()> {
-        // Copies of the caller's descriptors must not live on here, or pipes and sockets of other
-        // containers would never see their end.
-        sys::process::close_from_except(ready.first_fd, &[fifo.as_raw_fd()])
-            .ctx("close_range", || "descriptors")?;
         let mut byte = [0u8; 1];
         loop {
             match rustix::io::read(fifo, &mut byte) {
@@ -274,17 +279,10 @@ fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start) -> i32 {
                 Err(e) => return Err(e).ctx("read", || "exec.fifo"),
             }
         }
-        // Without hooks nothing is to be done here that a filter, which may be in force, forbids.
-        if start.hooks.is_empty() {
-            return Ok(());
-        }
-        hooks::run("startContainer", &start.hooks, &(start.state)("created", own_pid()), None)
+        hooks::run("startContainer", &start.hooks, &start.text, None)
     })();
     let error = match result {
-        Ok(()) => match ready.tidy() {
-            Ok(()) => ready.exec(),
-            Err(e) => e,
-        },
+        Ok(()) => ready.exec(),
         Err(e) => e,
     };
     let line = format!("{}\n", error.chain());

@@ -4,9 +4,10 @@
 mod attributes;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, accessat, fchown,
@@ -31,6 +32,7 @@ use crate::procfs::{self, ProcFs};
 use crate::rootfs;
 use crate::seccomp::Filter;
 use crate::spec;
+use crate::sync::Sync;
 
 /// Largest /etc/passwd of an image that is searched for a home directory.
 const PASSWD_LIMIT_BYTES: usize = 1 << 20;
@@ -180,7 +182,7 @@ impl Prepared {
             Err(Errno::ACCESS) => false,
             Err(e) => return Err(e).ctx("chdir to cwd", || self.cwd_text()),
         };
-        let give_up = self.become_user(&here)?;
+        let give_up = self.become_user(proc)?;
         if !early {
             rootfs::working_directory(&self.cwd, false)
                 .and_then(|cwd| fchdir(&cwd))
@@ -267,11 +269,11 @@ impl Prepared {
 
     /// The sets to go down to once the filter is loaded, if that needs more than them: without
     /// no_new_privs loading takes CAP_SYS_ADMIN.
-    fn become_user(&self, here: &Here) -> Result<Option<Sets>> {
+    fn become_user(&self, proc: &ProcFs) -> Result<Option<Sets>> {
         umask(Mode::from_raw_mode(self.user.umask.unwrap_or(DEFAULT_UMASK) & 0o7777));
         caps::bound(&self.caps)?;
         set_keep_capabilities(true).ctx("prctl", || "keep capabilities")?;
-        self.set_ids(here)?;
+        self.set_ids(proc)?;
         set_keep_capabilities(false).ctx("prctl", || "keep capabilities")?;
         let extra = match &self.filter {
             Some(_) if !self.no_new_privs => CAP_SYS_ADMIN & !self.caps.effective,
@@ -282,13 +284,13 @@ impl Prepared {
         Ok((extra != 0).then_some(self.caps))
     }
 
-    fn set_ids(&self, here: &Here) -> Result<()> {
-        if here.setgroups {
+    fn set_ids(&self, proc: &ProcFs) -> Result<()> {
+        if !setgroups_denied(proc)? {
             set_thread_groups(&self.groups).ctx("setgroups", || format!("{:?}", self.groups))?;
         } else if !self.groups.is_empty() {
             return Err(Error::config(
                 "process.user.additionalGids",
-                "cannot be set in a rootless container",
+                "cannot be set: the user namespace has setgroups denied, as rootless ones have",
             ));
         }
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
@@ -311,14 +313,23 @@ impl Prepared {
     }
 }
 
+/// Whether the user namespace that this process is in has setgroups(2) denied, see
+/// user_namespaces(7).
+fn setgroups_denied(proc: &ProcFs) -> Result<bool> {
+    match proc.read("self/setgroups") {
+        Ok(text) => Ok(text.trim() == "deny"),
+        // A kernel without user namespaces.
+        Err(e) if e.errno() == Some(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// What [`Prepared::finalize`] does, and does not.
 pub(crate) struct Here {
     /// Set the process's limits, with so many processes more; see [`Outside::limit`].
     pub(crate) limits: Option<u64>,
     /// Set its scheduling class.
     pub(crate) scheduler: bool,
-    /// setgroups may be called (not in a rootless user namespace).
-    pub(crate) setgroups: bool,
 }
 
 /// Ready to exec, but for the filter.
@@ -335,7 +346,7 @@ pub(crate) struct Ready {
     /// What [`Prepared::become_user`] left.
     give_up: Option<Sets>,
     /// Descriptors from here on are not for the program.
-    pub(crate) first_fd: i32,
+    first_fd: i32,
 }
 
 impl Ready {
@@ -366,6 +377,16 @@ impl Ready {
         Ok(listener)
     }
 
+    /// As [`Ready::load`]; the caller gets the listener before this returns, and has it alone.
+    pub(crate) fn load_and_tell(&mut self, sync: &Sync) -> Result<()> {
+        let whole = self.filter.as_ref().is_some_and(|f| f.passes("sendmsg", [0; 6]));
+        if let Some(listener) = self.load()? {
+            sync.listener(&listener, whole)?;
+            sync.wait_go()?;
+        }
+        Ok(())
+    }
+
     /// Whether the filter can be loaded before the process is made that executes the program: it
     /// lets through what lies between, in both.
     pub(crate) fn passes_making(&self) -> bool {
@@ -392,8 +413,12 @@ impl Ready {
         }
     }
 
-    /// The last that is done before the filter may be in force: descriptors and signals.
-    pub(crate) fn tidy(&self) -> Result<()> {
+    /// The last that is done before the filter may be in force: descriptors and signals. What the
+    /// program is not to have is closed, but for `keep`, which its execution closes.
+    pub(crate) fn tidy(&self, keep: &[BorrowedFd<'_>]) -> Result<()> {
+        let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+        sys::process::close_from_except(self.first_fd, &keep)
+            .ctx("close_range", || "descriptors")?;
         sys::process::cloexec_from(u32::try_from(self.first_fd).unwrap_or(3))
             .ctx("close_range", || "descriptors")?;
         sys::process::reset_signals();
@@ -426,10 +451,21 @@ pub(crate) fn reap(pidfd: &OwnedFd) -> Result<i32> {
     }
 }
 
-/// Kills a process that is not to be. It may be dead already; it is waited for in any case.
+/// Kills a process that is not to be. It may be dead already; it is waited for in any case, but not
+/// for ever: a tracer inside the container can keep a dead process from its parent, and a file system
+/// that does not answer a living one.
 pub(crate) fn abandon(pidfd: &OwnedFd) {
+    const LIMIT: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(1);
     let _dead_already = sys::process::pidfd_kill(pidfd, 9);
-    drop(reap(pidfd));
+    let deadline = Instant::now() + LIMIT;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    while Instant::now() < deadline {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), options) {
+            Ok(None) | Err(Errno::INTR) => std::thread::sleep(PAUSE),
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
 }
 
 /// A pidfd of a child that has not been waited for.

@@ -104,8 +104,6 @@ pub(crate) struct Record {
     pub(crate) namespaces: u64,
     /// The container has a pid namespace of its own: all its processes die with the first.
     pub(crate) own_pidns: bool,
-    /// setgroups is possible.
-    pub(crate) setgroups: bool,
     pub(crate) poststart: Vec<Hook>,
     pub(crate) poststop: Vec<Hook>,
     /// What exec takes on, too.
@@ -320,7 +318,6 @@ impl Record {
             rdt: None,
             namespaces: 0,
             own_pidns: false,
-            setgroups: true,
             poststart: spec.hooks.poststart.clone(),
             poststop: spec.hooks.poststop.clone(),
             surroundings: Surroundings::default(),
@@ -337,21 +334,12 @@ impl Record {
         }
     }
 
-    /// Takes a seccomp listener out of a process and sends it to the one who serves it, with the
-    /// specification's state document.
-    pub(crate) fn send_listener(
-        &self,
-        pidfd: &OwnedFd,
-        number: i32,
-        status: &str,
-        pid: i32,
-    ) -> Result<()> {
-        use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+    /// Sends a process's seccomp listener to the one who serves it, with the specification's state
+    /// document.
+    pub(crate) fn send_listener(&self, fd: &OwnedFd, status: &str, pid: i32) -> Result<()> {
         let listener = self.listener.as_ref().ok_or_else(|| {
             Error::config("linux.seccomp.listenerPath", "needed for SCMP_ACT_NOTIFY")
         })?;
-        let fd = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())
-            .ctx("pidfd_getfd", || "seccomp listener")?;
         let state = self.hook_state(status, self.pid);
         let state: serde_json::Value = serde_json::from_slice(&state)
             .map_err(|source| Error::Json { path: "container state".into(), source })?;
@@ -362,7 +350,7 @@ impl Record {
             "metadata": listener.metadata,
             "state": state,
         });
-        crate::sync::send_fd_to(&listener.path, &text.to_string(), &fd)
+        crate::sync::send_fd_to(&listener.path, &text.to_string(), fd)
             .step(|| "linux.seccomp.listenerPath")
     }
 

@@ -9,7 +9,7 @@
 //!    |<-- Hooks --------------------------------------------------| only with such hooks
 //!    |--- Go ---------------------------------------------------->|
 //!    |<-- Console + descriptor -----------------------------------| only with a terminal
-//!    |<-- Listener(fd number) ------------------------------------| only with seccomp NOTIFY
+//!    |<-- Listener(descriptor, or its number) --------------------| only with seccomp NOTIFY
 //!    |--- Go ---------------------------------------------------->|
 //!    |<-- Ready --------------------------------------------------| create: waits at the fifo
 //!    |<-- end of file --------------------------------------------| exec: the program runs
@@ -18,8 +18,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -43,14 +43,34 @@ pub(crate) enum Message {
     Hooks,
     /// The pty's master.
     Console(OwnedFd),
-    /// Number of the seccomp listener in the sender.
-    Listener(i32),
+    /// The seccomp listener; the sender waits until it is taken.
+    Listener(Handle),
     /// Everything is set up.
     Ready,
     /// The sender gives up.
     Failed(String),
     /// The socket is closed.
     End,
+}
+
+/// A descriptor of the sender's.
+#[derive(Debug)]
+pub(crate) enum Handle {
+    Descriptor(OwnedFd),
+    /// Its number there, where a filter forbids sendmsg(2).
+    Number(i32),
+}
+
+impl Handle {
+    /// Takes it from the sender, which waits meanwhile and which nobody else may have in his hands.
+    pub(crate) fn take(self, sender: &OwnedFd) -> Result<OwnedFd> {
+        use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+        match self {
+            Handle::Descriptor(fd) => Ok(fd),
+            Handle::Number(number) => pidfd_getfd(sender, number, PidfdGetfdFlags::empty())
+                .ctx("pidfd_getfd", || "seccomp listener"),
+        }
+    }
 }
 
 /// What [`Sync::wait`] has waited for.
@@ -145,8 +165,9 @@ impl Sync {
         self.send(b'C', &[], Some(master.as_fd()))
     }
 
-    pub(crate) fn listener(&self, number: i32) -> Result<()> {
-        self.send(b'N', &number.to_ne_bytes(), None)
+    /// `whole`: the descriptor itself, which takes sendmsg(2), and not only its number.
+    pub(crate) fn listener(&self, fd: &OwnedFd, whole: bool) -> Result<()> {
+        self.send(b'N', &fd.as_raw_fd().to_ne_bytes(), whole.then(|| fd.as_fd()))
     }
 
     pub(crate) fn ready(&self) -> Result<()> {
@@ -167,17 +188,17 @@ impl Sync {
     }
 
     /// Waits until there is something to receive, or the process has ended without having sent it,
-    /// or the time is over.
-    pub(crate) fn wait(&self, pidfd: &OwnedFd, limit: Option<Duration>) -> Result<Waited> {
+    /// or the time is over, however much there still is to receive.
+    pub(crate) fn wait(&self, pidfd: &OwnedFd, deadline: Instant) -> Result<Waited> {
         let name = || "message of the container process";
-        let limit = limit
-            .map(Timespec::try_from)
-            .transpose()
-            .map_err(|_| Errno::INVAL)
-            .ctx("poll", name)?;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Waited::TimeOver);
+            }
+            let limit = Timespec::try_from(left).map_err(|_| Errno::INVAL).ctx("poll", name)?;
             let mut fds = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
-            match poll(&mut fds, limit.as_ref()) {
+            match poll(&mut fds, Some(&limit)) {
                 Ok(0) => return Ok(Waited::TimeOver),
                 // It may have sent something and ended after the socket was looked at.
                 Ok(_) if fds[0].revents().is_empty() && !self.has_message()? => {
@@ -236,7 +257,8 @@ impl Sync {
             (b'P', _) => Message::Pid(number()),
             (b'H', _) => Message::Hooks,
             (b'C', Some(fd)) => Message::Console(fd),
-            (b'N', _) => Message::Listener(number()),
+            (b'N', Some(fd)) => Message::Listener(Handle::Descriptor(fd)),
+            (b'N', None) => Message::Listener(Handle::Number(number())),
             (b'R', _) => Message::Ready,
             (b'E', _) => Message::Failed(String::from_utf8_lossy(body).into_owned()),
             _ => return Err(Error::config("container process", "sent an unknown message")),

@@ -243,6 +243,13 @@ impl Cgroup {
 
     /// The v2 cgroup that a process of the container is in.
     pub(crate) fn open_v2_of(&self, pid: i32) -> Result<Option<OwnedFd>> {
+        match self.v2_of(pid)? {
+            Some(dir) => Cgroup::V2 { dir }.open_v2(),
+            None => Ok(None),
+        }
+    }
+
+    fn v2_of(&self, pid: i32) -> Result<Option<PathBuf>> {
         let Cgroup::V2 { dir } = self else { return Ok(None) };
         let text = crate::procfs::ProcFs::open()?.read(&format!("{pid}/cgroup"))?;
         let path = text.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
@@ -253,7 +260,7 @@ impl Cgroup {
                 format!("its first process has left its cgroup for {}", found.display()),
             ));
         }
-        Cgroup::V2 { dir: found }.open_v2()
+        Ok(Some(found))
     }
 
     /// Puts a process into every directory that [`Cgroup::open_v2`] does not stand for.
@@ -268,6 +275,9 @@ impl Cgroup {
     /// cgroup.procs of every v1 directory (and the hybrid's v2 one), open for writing.
     pub(crate) fn open_procs(&self, sub: &SubCgroup) -> Result<Vec<OwnedFd>> {
         let dirs: Vec<PathBuf> = match self {
+            _ if self.dirs().is_empty() && *sub != SubCgroup::default() => {
+                return Err(Error::config("--cgroup", "the container has no cgroup"));
+            }
             Cgroup::None => Vec::new(),
             Cgroup::V2 { dir } => vec![dir.join(sub.unified()?)],
             Cgroup::V1 { dirs, unified } => {
@@ -279,14 +289,12 @@ impl Cgroup {
                 v1.chain(unified.as_ref().map(|dir| dir.join(sub.of(&[])))).collect()
             }
         };
-        dirs.into_iter()
-            .map(|dir| {
-                let path = dir.join("cgroup.procs");
-                let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-                rustix::fs::open(&path, flags, Mode::empty())
-                    .ctx("open", || path.display().to_string())
-            })
-            .collect()
+        dirs.iter().map(|dir| open_procs_file(dir)).collect()
+    }
+
+    /// cgroup.procs of the v2 cgroup that a process of the container is in.
+    pub(crate) fn open_procs_of(&self, pid: i32) -> Result<Option<OwnedFd>> {
+        self.v2_of(pid)?.map(|dir| open_procs_file(&dir)).transpose()
     }
 
     /// One directory that has every process of the container.
@@ -417,6 +425,12 @@ pub(crate) fn remove_all(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Re
         }
     }
     first
+}
+
+fn open_procs_file(dir: &Path) -> Result<OwnedFd> {
+    let path = dir.join("cgroup.procs");
+    rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .ctx("open", || path.display().to_string())
 }
 
 fn denied(e: &Error) -> bool {

@@ -1,6 +1,7 @@
 //! Makes the container's process, and talks with it until it is ready.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
@@ -164,7 +165,7 @@ fn drive(
     // From now on it may outlive this process.
     parent.record.save(&made.dir)?;
     sync.go()?;
-    let mut master = None;
+    let (mut master, mut listener) = (None, None);
     loop {
         let (message, sender) = sync.receive_with_sender()?;
         match message {
@@ -185,15 +186,19 @@ fn drive(
                 Some(path) => send_fd_to(path, "/dev/ptmx", &fd)?,
                 None => master = Some(fd),
             },
-            Message::Listener(number) => {
-                let pid = process.pid;
-                parent.record.send_listener(&process.pidfd, number, "creating", pid)?;
+            Message::Listener(handle) => {
+                let fd = handle.take(&process.pidfd)?;
+                match parent.outside {
+                    // The process that it is for is still to be made.
+                    true => listener = Some(fd),
+                    false => parent.record.send_listener(&fd, "creating", process.pid)?,
+                }
                 sync.go()?;
             }
             Message::Ready => break,
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Pid(pid) if parent.outside => {
-                hand_over(parent, made, sync, process, pid)?;
+                hand_over(parent, made, sync, process, pid, listener)?;
                 break;
             }
             Message::Pid(_) => {}
@@ -218,6 +223,7 @@ fn hand_over(
     sync: &Sync,
     process: &mut Child,
     pid: i32,
+    listener: Option<OwnedFd>,
 ) -> Result<()> {
     let worker = std::mem::replace(&mut process.pidfd, open_child(pid)?);
     process.pid = pid;
@@ -226,9 +232,13 @@ fn hand_over(
     parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
     parent.outside_work.settle(pid)?;
     parent.record.save(&made.dir)?;
+    if let Some(fd) = listener {
+        parent.record.send_listener(&fd, "creating", pid)?;
+    }
     sync.go()?;
+    let deadline = Instant::now() + JOIN_LIMIT;
     loop {
-        match sync.wait(&process.pidfd, Some(JOIN_LIMIT))? {
+        match sync.wait(&process.pidfd, deadline)? {
             Waited::Message => {}
             Waited::Ended => return Err(Error::Init("container init died".into())),
             Waited::TimeOver => return Err(Error::Init("it did not get ready in time".into())),

@@ -35,20 +35,25 @@ fn the_execution_domain_and_the_memory_policy_hold_for_all() {
     }
 }
 
+/// The serial numbers of the session keyrings that a process says it has.
+fn keyrings(listing: &str) -> Vec<String> {
+    let ours = listing.lines().filter(|l| l.contains("_ses."));
+    ours.map(|l| format!("{} {}", &l[..8], l.rsplit("_ses.").next().unwrap())).collect()
+}
+
 #[test]
 fn all_are_in_the_containers_session_keyring() {
-    let b = Bundle::new("sleep 1000");
+    assert!(std::path::Path::new("/proc/keys").exists(), "a kernel with keyrings");
+    let mut b = Bundle::new("cat /proc/keys; echo; sleep 1000");
+    // What a process sees there are the keys that it possesses.
+    b.config["linux"]["maskedPaths"].as_array_mut().unwrap().retain(|p| p != "/proc/keys");
     b.start();
-    let Ok(keys) = std::fs::read_to_string("/proc/keys") else { return };
-    drop(keys);
-    // /proc/keys is masked inside; the host's shows who has which.
-    let got = std::fs::read_to_string("/proc/keys").unwrap();
-    let name = format!("_ses.{}", b.id);
-    let before = got.lines().filter(|l| l.contains(&name)).count();
-    b.ok(&["exec", &b.id, "true"]);
-    let got = std::fs::read_to_string("/proc/keys").unwrap();
-    let after = got.lines().filter(|l| l.contains(&name)).count();
-    assert!(after <= before, "exec made a keyring of its own");
+    crate::support::wait(|| b.out().ends_with("\n\n"), "the program's output");
+    let own =
+        |list: Vec<String>| list.into_iter().filter(|k| k.contains(&b.id)).collect::<Vec<_>>();
+    let first = own(keyrings(&b.out()));
+    let joined = own(keyrings(&b.ok(&["exec", &b.id, "cat", "/proc/keys"])));
+    assert_eq!((first.len(), &joined), (1, &first), "{}", b.out());
 }
 
 #[test]
@@ -77,34 +82,106 @@ fn a_process_joins_sub_cgroups_of_single_controllers() {
 }
 
 #[test]
-fn every_process_gets_a_seccomp_listener() {
+fn a_sub_cgroup_that_takes_no_process_is_an_error() {
     let mut b = Bundle::new("sleep 1000");
+    b.wrap = Some("mount -t cgroup2 none /sys/fs/cgroup".into());
+    b.start();
+    let dir = {
+        let path = b.cgroup("unified");
+        if path.exists() { path } else { b.cgroup("").components().collect() }
+    };
+    // Below a threaded cgroup one that is not threaded is no place for anything.
+    let name = format!("s{}", random());
+    std::fs::create_dir_all(dir.join(&name).join("t")).unwrap();
+    std::fs::write(dir.join(&name).join("t/cgroup.type"), "threaded").unwrap();
+    let place = format!("{name}/t/u");
+    std::fs::create_dir(dir.join(&place)).unwrap();
+    for affinity in [false, true] {
+        let process = json!({"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+            "execCPUAffinity": if affinity { json!({"initial": "0"}) } else { json!({}) }});
+        std::fs::write(b.path("p.json"), process.to_string()).unwrap();
+        let exec = |place: &[&str]| {
+            let args = [&["exec", "-p", "p.json"], place, &[&b.id]].concat();
+            b.rt(&args)
+        };
+        let got = text(&exec(&["--cgroup", &place]));
+        assert!(got.starts_with("exit status: 255") && got.contains(&place), "{got}");
+        assert!(exec(&["--cgroup", &name]).status.success());
+        assert!(exec(&[]).status.success());
+    }
+}
+
+/// A listener's text, and what its descriptor is.
+fn told(listener: &UnixListener) -> (Value, String) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let (stream, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buf = [0u8; 16384];
+    let mut parts = [std::io::IoSliceMut::new(&mut buf)];
+    let n = recvmsg(&stream, &mut parts, &mut control, RecvFlags::empty()).unwrap().bytes;
+    let fd = control.drain().find_map(|m| match m {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let fd = fd.unwrap();
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let link = std::fs::read_link(link).unwrap().display().to_string();
+    (serde_json::from_slice(&buf[..n]).unwrap(), link)
+}
+
+#[test]
+fn every_process_gets_a_seccomp_listener() {
+    // With and without a filter that lets a descriptor be sent.
+    for forbidden in ["uname", "sendmsg"] {
+        let mut b = Bundle::new("ls -l /proc/self/fd; sleep 1000");
+        let socket = b.path("listener");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let word = random().to_string();
+        b.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": socket, "listenerMetadata": word,
+            "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_NOTIFY"},
+                {"names": [forbidden], "action": "SCMP_ACT_ERRNO"}],
+        });
+        let seen = std::thread::spawn(move || [told(&listener), told(&listener)]);
+        b.start();
+        b.ok(&["exec", &b.id, "true"]);
+        let seen = seen.join().unwrap();
+        for (text, link) in &seen {
+            assert!(text["metadata"] == word.as_str() && text["fds"] == json!(["seccompFd"]));
+            assert_eq!(link, "anon_inode:seccomp notify");
+        }
+        let [(first, _), (second, _)] = seen;
+        assert_eq!(first["state"]["status"], "creating");
+        assert_eq!(second["state"]["status"], "running");
+        assert_ne!(first["pid"], second["pid"]);
+        assert_eq!(first["pid"], second["state"]["pid"]);
+        assert_eq!(first["pid"], b.state()["pid"]);
+        assert!(!b.out().contains("seccomp"), "{}", b.out());
+    }
+}
+
+#[test]
+fn a_listener_for_a_container_in_anothers_pids_names_its_process() {
+    let first = Bundle::new("sleep 1000");
+    first.start();
+    let pid = first.state()["pid"].clone();
+    let mut b = Bundle::new("sleep 1000");
+    for ns in b.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if ns["type"] == "pid" {
+            ns["path"] = json!(format!("/proc/{pid}/ns/pid"));
+        }
+    }
     let socket = b.path("listener");
     let listener = UnixListener::bind(&socket).unwrap();
-    let word = random().to_string();
     b.config["linux"]["seccomp"] = json!({
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "listenerPath": socket, "listenerMetadata": word,
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
         "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_NOTIFY"}],
     });
-    let seen = std::thread::spawn(move || {
-        (0..2)
-            .map(|_| {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut text = String::new();
-                std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
-                serde_json::from_str(&text).unwrap()
-            })
-            .collect::<Vec<Value>>()
-    });
+    let seen = std::thread::spawn(move || told(&listener));
     b.start();
-    b.ok(&["exec", &b.id, "true"]);
-    let seen = seen.join().unwrap();
-    assert!(
-        seen.iter().all(|s| s["metadata"] == word.as_str() && s["fds"] == json!(["seccompFd"]))
-    );
-    assert_eq!(seen[0]["state"]["status"], "creating");
-    assert_eq!(seen[1]["state"]["status"], "running");
-    assert_ne!(seen[0]["pid"], seen[1]["pid"]);
-    assert_eq!(seen[0]["pid"], seen[1]["state"]["pid"]);
+    let (text, link) = seen.join().unwrap();
+    assert_eq!(text["pid"], b.state()["pid"]);
+    assert_eq!(link, "anon_inode:seccomp notify");
 }

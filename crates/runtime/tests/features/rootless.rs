@@ -73,8 +73,42 @@ fn an_ordinary_user_has_containers() {
     assert!(status.success(), "{out}");
     let o = rt(&b, uid, &["exec", &b.id, "id", "-u"]);
     assert_eq!(String::from_utf8_lossy(&o.stdout), "0\n", "{}", text(&o));
+    let got = text(&rt(&b, uid, &["exec", "--cgroup", "x", &b.id, "id", "-u"]));
+    assert!(got.contains("--cgroup: the container has no cgroup"), "{got}");
     let o = rt(&b, uid, &["delete", "-f", &b.id]);
     assert!(o.status.success(), "{}", text(&o));
+}
+
+#[test]
+fn a_user_namespace_without_setgroups_is_joined() {
+    let mut other = Command::new("unshare")
+        .args(["--user", "--map-root-user", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let pid = other.id();
+    let setgroups = || std::fs::read_to_string(format!("/proc/{pid}/setgroups")).unwrap();
+    let maps = || std::fs::read_to_string(format!("/proc/{pid}/gid_map")).unwrap();
+    crate::support::wait(
+        || setgroups() == "deny\n" && maps().trim().ends_with(" 1"),
+        "the namespace",
+    );
+    let mut b = Bundle::new("id -u; cat /proc/self/setgroups");
+    let list = b.config["linux"]["namespaces"].as_array_mut().unwrap();
+    list.push(json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}));
+    // Of the host's cgroups and its mqueue nothing can be mounted there.
+    let plain = |m: &Value| m["type"] != "cgroup" && m["type"] != "mqueue";
+    b.config["mounts"].as_array_mut().unwrap().retain(plain);
+    for m in b.config["mounts"].as_array_mut().unwrap() {
+        let options = m["options"].as_array_mut();
+        options.into_iter().for_each(|o| o.retain(|o| o != "gid=5"));
+    }
+    let o = b.run();
+    assert_eq!(String::from_utf8_lossy(&o.stdout), "0\ndeny\n", "{}", text(&o));
+    b.config["process"]["user"]["additionalGids"] = json!([7]);
+    let got = text(&b.run());
+    assert!(got.contains("process.user.additionalGids: cannot be set"), "{got}");
+    other.kill().unwrap();
+    other.wait().unwrap();
 }
 
 #[test]

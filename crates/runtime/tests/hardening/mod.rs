@@ -60,6 +60,21 @@ fn a_tracer_inside_gets_nothing_from_processes_that_join() {
     }
 }
 #[test]
+fn a_tracer_inside_cannot_hold_the_caller_of_exec() {
+    let b = hostile("exec seizer 1 hold");
+    b.start();
+    crate::support::wait(|| !b.out().is_empty(), "the tracer");
+    let began = std::time::Instant::now();
+    let mut got = String::new();
+    // Until it is quick enough.
+    while !b.out().contains("socket:") && began.elapsed().as_secs() < 20 {
+        got = text(&b.rt(&["exec", &b.id, "true"]));
+    }
+    assert!(got.contains("it did not get through within 30 s"), "{got}{}", b.out());
+    assert!(began.elapsed().as_secs() < 60);
+}
+
+#[test]
 fn a_tracer_inside_gets_nothing_from_containers_that_join_its_pids() {
     const SEIZED: usize = 10;
     let first = hostile(&format!("exec seizer {SEIZED}"));
