@@ -206,7 +206,8 @@ impl Blob {
     fn go_on_elsewhere(&mut self, error: Error) -> Result<(), Error> {
         let next = if self.endpoint.mirror { self.later.pop_front() } else { None };
         let Some(next) = next else { return Err(error) };
-        tracing::debug!(%error, offset = self.offset, "a blob goes on at the next endpoint");
+        let error = error.with_causes();
+        tracing::info!(error, offset = self.offset, "a blob goes on at the next server");
         self.body = None;
         self.has_answered = false;
         self.backoff = self.repository.shared.backoff(&next);

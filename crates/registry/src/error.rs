@@ -251,12 +251,23 @@ impl Error {
         }
     }
 
-    /// Whether nobody listens there at this moment.
+    /// Whether there is no connection to be had at this moment.
     pub(crate) fn is_unreachable(&self) -> bool {
         let Self::Transport { source: TransportError::Connect(source), .. } = self else {
             return false;
         };
-        matches!(source, ConnectError::Tcp { .. })
+        matches!(source, ConnectError::Tcp { .. } | ConnectError::Timeout { .. })
+    }
+
+    /// In one line, for the log.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            text.push_str(&format!(": {source}"));
+            cause = source.source();
+        }
+        text
     }
 
     /// Whether the same request may succeed a little later.

@@ -41,8 +41,8 @@ pub struct Repository {
     /// The `hosts.toml` that names them.
     file: Option<PathBuf>,
     pub(crate) push: bool,
-    /// Mirrors that sent something damaged, by their base.
-    distrusted: Arc<Mutex<BTreeSet<String>>>,
+    /// Mirrors that sent something damaged or cannot be reached, by their base.
+    avoided: Arc<Mutex<BTreeSet<String>>>,
     /// As docker's errors name it.
     pub(crate) name: String,
 }
@@ -50,6 +50,7 @@ pub struct Repository {
 /// The endpoints that are left to try.
 pub(crate) struct Route {
     shared: Arc<Shared>,
+    avoided: Arc<Mutex<BTreeSet<String>>>,
     left: std::vec::IntoIter<Arc<Endpoint>>,
 }
 
@@ -61,7 +62,14 @@ impl Route {
     /// An error that another endpoint may mend, or one that is the end.
     pub(crate) fn failed(&self, endpoint: &Endpoint, error: Error) -> Result<Error, Error> {
         if self.shared.falls_through(endpoint, &error) {
-            tracing::info!(%error, server = endpoint.base, "the next server is tried");
+            if endpoint.mirror {
+                let error = error.with_causes();
+                tracing::info!(error, server = endpoint.base, "the next server is tried");
+            }
+            if endpoint.mirror && error.is_unreachable() {
+                // Its time-out is waited for once in a pull, not for each blob.
+                lock(&self.avoided).insert(endpoint.base.clone());
+            }
             if !matches!(error, Error::Transport { .. }) {
                 self.shared.learn(endpoint);
             }
@@ -107,17 +115,21 @@ impl Repository {
     ) -> Self {
         let name = image.familiar_name();
         let Endpoints { all, file } = endpoints;
-        let distrusted = Arc::default();
-        Self { shared, image: image.clone(), endpoints: all, file, distrusted, push, name }
+        let avoided = Arc::default();
+        Self { shared, image: image.clone(), endpoints: all, file, avoided, push, name }
     }
 
     /// The endpoints that may be asked for something.
     pub(crate) fn route(&self, able: fn(&Capabilities) -> bool) -> Route {
-        let distrusted = self.distrusted();
-        let mut left = self.endpoints.clone();
-        left.retain(|endpoint| able(&endpoint.may) && !distrusted.contains(&endpoint.base));
-        drop(distrusted);
-        Route { shared: self.shared.clone(), left: left.into_iter() }
+        let avoided = lock(&self.avoided);
+        let able = self.endpoints.iter().filter(|endpoint| able(&endpoint.may)).cloned();
+        let able: Vec<_> = able.collect();
+        let mut left = able.clone();
+        left.retain(|endpoint| !avoided.contains(&endpoint.base));
+        // If there is nobody else, their error is the one to tell.
+        let left = if left.is_empty() { able } else { left };
+        let (shared, left) = (self.shared.clone(), left.into_iter());
+        Route { shared, avoided: self.avoided.clone(), left }
     }
 
     /// The endpoints that are asked for a blob after this one.
@@ -127,10 +139,6 @@ impl Repository {
         std::iter::from_fn(|| after.next()).collect()
     }
 
-    fn distrusted(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.distrusted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     /// Asks mirrors no more that have sent something damaged: those among `sources` of a [`Blob`].
     /// False if there was none among them that is still asked.
     pub fn distrust(&self, sources: &[String]) -> bool {
@@ -138,7 +146,7 @@ impl Repository {
         let bad = mirrors.filter(|mirror| sources.contains(&mirror.base));
         let mut any = false;
         for mirror in bad {
-            let is_new = self.distrusted().insert(mirror.base.clone());
+            let is_new = lock(&self.avoided).insert(mirror.base.clone());
             if is_new {
                 tracing::warn!(
                     mirror = mirror.base,
@@ -620,6 +628,10 @@ impl Repository {
         }
         Err(self.shared.refused(endpoint, call, response).await.0)
     }
+}
+
+fn lock(set: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    set.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// The digest of `bytes` by the algorithm of another.
