@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run fuzz bench bench-runtime bench-store conformance install vm-test vm-conformance clean
+.PHONY: help build release deps test run fuzz faults bench bench-runtime bench-store conformance install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ run: ## walks through build, run, layers and squash with the example; leaves not
 
 fuzz: deps ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-runtime --lib --test seccomp fuzz_ -- --nocapture
+
+faults: deps ## the store killed at every named point, each time looked over (root, some minutes); FAULTS=N takes N of each kind
+	scripts/faults
 
 bench: ## ratios against the peers, in one run (root)
 	scripts/bench

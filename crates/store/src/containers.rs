@@ -144,6 +144,7 @@ impl Core {
             }
             tx.put(Table::Containers, ns, &container.id, &record)
         })?;
+        faults::pass("container.recorded");
         self.settle(ns, vec![(ResourceKind::Snapshot, container.snapshot_key.clone())])?;
         self.bus.publish(
             ns,

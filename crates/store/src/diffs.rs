@@ -209,6 +209,7 @@ impl Core {
         let writer = buffered.into_inner().map_err(|e| failed("write")(e.into_error()))?;
         let size = writer.len();
         labels.insert(UNCOMPRESSED.into(), diff_id.to_string());
+        faults::pass("diff.packed");
         let digest = writer.commit(None, labels.clone())?;
         Ok(Descriptor::new(kind, digest, size))
     }

@@ -121,8 +121,10 @@ impl Core {
             let sweeping = self.guard.sweeping();
             let swept = self.sweep(&ns)?;
             drop(sweeping);
+            faults::pass("gc.swept");
             if !swept.content.is_empty() || !swept.snapshots.is_empty() {
                 self.before_unlinking()?;
+                faults::pass("gc.flushed");
             }
             for name in &swept.content {
                 if let Ok(digest) = name.parse() {
@@ -134,6 +136,7 @@ impl Core {
                 self.bus.publish(&ns, Event::ContentDelete { digest: name });
             }
             for (key, id, bytes) in swept.snapshots {
+                faults::pass("gc.snapshot");
                 self.disk.discard(id)?;
                 freed += bytes;
                 self.bus.publish(&ns, Event::SnapshotRemove { key });

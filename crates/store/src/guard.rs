@@ -56,8 +56,8 @@ impl Guard {
         let until = Instant::now() + UNNAMED;
         let mut state = lock(&self.0.state);
         for (kind, name) in items {
-            let end = state.fresh.entry((ns.into(), kind, name)).or_insert(until);
-            *end = until.max(*end);
+            // Also where it was protected for longer: it has had a name.
+            state.fresh.insert((ns.into(), kind, name), until);
         }
     }
 

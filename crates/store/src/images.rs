@@ -87,14 +87,6 @@ impl Core {
         name: &str,
         target: Descriptor,
     ) -> Result<Image> {
-        match self.image_get(ns, name) {
-            Ok(old) if old.target.digest != target.digest => {
-                let left = vec![(ResourceKind::Content, old.target.digest.to_string())];
-                self.guard.linger(ns, self.closure(ns, left)?);
-            }
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
         let now = Timestamp::now();
         let labels = Labels::new();
         let name = name.into();
@@ -133,8 +125,14 @@ impl Core {
                 },
             };
             tx.put(Table::Images, ns, &name, &record)?;
+            if let Some(old) = present.as_ref().filter(|p| p.target.digest != record.target.digest)
+            {
+                let left = vec![(ResourceKind::Content, old.target.digest.to_string())];
+                self.guard.linger(ns, self.closure(ns, left)?);
+            }
             Ok((record, present.is_some()))
         })?;
+        faults::pass("image.named");
         self.settle(ns, vec![(ResourceKind::Content, record.target.digest.to_string())])?;
         let event = if replaced {
             self.schedule.after(gc::AFTER_IMAGE);
@@ -147,13 +145,14 @@ impl Core {
     }
 
     pub(crate) fn image_delete(&self, ns: &str, name: &str, sync: bool) -> Result<()> {
-        let record: ImageRecord = self.db.write(Durable::Soon, |tx| {
-            let record =
+        let left = self.db.write(Durable::Soon, |tx| {
+            let record: ImageRecord =
                 tx.get(Table::Images, ns, name)?.ok_or_else(|| Error::not_found("image", name))?;
             tx.delete(Table::Images, ns, name);
-            Ok(record)
+            // Now: a collection right after this write takes what tells.
+            self.closure(ns, vec![(ResourceKind::Content, record.target.digest.to_string())])
         })?;
-        self.settle(ns, vec![(ResourceKind::Content, record.target.digest.to_string())])?;
+        self.guard.forget_all(ns, &left);
         self.bus.publish(ns, Event::ImageDelete { name: name.into() });
         if sync {
             self.collect_garbage()?;

@@ -60,13 +60,15 @@ impl Core {
     }
 
     pub(crate) fn lease_delete(&self, ns: &str, id: &str, sync: bool) -> Result<()> {
-        let record: LeaseRecord = self.db.write(Durable::Soon, |tx| {
-            let record =
+        let left = self.db.write(Durable::Soon, |tx| {
+            let record: LeaseRecord =
                 tx.get(Table::Leases, ns, id)?.ok_or_else(|| Error::not_found("lease", id))?;
             tx.delete(Table::Leases, ns, id);
-            Ok(record)
+            // Now: a collection right after this write takes what tells.
+            self.closure(ns, record.resources.into_iter().collect())
         })?;
-        self.settle(ns, record.resources.into_iter().collect())?;
+        faults::pass("lease.deleted");
+        self.guard.forget_all(ns, &left);
         if sync {
             self.collect_garbage()?;
         } else {
@@ -100,6 +102,7 @@ impl Core {
             }
             tx.put(Table::Leases, ns, id, &record)
         })?;
+        faults::pass("lease.changed");
         if add { self.settle(ns, vec![node]) } else { Ok(()) }
     }
 

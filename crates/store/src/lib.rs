@@ -48,6 +48,7 @@ mod rebuild;
 mod snapshots;
 mod streams;
 pub mod tasks;
+mod strays;
 mod transfer;
 mod unpack;
 
@@ -243,10 +244,15 @@ impl Core {
         core.reconcile_snapshots(opened)?;
         core.reconcile_content(opened)?;
         if opened == Opened::Created {
+        faults::pass("open.database");
             core.db.flush()?;
             db::finish_rebuild(&core.root)?;
+        faults::pass("open.ingests");
         }
+        faults::pass("open.snapshots");
         // What leads to something may be missing of records that were just rebuilt.
+        faults::pass("open.content");
+        core.remove_strays(opened);
         let first = if opened == Opened::Created { gc::PERIOD } else { gc::AFTER_START };
         core.schedule.after(first);
         let core = Arc::new(core);

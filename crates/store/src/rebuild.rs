@@ -39,18 +39,22 @@ impl Core {
         self.db.write(Durable::Soon, |tx| {
             for file in &files {
                 let Some(table) = Table::from_name(&file.table) else { continue };
+                // Also of what an interrupted rebuild has put: its content may not have come yet.
+                namespaces.insert(file.namespace.clone());
                 if tx.is_recent(table, &file.namespace, &file.name) {
                     continue;
                 }
-                namespaces.insert(file.namespace.clone());
                 tx.put_value(table, &file.namespace, &file.name, &file.value)?;
             }
             Ok(())
         })?;
+        faults::pass("rebuild.records");
         let blobs = self.verified_blobs()?;
         for ns in &namespaces {
             self.rebuild_children(ns)?;
+            faults::pass("rebuild.children");
             self.rebuild_content(ns, &blobs)?;
+            faults::pass("rebuild.content");
         }
         self.db.flush()
     }
@@ -138,7 +142,9 @@ impl Core {
                 Ok(found) if found == *digest => continue,
                 Ok(_) => {
                     tracing::warn!(digest = %digest, "a damaged blob is removed");
-                    std::fs::remove_file(&path).map_err(Error::io("remove blob", &path))?;
+                    faults::write("rebuild.damaged")
+                        .and_then(|()| std::fs::remove_file(&path))
+                        .map_err(Error::io("remove blob", &path))?;
                 }
                 Err(error) => {
                     // One bad sector must not keep all other images away.
@@ -199,7 +205,9 @@ impl Core {
         files.retain(|digest, _| !used.contains(digest));
         for digest in files.keys() {
             let path = self.blob_path(digest);
-            std::fs::remove_file(&path).map_err(Error::io("remove blob", path))?;
+            faults::write("open.stray-blob")
+                .and_then(|()| std::fs::remove_file(&path))
+                .map_err(Error::io("remove blob", path))?;
         }
         Ok(())
     }

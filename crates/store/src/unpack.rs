@@ -51,6 +51,7 @@ impl Core {
         for i in have..image.layers.len() {
             self.unpack_layer(ns, image, i, reporter)?;
         }
+        faults::pass("unpack.label");
         self.label_snapshot(ns, image)
     }
 
@@ -112,7 +113,9 @@ impl Core {
         }
         let key = format!("extract-{} {chain_id}", crate::random_name());
         self.snapshot_prepare(ns, &key, parent, Kind::Active, Labels::new())?;
+        faults::pass("unpack.prepared");
         let outcome = self.extract_into(ns, layer, expected, &key, progress);
+        faults::pass("unpack.extracted");
         let committed =
             outcome.and_then(|()| self.snapshot_commit(ns, chain_id, &key, Labels::new()));
         if let Err(error) = committed {

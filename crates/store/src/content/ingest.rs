@@ -114,7 +114,10 @@ impl Ingest {
             )));
         }
         let path = self.data();
-        self.file()?.set_len(offset).map_err(Error::io("truncate", path))?;
+        let file = self.file()?;
+        faults::write("ingest.truncate")
+            .and_then(|()| file.set_len(offset))
+            .map_err(Error::io("truncate", path))?;
         // It is opened anew at the end.
         self.file = None;
         self.shared = false;
@@ -132,7 +135,7 @@ impl Ingest {
         }
         let end = self.offset;
         let file = self.file()?;
-        if let Err(error) = file.write_all(bytes) {
+        if let Err(error) = faults::write("ingest.write").and_then(|()| file.write_all(bytes)) {
             // What reached the file of a failed write is cut off again; if even that fails, the
             // content is hashed anew before it counts.
             let back = file.set_len(end);
@@ -305,7 +308,9 @@ impl Core {
             )));
         }
         let record = ContentRecord::new(ingest.offset, new);
+        faults::pass("ingest.verified");
         let added = self.adopt_blob(ns, reference, &digest, finished.as_deref(), &record)?;
+        faults::pass("ingest.adopted");
         ingest.finished = true;
         self.drop_ingest(ns, reference, &ingest.directory);
         if added { Ok(digest) } else { Err(Error::already_exists("content", &digest)) }
@@ -460,15 +465,18 @@ pub(super) fn shared_is_gone(reference: &str) -> Error {
 
 fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
     remove_directory(&directory);
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&directory)
+    faults::write("ingest.create")
+        .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(&directory))
         .map_err(Error::io("create ingest", &directory))?;
     let text = serde_json::to_vec(&meta).map_err(Error::json("encode ingest", &meta.reference))?;
     let path = directory.join("ref.json");
-    std::fs::write(&path, text).map_err(Error::io("write", path))?;
+    faults::write("ingest.describe")
+        .and_then(|()| std::fs::write(&path, text))
+        .map_err(Error::io("write", path))?;
     let path = directory.join("data");
-    options().create_new(true).open(&path).map_err(Error::io("create", path))?;
+    faults::write("ingest.data")
+        .and_then(|()| options().create_new(true).open(&path))
+        .map_err(Error::io("create", path))?;
     let algorithm = meta.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     Ok(Ingest {
         updated: meta.started,

@@ -162,7 +162,7 @@ impl Core {
         }
         let path = self.blob_path(digest);
         let size = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
-        match std::fs::remove_file(&path) {
+        match faults::write("blob.remove").and_then(|()| std::fs::remove_file(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove blob", path)(error))
             }
@@ -257,17 +257,19 @@ impl Core {
         let path = self.blob_path(digest);
         if let Some(finished) = finished.filter(|_| path.exists()) {
             // It takes the place of what may be durable already, and durably a record's.
-            File::open(finished)
-                .and_then(|file| file.sync_all())
+            faults::write("blob.sync")
+                .and_then(|()| File::open(finished)?.sync_all())
                 .map_err(Error::io("sync ingest", finished))?;
         }
         let _blobs = lock(&self.blobs);
         match finished {
             Some(finished) => {
                 let mode = std::fs::Permissions::from_mode(0o444);
-                std::fs::set_permissions(finished, mode)
+                faults::write("blob.rename")
+                    .and_then(|()| std::fs::set_permissions(finished, mode))
                     .and_then(|()| std::fs::rename(finished, &path))
                     .map_err(Error::io("commit blob", path))?;
+                faults::pass("blob.renamed");
                 self.damaged.repaired(digest);
             }
             // Under the lock: its last namespace may have removed it since it was looked at.

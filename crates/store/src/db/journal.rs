@@ -75,7 +75,8 @@ impl Journal {
     /// Appends one frame with all of `changes`; on failure the journal is as it was.
     pub(super) fn append(&mut self, changes: &BTreeMap<Key, Change>) -> Result<()> {
         let frame = frame(&payload(changes));
-        if let Err(error) = self.file.write_all(&frame) {
+        let written = faults::write("journal.append").and_then(|()| self.file.write_all(&frame));
+        if let Err(error) = written {
             self.truncate(self.bytes)?;
             return Err(Error::io("write journal", &self.path)(error));
         }
@@ -91,7 +92,9 @@ impl Journal {
         }
         let temporary = self.path.with_extension("new");
         let replaced = options().truncate(true).open(&temporary).and_then(|mut file| {
+            faults::write("journal.rewrite")?;
             file.write_all(&content)?;
+            faults::write("journal.rename")?;
             std::fs::rename(&temporary, &self.path)?;
             Ok(file)
         });
@@ -99,6 +102,7 @@ impl Journal {
             Ok(file) => self.file = file,
             Err(_) => {
                 self.truncate(0)?;
+                faults::pass("journal.emptied");
                 self.file.write_all(&content).map_err(Error::io("rewrite journal", &self.path))?;
             }
         }

@@ -240,6 +240,7 @@ impl Db {
         }
         let journaled = journal.append(&changes);
         let only_ephemeral = changes.values().all(|change| change.ephemeral);
+        faults::pass("db.journaled");
         self.apply(changes)?;
         let journal_full = journal.is_full();
         drop(journal);
@@ -310,7 +311,9 @@ impl Db {
             self.records.sync()?;
         }
         self.commit_main(&batch)?;
+        faults::pass("db.synced");
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        faults::pass("db.committed");
         for (key, flushed) in batch {
             if overlay.entries.get(&key).is_some_and(|p| p.sequence == flushed.sequence) {
                 overlay.entries.remove(&key);
@@ -322,6 +325,8 @@ impl Db {
 
     fn commit_main(&self, batch: &[(Key, Pending)]) -> Result<()> {
         let mut tx = self.main.begin_write().map_err(Error::db("begin"))?;
+        let failed = |op| move |error| Error::db(op)(redb::Error::Io(error));
+        faults::write("db.begin").map_err(failed("begin"))?;
         tx.set_quick_repair(true);
         if self.unsynced.load(Ordering::Relaxed) {
             tx.set_durability(redb::Durability::None).map_err(Error::db("begin"))?;
@@ -338,6 +343,7 @@ impl Db {
             }
         }
         tx.commit().map_err(Error::db("commit"))
+        faults::write("db.commit").map_err(failed("commit"))?;
     }
 
     /// Leaves in the journal what redb does not have.

@@ -6,7 +6,7 @@ use std::{
 
 use redb::{DatabaseError, StorageError};
 
-use super::Opened;
+use super::{Db, Opened, Table};
 use crate::error::{Error, Result};
 
 /// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
@@ -26,6 +26,7 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
     };
     if bytes == 0 {
         mark(root, &marker)?;
+        faults::pass("db.marked");
         return Ok((create(&path).map_err(Error::db("create"))?, Opened::Created));
     }
     match create(&path) {
@@ -34,6 +35,7 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
         Err(error) if is_damage(&error) => {
             mark(root, &marker)?;
             let aside = move_aside(&path)?;
+            faults::pass("db.moved-aside");
             tracing::error!(
                 error = %error,
                 moved_to = %aside.display(),
@@ -48,10 +50,21 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
     }
 }
 
+impl Db {
+    /// Removes record files that have no record, and what was to become one.
+    pub(crate) fn remove_strays(&self) -> Result<()> {
+        for table in Table::ALL {
+            let keys: Vec<String> = self.list_raw(table, "")?.into_keys().collect();
+            self.records.remove_others(table, &keys)?;
+        }
+        Ok(())
+    }
+}
+
 /// All records are in the database, and durably so.
 pub(crate) fn finish_rebuild(root: &Path) -> Result<()> {
     let marker = root.join(MARKER);
-    match std::fs::remove_file(&marker) {
+    match faults::write("db.unmark").and_then(|()| std::fs::remove_file(&marker)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("remove", marker)(error)),
         Ok(()) => sync(root),
@@ -59,7 +72,10 @@ pub(crate) fn finish_rebuild(root: &Path) -> Result<()> {
 }
 
 fn mark(root: &Path, marker: &Path) -> Result<()> {
-    File::create(marker).and_then(|file| file.sync_all()).map_err(Error::io("create", marker))?;
+    faults::write("db.mark")
+        .and_then(|()| File::create(marker))
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("create", marker))?;
     sync(root)
 }
 

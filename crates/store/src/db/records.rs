@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -50,7 +51,7 @@ impl Records {
             }
         };
         let Some(value) = value else {
-            return match std::fs::remove_file(&path) {
+            return match faults::write("record.remove").and_then(|()| std::fs::remove_file(&path)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::io("remove record", path)(error))
                 }
@@ -71,7 +72,9 @@ impl Records {
     /// Makes every file below the root durable: records, layers and blobs in one call.
     pub(super) fn sync(&self) -> Result<()> {
         let root = std::fs::File::open(&self.root).map_err(Error::io("open", &self.root))?;
-        rustix::fs::syncfs(&root).map_err(Error::sys("syncfs", &self.root))
+        faults::write("records.sync")
+            .and_then(|()| Ok(rustix::fs::syncfs(&root)?))
+            .map_err(Error::io("syncfs", &self.root))
     }
 
     pub(super) fn read_all(&self) -> Vec<RecordFile> {
@@ -112,6 +115,16 @@ fn place(table: Table, value: Option<&[u8]>) -> Place {
                 .map_or(Place::None, |record| Place::Snapshot(record.r.id))
         }
     }
+    /// Removes what lies among the record files of a table and is none of these keys'.
+    pub(super) fn remove_others(&self, table: Table, keys: &[String]) -> Result<()> {
+        let wanted: BTreeSet<PathBuf> = keys.iter().map(|key| self.hashed(table, key)).collect();
+        let found = entries(&self.root.join("records").join(table.name()));
+        for path in found.into_iter().filter(|path| !wanted.contains(path)) {
+            crate::strays::remove_file(&path)?;
+        }
+        Ok(())
+    }
+
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
@@ -146,8 +159,10 @@ fn replace_file(path: &Path, text: &[u8]) -> Result<()> {
         }
         Err(error) => return Err(Error::io("create record", temporary)(error)),
     };
-    file.write_all(text).map_err(Error::io("write record", &temporary))?;
-    match std::fs::rename(&temporary, path) {
+    faults::write("record.write")
+        .and_then(|()| file.write_all(text))
+        .map_err(Error::io("write record", &temporary))?;
+    match faults::write("record.rename").and_then(|()| std::fs::rename(&temporary, path)) {
         // A snapshot that was removed meanwhile took its directory, and the file in it, to the trash.
         Err(error)
             if error.kind() == std::io::ErrorKind::NotFound

@@ -175,7 +175,12 @@ fn base_directories(base: &[BorrowedFd<'_>], name: &OsStr) -> Result<Vec<OwnedFd
 
 fn whiteout(out: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     rustix::fs::mknodat(out, name, FileType::CharacterDevice, Mode::empty(), 0)
-        .map_err(failed("make a whiteout for", name))
+        .map_err(failed("make a whiteout for", name))?;
+    // The same image squashes to the same layer, whenever that is.
+    let epoch = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let times = Timestamps { last_access: epoch, last_modification: epoch };
+    rustix::fs::utimensat(out, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(failed("set the times of", name))
 }
 
 fn open(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {

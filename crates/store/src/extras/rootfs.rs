@@ -47,7 +47,9 @@ impl Core {
         );
         let config =
             serde_json::to_vec(&config).map_err(Error::json("encode", "an image configuration"))?;
+        faults::pass("rootfs.layer");
         let target = self.put_image(ns, &config, vec![layer])?;
+        faults::pass("rootfs.image");
         if !name.is_empty() {
             let now = Timestamp::now();
             self.image_put(

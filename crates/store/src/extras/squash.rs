@@ -32,6 +32,7 @@ impl Core {
             )));
         }
         let (layer, diff_id) = self.merged_layer(ns, &image, keep)?;
+        faults::pass("squash.merged");
         let (_, config) = self.image_config(ns, &image.config.digest)?;
         let config = squashed_config(&config, &image, keep, &diff_id, &request.comment)?;
         let mut layers = image.layers[..keep].to_vec();
@@ -65,6 +66,7 @@ impl Core {
         let bytes =
             serde_json::to_vec(&manifest).map_err(Error::json("encode", "an image manifest"))?;
         let labels = crate::manifest::Document::Manifest(manifest).gc_labels(|_| true);
+        faults::pass("image.config");
         let digest = self.put_blob(ns, &bytes, labels)?;
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         Ok(Descriptor::new(media_type::OCI_MANIFEST, digest, size))

@@ -85,7 +85,8 @@ impl Disk {
     pub(crate) fn create_empty(&self) -> Result<u64> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let directory = self.directory(id);
-        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
+        let made = faults::write("snapshot.mkdir")
+            .and_then(|()| fs::DirBuilder::new().mode(0o700).create(&directory));
         made.map_err(Error::io("create", directory))?;
         Ok(id)
     }
@@ -119,7 +120,9 @@ impl Disk {
     /// What only a writable snapshot needs goes once it is committed.
     pub(crate) fn finish(&self, id: u64) -> Result<()> {
         let work = self.directory(id).join("work");
-        sys::tree::remove(&work).map_err(Error::sys("remove", work))
+        faults::write("snapshot.finish")
+            .and_then(|()| Ok(sys::tree::remove(&work)?))
+            .map_err(Error::io("remove", work))
     }
 
     /// Puts a snapshot's directory into the trash.
@@ -213,7 +216,9 @@ impl Disk {
         let directory = self.root.join("l");
         let path = directory.join(id.to_string());
         let target = format!("../snapshots/{id}/fs");
-        match std::os::unix::fs::symlink(target, &path) {
+        let linked =
+            faults::write("snapshot.link").and_then(|()| std::os::unix::fs::symlink(target, &path));
+        match linked {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(Error::io("link", path)(error))
             }
@@ -284,7 +289,9 @@ impl Trash {
     pub(crate) fn put(&self, path: &Path) -> Result<()> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{n}", crate::random_name());
-        match fs::rename(path, self.directory.join(name)) {
+        let put =
+            faults::write("trash.put").and_then(|()| fs::rename(path, self.directory.join(name)));
+        match put {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(Error::io("move to the trash", path))?,
         }
@@ -324,3 +331,4 @@ impl Trash {
         }
     }
 }
+                faults::pass("trash.empty");

@@ -251,6 +251,7 @@ impl Core {
         }
         self.bus.publish(
             ns,
+        faults::pass("snapshot.created");
             Event::SnapshotPrepare { key: key.into(), parent: parent.unwrap_or_default().into() },
         );
         self.mounts_of(ns, key, &record)
@@ -351,6 +352,7 @@ impl Core {
             }
             delete_record(tx, ns, key, &record);
             Ok(record)
+        faults::pass("snapshot.committed");
         })?;
         self.guard.forget(ns, ResourceKind::Snapshot, key);
         self.disk.discard(record.id)?;
@@ -374,6 +376,7 @@ impl Core {
             let usage = self.snapshot_usage(ns, &parent)?;
             parents.bytes += usage.bytes;
             parents.inodes += usage.inodes;
+        faults::pass("snapshot.removed");
         }
         Ok((own, parents))
     }

@@ -207,6 +207,7 @@ fn probe(root: &Path) -> Result<()> {
 /// Writes an index and its hash under a temporary name, and puts it into place.
 fn write_index(tree: &Tree, path: &Path) -> Result<()> {
     let temporary = path.with_extension("new");
+    faults::write("index.write").map_err(Error::io("write", &temporary))?;
     let file = create(&temporary)?;
     let mut out =
         Summing { inner: BufWriter::with_capacity(BUFFER_BYTES, file), sum: Sha256::new() };
@@ -216,7 +217,9 @@ fn write_index(tree: &Tree, path: &Path) -> Result<()> {
         .write_all(&sum.finalize())
         .and_then(|()| inner.flush())
         .map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io("rename", path))
+    faults::write("index.rename")
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(Error::io("rename", path))
 }
 
 /// Does a file end with the hash of what comes before?
@@ -296,6 +299,7 @@ fn scan<R: Read>(tar: R, directory: &Path) -> Result<(Layer, R), erofs::Error> {
     let mut extra = Extra { path: directory.join(EXTRA), file: None };
     let scanned = erofs::scan(tar, &mut extra)?;
     extra.flush().map_err(failed("a layer's extra data"))?;
+    faults::write("packed.contents").map_err(failed("a table of contents"))?;
     let contents = File::create(directory.join(CONTENTS)).map_err(failed("a table of contents"))?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, contents);
     scanned.layer.encode(&mut out)?;
@@ -363,6 +367,7 @@ impl Disk {
             fs::create_dir_all(&point).map_err(Error::io("create", &point))?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             m::move_mount(&mounted, "", rustix::fs::CWD, &point, flags)
+        faults::pass("packed.mount");
                 .map_err(Error::sys("mount on", &point))?;
             all.insert(top.id);
         }
@@ -370,6 +375,7 @@ impl Disk {
     }
 
     /// Extracts a layer that is kept as its tar into a new directory on `lowers`, topmost first.
+            faults::pass("packed.mounted");
     pub(crate) fn extract_packed(
         &self,
         record: &SnapshotRecord,
@@ -437,7 +443,9 @@ impl Core {
             self.disk.discard(id)?;
         }
         done
+            faults::pass("packed.written");
     }
+            faults::pass("packed.committed");
 
     fn pack_into(
         &self,
@@ -467,6 +475,7 @@ impl Core {
             match scan(tee, &directory) {
                 Ok((contents, tee)) => (contents, tee.inner.finish().0),
                 Err(error) => return unpackable(layer, error),
+            faults::write("packed.tar").map_err(Error::io("create", &path))?;
             }
         };
         self.check_layer(ns, layer, &diff_id, place.expected)?;

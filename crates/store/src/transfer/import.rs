@@ -90,6 +90,7 @@ pub(crate) fn import(
             ));
         }
     };
+    faults::pass("import.read");
     if found.is_empty() {
         return Err(Error::not_found("image", "for the wanted platform in the archive"));
     }
@@ -100,6 +101,7 @@ pub(crate) fn import(
         }
     }
     for image in found.iter().filter(|image| !image.name.is_empty()) {
+        faults::pass("import.name");
         core.image_take_name(ns, &image.name, image.target.clone())?;
     }
     Ok(found)

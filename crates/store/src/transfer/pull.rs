@@ -84,6 +84,7 @@ pub(crate) async fn pull(
     let whole = Subject::default();
     pull.reporter.state(&whole, ProgressState::Resolving, &name);
     let (top, parts) = pull.manifests(&request, &reference).await?;
+    faults::pass("pull.resolved");
     pull.pin(&top, &parts);
     pull.reporter.state(&whole, ProgressState::Resolved, &top.digest.to_string());
     let mut downloaded = false;
@@ -190,6 +191,7 @@ impl Pull {
         } else {
             None
         };
+        faults::pass("pull.manifest");
         for chain_id in image.iter().flat_map(|image| &image.chain_ids) {
             self.pins.add(ResourceKind::Snapshot, chain_id);
         }
@@ -211,6 +213,7 @@ impl Pull {
                 downloaded |= self.extract_whole(part, image, i, whole).await?;
             }
         }
+        faults::pass("pull.layers");
         let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
         self.local
             .quick(move |core, ns| {
@@ -383,6 +386,7 @@ impl Pull {
             attempt.sources = blob.sources().to_vec();
             received?;
         }
+        faults::pass("pull.received");
         self.reporter.state(subject, ProgressState::Verifying, "");
         let (size, expected) = (layer.size, layer.digest.clone());
         let name = reference.clone();
@@ -438,6 +442,7 @@ impl Pull {
         self.local
             .quick(move |core, ns| {
                 core.label_tree(ns, &top)?;
+                faults::pass("pull.labelled");
                 match core.image_get(ns, &name) {
                     Ok(image) if image.target.digest == top.digest => return Ok(true),
                     Err(error) if !error.is_not_found() => return Err(error),

@@ -65,6 +65,7 @@ pub(crate) async fn push(
         };
         let media_type = &document.descriptor.media_type;
         let put = repository.put_manifest(target, media_type, document.bytes.clone());
+        faults::pass("push.manifest");
         let answered = put.await.map_err(refused)?;
         if answered != document.descriptor.digest {
             return Err(store_api::Error::new(
@@ -121,6 +122,7 @@ async fn blobs(
             let source = FileSource(path);
             let pushed =
                 repository.push_blob(&blob.digest, blob.size, &source, &sources, &options).await;
+            faults::pass("push.blob");
             let (state, message) = match pushed.map_err(refused)? {
                 Pushed::AlreadyThere => (ProgressState::Exists, String::new()),
                 Pushed::Mounted { from } => (ProgressState::Mounted, from),

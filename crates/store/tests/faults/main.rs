@@ -1,0 +1,133 @@
+//! The store, killed at every named point that it passes (see the crate `faults`).
+//!
+//! A first run of the scenario writes down which points it passes, and how often. Then it is run once
+//! for each pass and dies there; the store is opened again and everything looked at ([`check`]).
+//! `make test` takes a sample, whose seed it prints; `FAULTS=all`, as in `make faults`, takes all,
+//! `FAULTS=N` N of each kind; `FAULT_SEED` repeats a sample, `FAULT_AT=NAME:N` one pass.
+//!
+//! Each test runs itself once more in a mount namespace of its own, on file systems in memory.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod check;
+mod ground;
+mod scenario;
+#[path = "../suite/mod.rs"]
+mod suite;
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use ground::{Ground, Registry};
+use scenario::{Input, Step};
+use store::{Config, LayerForm, Store};
+use store_api::{Namespaces as _, Services};
+
+const NAMESPACE: &str = "moby";
+
+fn config(ground: &Path, layers: LayerForm) -> Config {
+    let mut config = Config::new(ground.join("root"), ground.join("state"));
+    config.layers = layers;
+    config
+}
+
+async fn open(ground: &Path, layers: LayerForm) -> (Arc<Store>, Services) {
+    let store = Store::open(config(ground, layers)).await.unwrap();
+    let services = store.open(NAMESPACE).unwrap();
+    (store, services)
+}
+
+/// Not a test of its own: the process that dies.
+#[test]
+fn victim() {
+    let Some(order) = ground::Order::of_this_process() else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (_store, services) = open(&order.ground, order.layers).await;
+        if order.only_open {
+            return;
+        }
+        let input = Input::read(&order.input);
+        for step in Step::ALL {
+            input.run(&services, step).await.unwrap();
+            order.acknowledge(step);
+        }
+    });
+}
+
+/// Kills at the points of the whole scenario.
+fn scenario(ground: &Ground) {
+    let registry = Registry::start();
+    let input = prepare(ground, &registry);
+    let passes = ground.trace("trace", false, |_| {});
+    ground.killed(&passes, false, |_| {}, &input);
+}
+
+/// What a test does beforehand without any fault.
+fn prepare(ground: &Ground, registry: &Registry) -> Input {
+    let mut input = Input::new(&ground.path, &registry.address);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let path = ground.path.join("fill");
+        let (_store, services) = open(&path, ground.layers).await;
+        input.fill_registry(&services).await;
+    });
+    input.write(&ground.path.join("input.json"));
+    input
+}
+
+/// Kills at the points of a start that finds `damage` done to what a whole run has left.
+fn start(ground: &Ground, damage: fn(&Path)) {
+    let registry = Registry::start();
+    let input = prepare(ground, &registry);
+    ground.trace("whole", false, |_| {});
+    let before = move |path: &Path| {
+        ground::copy(&path.with_file_name("whole"), path);
+        damage(path);
+    };
+    let passes = ground.trace("trace", true, before);
+    ground.killed(&passes, true, before, &input);
+}
+
+#[test]
+fn killed_in_the_middle_of_work() {
+    ground::alone("killed_in_the_middle_of_work", LayerForm::Directories, scenario);
+}
+
+#[test]
+fn killed_in_the_middle_of_work_on_packed_layers() {
+    let test = "killed_in_the_middle_of_work_on_packed_layers";
+    ground::alone(test, LayerForm::Index, scenario);
+}
+
+#[test]
+fn killed_while_it_rebuilds_its_database() {
+    ground::alone("killed_while_it_rebuilds_its_database", LayerForm::Directories, |ground| {
+        start(ground, |path| {
+            std::fs::remove_file(path.join("root/meta.db")).unwrap();
+            std::fs::remove_file(path.join("state/journal")).unwrap();
+        });
+    });
+}
+
+#[test]
+fn killed_while_it_brings_itself_in_order() {
+    ground::alone("killed_while_it_brings_itself_in_order", LayerForm::Directories, |ground| {
+        start(ground, |path| {
+            let root = path.join("root");
+            for stray in ["snapshots/999/fs", "tmp/left", "trash/left", "content/ingest/left"] {
+                std::fs::create_dir_all(root.join(stray)).unwrap();
+            }
+            let hex = types::Digest::sha256("stray").hex().to_string();
+            std::fs::write(root.join("content/blobs/sha256").join(hex), "stray").unwrap();
+            std::fs::write(root.join("records/images/left.json.new"), "{").unwrap();
+            std::os::unix::fs::symlink("../snapshots/998/fs", root.join("l/998")).unwrap();
+        });
+    });
+}
+
+/// Everything that was acknowledged, and nothing by halves; afterwards nothing is left behind.
+async fn look(ground: &Path, layers: LayerForm, input: &Input, acknowledged: &BTreeSet<Step>) {
+    let (store, services) = open(ground, layers).await;
+    check::whole(&services, input, acknowledged).await;
+    check::clean(ground, &store, &services).await;
+    check::emptied_out(ground, &store, &services).await;
+}
