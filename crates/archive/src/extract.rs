@@ -1,7 +1,7 @@
 //! A tar as a directory.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     ffi::{OsStr, OsString},
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
@@ -10,13 +10,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags},
     io::Errno,
 };
 
 use crate::{
     entry::{Entry, Kind, Limits, Owner, Time, portable_xattr},
     error::{Error, Problem},
+    metadata::{copy_metadata, drop_xattrs, mark_opaque, timestamps},
     node::{Node, proc_path, sorted_names},
     place::{self, Parent, Place},
     reader::TarReader,
@@ -148,7 +149,8 @@ struct Extractor<'e, 'o> {
     place: Place<'e>,
     dest: Option<Parent>,
     stats: ExtractStats,
-    directories: HashMap<PathBuf, Deferred>,
+    /// Sorted, so that what lies below a directory stands behind it.
+    directories: BTreeMap<PathBuf, Deferred>,
     /// [`Whiteouts::Remove`]: what this archive made, which its own whiteouts do not touch.
     made: HashSet<(u64, OsString)>,
     /// [`Whiteouts::Overlay`]: names that this layer deletes from the ones below.
@@ -171,7 +173,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
             ),
             dest: None,
             stats: ExtractStats::default(),
-            directories: HashMap::new(),
+            directories: BTreeMap::new(),
             made: HashSet::new(),
             deleted: HashSet::new(),
             emptied: HashSet::new(),
@@ -319,6 +321,9 @@ impl<'e, 'o> Extractor<'e, 'o> {
     fn directory_metadata(&mut self, entry: &Entry, node: &Node, path: &Path) -> Result<(), Error> {
         let defer_mode = entry.mode & 0o300 != 0o300;
         let mode = if defer_mode { 0o700 } else { entry.mode };
+        if self.options.whiteouts == Whiteouts::Remove && self.options.xattrs {
+            drop_xattrs(entry, node, path)?;
+        }
         self.metadata(entry, node, path, mode)?;
         self.remember(path.as_os_str())?;
         self.directories.insert(
@@ -521,6 +526,15 @@ impl<'e, 'o> Extractor<'e, 'o> {
         keep_made: bool,
     ) -> Result<(), Error> {
         self.place.forget();
+        // What comes in the place of a directory may have its inode number, but not its time and mode.
+        if !keep_made {
+            let below = self.directories.range(path.to_owned()..).map(|(dir, _)| dir);
+            let gone: Vec<PathBuf> =
+                below.take_while(|dir| dir.starts_with(path)).cloned().collect();
+            for dir in gone {
+                self.directories.remove(&dir);
+            }
+        }
         let made = &self.made;
         place::remove(parent, name, path, &|inode, name| {
             keep_made && made.contains(&(inode, name.to_owned()))
@@ -662,34 +676,3 @@ impl<'e, 'o> Extractor<'e, 'o> {
 
 type MakeNode<'m> = dyn FnMut(BorrowedFd<'_>, &OsStr) -> Result<(), Errno> + 'm;
 type SetXattr<'s> = dyn Fn(&OsStr, &[u8]) -> Result<(), Errno> + 's;
-
-fn mark_opaque(whiteouts: Whiteouts, directory: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
-    let name = match whiteouts {
-        Whiteouts::Overlay { userxattr: true } => "user.overlay.opaque",
-        _ => "trusted.overlay.opaque",
-    };
-    rustix::fs::setxattr(proc_path(directory), name, b"y", XattrFlags::empty())
-        .map_err(|e| Error::file("mark as opaque", path, e))
-}
-
-/// Owner, mode and attributes of a directory of a lower layer; gives its time.
-fn copy_metadata(lower: &Node, node: &Node, path: &Path) -> Result<Time, Error> {
-    let stat = lower.stat();
-    let uid = Some(Uid::from_raw(stat.stx_uid));
-    let gid = Some(Gid::from_raw(stat.stx_gid));
-    let proc = proc_path(node.fd());
-    rustix::fs::chownat(node.fd(), "", uid, gid, AtFlags::EMPTY_PATH)
-        .map_err(|e| Error::file("change owner of", path, e))?;
-    rustix::fs::chmod(&proc, Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777))
-        .map_err(|e| Error::file("change mode of", path, e))?;
-    for (name, value) in lower.portable_xattrs(path)? {
-        rustix::fs::setxattr(&proc, name.as_os_str(), &value, XattrFlags::empty())
-            .map_err(|e| Error::file("set attribute of", path, e))?;
-    }
-    Ok(Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec })
-}
-
-fn timestamps(mtime: Time) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
-}

@@ -20,8 +20,9 @@ pub(crate) const OPAQUE: &str = ".wh..wh..opq";
 /// Files by which AUFS kept its own books; they mean nothing in a layer.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 
+/// What the name of a layer's entry means for the layers below.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Meaning<'a> {
+pub enum Meaning<'a> {
     /// An ordinary entry.
     Plain,
     /// The name is deleted from the layers below.
@@ -33,7 +34,10 @@ pub(crate) enum Meaning<'a> {
 }
 
 /// What the last component of a name says.
-pub(crate) fn meaning(name: &OsStr) -> Result<Meaning<'_>, Problem> {
+///
+/// # Errors
+/// For a name that deletes nothing that can be named: ".wh." alone, or with "." or "..".
+pub fn meaning(name: &OsStr) -> Result<Meaning<'_>, Problem> {
     let bytes = name.as_bytes();
     if bytes == OPAQUE.as_bytes() {
         return Ok(Meaning::Opaque);

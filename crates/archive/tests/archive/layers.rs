@@ -11,7 +11,7 @@ use std::{
 };
 
 use archive::{
-    Change, ChangeKind, Entry, ExtractOptions, Kind, Opaque, PackOptions, Source, TarWriter,
+    Change, ChangeKind, Entry, ExtractOptions, Kind, Opaque, PackOptions, Source, TarWriter, Time,
     Verdict, Whiteouts, changes_directories, changes_overlay, diff_directories, diff_overlay,
     extract, pack,
 };
@@ -289,5 +289,40 @@ proptest! {
             seen
         };
         prop_assert_eq!(strip(copy.path()), strip(upper.path()));
+    }
+}
+
+/// File systems give the number of an inode that went to the next one that comes.
+#[test]
+fn what_replaces_a_directory_has_its_own_time_and_mode() {
+    let entry = |name: String, kind: Kind, secs: i64, mode: u32| {
+        let mut entry = Entry::new(name, kind);
+        entry.mtime = Time { secs, nanos: 7 };
+        entry.mode = mode;
+        entry
+    };
+    let mut writer = TarWriter::new(Vec::new()).subsecond(true);
+    let mut put = |entry: &Entry| writer.append(entry, io::empty()).unwrap();
+    const COUNT: i64 = 50;
+    for i in 0..COUNT {
+        // A mode that is set at the end only.
+        put(&entry(format!("d{i}"), Kind::Directory, 1000 + i, 0o444));
+        put(&entry(format!("d{i}/below"), Kind::Directory, 2000 + i, 0o555));
+    }
+    for i in 0..COUNT {
+        put(&entry(format!("d{i}"), Kind::File { sparse: None }, 3000 + i, 0o640));
+        put(&entry(format!("e{i}"), Kind::Fifo, 4000 + i, 0o600));
+    }
+    let tar = writer.finish().unwrap();
+    for whiteouts in [Whiteouts::None, Whiteouts::Remove, OVERLAY] {
+        let dir = tempdir();
+        apply(dir.path(), &tar, whiteouts);
+        for i in 0..COUNT {
+            for (name, secs, mode) in [("d", 3000, 0o640), ("e", 4000, 0o600)] {
+                let found = fs::symlink_metadata(dir.path().join(format!("{name}{i}"))).unwrap();
+                assert_eq!((found.mtime(), found.mtime_nsec()), (secs + i, 7), "{name}{i}");
+                assert_eq!(found.permissions().mode() & 0o7777, mode, "{name}{i}");
+            }
+        }
     }
 }
