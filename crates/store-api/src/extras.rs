@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use types::{Digest, Platform};
 
-use crate::{ByteStream, Descriptor, Error, ProcessId, Result, Usage};
+use crate::{ByteStream, Descriptor, Error, ProcessId, RegistryAccess, Result, Usage};
 
 /// Where an attach client connects: a unix socket of the shim, mode 0600.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,52 @@ pub struct SquashRequest {
     pub keep_layers: usize,
     pub platform: Option<Platform>,
     pub comment: String,
+}
+
+/// What a check of the whole store is asked to do.
+#[derive(Clone, Debug, Default)]
+pub struct FsckRequest {
+    /// Make what is damaged whole again: from what else is here, or from the registry that it came from.
+    /// What cannot be had is moved aside, so that the next pull brings it; nothing is deleted.
+    pub repair: bool,
+    /// How registries are reached.
+    pub access: RegistryAccess,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// `content sha256:…`, `snapshot NAMESPACE/KEY`, `image NAMESPACE/NAME`, `record TABLE/…`, a path.
+    pub object: String,
+    pub problem: String,
+    /// The way out.
+    pub remedy: String,
+    /// It was wrong, and a second look found it whole.
+    pub repaired: bool,
+}
+
+/// What a check looked at and found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FsckReport {
+    pub blobs: u64,
+    /// Bytes of all blobs.
+    pub bytes: u64,
+    pub snapshots: u64,
+    pub images: u64,
+    /// At most [`FsckReport::FINDINGS`].
+    pub findings: Vec<Finding>,
+    /// How many more there were.
+    pub more: u64,
+}
+
+impl FsckReport {
+    /// Findings that one report holds.
+    pub const FINDINGS: usize = 10_000;
+
+    /// Is nothing wrong any more?
+    pub fn is_clean(&self) -> bool {
+        self.more == 0 && self.findings.iter().all(|finding| finding.repaired)
+    }
 }
 
 /// What containerd's services do not know.
@@ -67,6 +113,13 @@ pub trait Extras: Send + Sync {
     ) -> Result<Descriptor> {
         drop((archive, config, name));
         Err(Error::not_implemented("importing a root filesystem"))
+    }
+    /// Looks at everything in the store, of all namespaces: every blob's and tar's bytes against their
+    /// digest, what is made of them, extracted layers against their blobs, records against each other and
+    /// against the disk. It reads all of it; the store can be used meanwhile.
+    async fn fsck(&self, request: FsckRequest) -> Result<FsckReport> {
+        drop(request);
+        Err(Error::not_implemented("checking the store"))
     }
     /// Collects garbage now and waits for it. Answers the bytes freed.
     async fn collect_garbage(&self) -> Result<u64>;

@@ -23,7 +23,9 @@ pub use content::{Content, ContentInfo, IngestStatus, WriteRequest};
 pub use descriptor::{Descriptor, media_type};
 pub use error::{Error, Result};
 pub use events::{Envelope, Event, EventStream, Events};
-pub use extras::{AttachPoint, Extras, SquashRequest, UnpackedImage};
+pub use extras::{
+    AttachPoint, Extras, Finding, FsckReport, FsckRequest, SquashRequest, UnpackedImage,
+};
 pub use images::{Image, Images};
 pub use leases::{Lease, Leases, Resource, ResourceKind};
 pub use snapshots::{DiffRequest, Diffs, Mount, SnapshotInfo, SnapshotKind, Snapshots, Usage};

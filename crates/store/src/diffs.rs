@@ -62,7 +62,7 @@ impl Core {
     }
 
     /// Makes mounts where nobody else sees them; they are gone with the descriptor.
-    fn mounted(&self, mounts: &[Mount]) -> Result<OwnedFd> {
+    pub(crate) fn mounted(&self, mounts: &[Mount]) -> Result<OwnedFd> {
         let scratch = tempfile::Builder::new()
             .prefix("mount-")
             .tempdir_in(self.root.join("tmp"))
@@ -93,7 +93,7 @@ impl Core {
         self.extract_at(ns, layer, root.as_fd(), &borrow(&below), progress)
     }
 
-    fn extract_at(
+    pub(crate) fn extract_at(
         &self,
         ns: &str,
         layer: &Descriptor,

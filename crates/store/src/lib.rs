@@ -12,6 +12,7 @@
 //!   which it is rebuilt
 //! - `content/blobs/ALGORITHM/HEX`, `content/ingest/HASH/{ref.json,data}`
 //! - `snapshots/N/{fs,work}`, `l/N` (short links for many layers), `trash/`, `tmp/`
+//! - `snapshots/N/fs` alone, with all that the snapshot shows: a copy ([`LayerForm::Copy`])
 //! - `snapshots/N/{layer.tar,layer.toc,layer.extra,index}`: a layer that is never unpacked
 //!
 //! Below `Config::state` (tmpfs): `journal`, what the database does not have yet, and what shall not
@@ -34,6 +35,7 @@ mod events;
 mod extras;
 mod filters;
 mod flights;
+mod fsck;
 mod gc;
 mod guard;
 mod images;
@@ -46,9 +48,9 @@ mod pool;
 mod progress;
 mod rebuild;
 mod snapshots;
+mod strays;
 mod streams;
 pub mod tasks;
-mod strays;
 mod transfer;
 mod unpack;
 
@@ -105,6 +107,9 @@ pub enum LayerForm {
     Index,
     /// [`LayerForm::Index`] where that works, else [`LayerForm::Directories`].
     Best,
+    /// Every snapshot a directory with all that it shows, copied from its parent (dockerd's `vfs`,
+    /// containerd's `native`): for file systems on which overlay does not stand.
+    Copy,
 }
 
 impl Config {
@@ -239,20 +244,20 @@ impl Core {
         if opened == Opened::Created {
             core.rebuild()?;
         }
+        faults::pass("open.database");
         core.load_namespaces()?;
         core.load_ingests()?;
-        core.reconcile_snapshots(opened)?;
-        core.reconcile_content(opened)?;
-        if opened == Opened::Created {
-        faults::pass("open.database");
-            core.db.flush()?;
-            db::finish_rebuild(&core.root)?;
         faults::pass("open.ingests");
-        }
+        core.reconcile_snapshots(opened)?;
         faults::pass("open.snapshots");
-        // What leads to something may be missing of records that were just rebuilt.
+        core.reconcile_content(opened)?;
         faults::pass("open.content");
         core.remove_strays(opened);
+        if opened == Opened::Created {
+            core.db.flush()?;
+            db::finish_rebuild(&core.root)?;
+        }
+        // What leads to something may be missing of records that were just rebuilt.
         let first = if opened == Opened::Created { gc::PERIOD } else { gc::AFTER_START };
         core.schedule.after(first);
         let core = Arc::new(core);

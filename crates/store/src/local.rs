@@ -7,9 +7,10 @@ use bytes::Bytes;
 use store_api::{
     Any, AttachPoint, ByteStream, Container, ContainerPatch, Containers, Content, ContentInfo,
     Descriptor, DiffRequest, Diffs, Error, Event, EventStream, Events, ExportRequest, Extras,
-    Fetched, Image, Images, ImportRequest, Imported, IngestStatus, Labels, Lease, Leases, Mount,
-    ProcessId, ProgressSender, PullRequest, Pulled, PushRequest, RegistryAccess, Resource, Result,
-    SnapshotInfo, Snapshots, SquashRequest, Transfer, UnpackedImage, Usage, WriteRequest,
+    Fetched, FsckReport, FsckRequest, Image, Images, ImportRequest, Imported, IngestStatus, Labels,
+    Lease, Leases, Mount, ProcessId, ProgressSender, PullRequest, Pulled, PushRequest,
+    RegistryAccess, Resource, Result, SnapshotInfo, Snapshots, SquashRequest, Transfer,
+    UnpackedImage, Usage, WriteRequest,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform};
 
@@ -186,10 +187,11 @@ impl Snapshots for Local {
 
     async fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
         let (key, parent) = (key.to_string(), parent.map(String::from));
-        self.quick(move |core, ns| {
+        let prepare = move |core: &Core, ns: &str| {
             core.snapshot_prepare(ns, &key, parent.as_deref(), Kind::Active, labels)
-        })
-        .await
+        };
+        // A copy takes as long as its parent is large.
+        if self.core.disk.copies { self.heavy(prepare).await } else { self.quick(prepare).await }
     }
 
     async fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
@@ -406,6 +408,10 @@ impl Extras for Local {
     ) -> Result<Descriptor> {
         let name = name.to_string();
         self.transfer(move |core, ns| core.import_rootfs(ns, archive, &config, &name)).await
+    }
+
+    async fn fsck(&self, request: FsckRequest) -> Result<FsckReport> {
+        crate::fsck::fsck(self, request).await
     }
 
     async fn collect_garbage(&self) -> Result<u64> {

@@ -160,7 +160,7 @@ impl Core {
         Ok(blobs)
     }
 
-    fn blob_files(&self) -> Result<BTreeMap<Digest, u64>> {
+    pub(crate) fn blob_files(&self) -> Result<BTreeMap<Digest, u64>> {
         let mut blobs = BTreeMap::new();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let directory = self.root.join("content/blobs").join(algorithm.name());

@@ -27,13 +27,13 @@ impl Ground {
 }
 
 macro_rules! suite {
-    ($($name:ident: $($path:ident)::+),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
+    ($($name:ident: $($path:ident)::+),* $(,)?) => {
+        $(async fn $name() {
             let ground = Ground::new().await;
             $($path)::+(&ground.services()).await;
-        }
-    )*};
+        })*
+        in_every_form! { content_isolated, $($name),* }
+    };
 }
 
 suite! {
@@ -56,7 +56,6 @@ suite! {
     collected_meanwhile: suite::transfer::collected_meanwhile,
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn content_isolated() {
     let ground = Ground::new().await;
     suite::content::isolated(&ground.services(), &ground.services()).await;

@@ -1,5 +1,5 @@
-//! The store with layers that are never unpacked, run through the suite of its traits and more. Each
-//! test runs in a process and a mount namespace of its own, so that no mount is seen outside.
+//! What only layers have that are never unpacked. Each test runs in a process and a mount namespace of its
+//! own, so that no mount is seen outside.
 #![allow(clippy::unwrap_used)]
 
 mod suite;
@@ -12,8 +12,6 @@ use suite::{labels, snapshots::tree, transfer};
 use tempfile::TempDir;
 use testkit::random;
 use types::Digest;
-
-const INSIDE: &str = "STORE_PACKED_INSIDE";
 
 fn config(root: &Path, layers: LayerForm) -> Config {
     Config { layers, ..Config::new(root.join("root"), root.join("state")) }
@@ -38,46 +36,7 @@ impl Ground {
 
 /// Runs a test of this file in a mount namespace of its own.
 fn alone(name: &str, work: impl AsyncFnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        tokio::runtime::Runtime::new().unwrap().block_on(work());
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "{name}");
-}
-
-macro_rules! suite {
-    ($($name:ident: $($path:ident)::+),* $(,)?) => {$(
-        #[test]
-        fn $name() {
-            alone(stringify!($name), async || {
-                let ground = Ground::new().await;
-                $($path)::+(&ground.services()).await;
-            });
-        }
-    )*};
-}
-
-suite! {
-    content_round_trip: suite::content::round_trip,
-    content_collected: suite::content::collected,
-    leases: suite::content::leases,
-    containers: suite::images::containers,
-    snapshots_life: suite::snapshots::life,
-    snapshots_diffs: suite::snapshots::diffs,
-    snapshots_deep: suite::snapshots::deep,
-    archives: suite::transfer::archives,
-    renamed: suite::transfer::renamed,
-    hostile: suite::transfer::hostile,
-    squashed: suite::transfer::squashed,
-    made_here: suite::transfer::made_here,
-    collected_meanwhile: suite::transfer::collected_meanwhile,
+    suite::forms::in_form("index", name, work);
 }
 
 const NAMESPACE: &str = "moby";
@@ -270,5 +229,57 @@ fn both_forms_in_one_root() {
             }
             assert_eq!(files(&root).0.len(), i.div_ceil(2) * 3);
         }
+    });
+}
+
+/// On tmpfs the kernel mounts no EROFS from files: who asks for nothing else is told why, who asks for the
+/// best gets directories.
+#[test]
+fn tmpfs_has_no_indexes() {
+    alone("tmpfs_has_no_indexes", async || {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("memory");
+        std::fs::create_dir(&root).unwrap();
+        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&root).status();
+        assert!(status.unwrap().success());
+        let config = |layers| config(&root, layers);
+        let Err(refused) = Store::open(config(LayerForm::Index)).await else {
+            panic!("a store with indexes on tmpfs");
+        };
+        assert!(refused.message.contains("erofs"), "{refused}");
+        let store = Store::open(config(LayerForm::Best)).await.unwrap();
+        let services = store.open(NAMESPACE).unwrap();
+        let target = load(&services).await;
+        assert_eq!(files(&root), (Vec::new(), 3));
+        let image = services.extras.unpack(&target, None).await.unwrap();
+        assert!(transfer::shown(&services, &image).await.contains_key(Path::new("old/b")));
+    });
+}
+
+/// A blob that is a layer's tar already is not believed: its bytes are hashed.
+#[test]
+fn a_damaged_tar_is_not_linked() {
+    alone("a_damaged_tar_is_not_linked", async || {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_path_buf();
+        let store = Store::open(config(&root, LayerForm::Index)).await.unwrap();
+        let services = store.open(NAMESPACE).unwrap();
+        let target = load(&services).await;
+        let image = services.extras.unpack(&target, None).await.unwrap();
+        for key in image.chain_ids.iter().rev() {
+            services.snapshots.remove(&key.to_string()).await.unwrap();
+        }
+        let plain = image.layers.iter().find(|layer| layer.media_type == media_type::OCI_LAYER);
+        let digest = &plain.unwrap().digest;
+        let path = root.join("root/content/blobs/sha256").join(digest.hex());
+        let mut bytes = std::fs::read(&path).unwrap();
+        // In a file's data, of which no checksum of the tar's own knows.
+        let at = bytes.windows(8).position(|w| w.starts_with(b"ustar")).unwrap() % 512;
+        let data = bytes.chunks(512).position(|c| !c[at..].starts_with(b"ustar") && c[0] != 0);
+        let place = data.unwrap() * 512;
+        bytes[place] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let outcome = services.extras.unpack(&target, None).await;
+        suite::assert_kind(outcome, types::ErrorKind::DataLoss);
     });
 }

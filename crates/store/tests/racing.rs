@@ -46,7 +46,6 @@ async fn imported(services: &Services, image: &Image) -> (String, store_api::Des
 }
 
 /// `docker rmi` while `docker save` waits for its reader: the archive is whole, and then all goes.
-#[tokio::test(flavor = "multi_thread")]
 async fn saved_while_removed() {
     let (_ground, store) = open().await;
     let services = store.open("here").unwrap();
@@ -59,19 +58,33 @@ async fn saved_while_removed() {
     services.extras.collect_garbage().await.unwrap();
     archive.extend(transfer::collect(stream).await.unwrap());
     // The export's thread ends after its last piece.
-    while !services.content.list(&[]).await.unwrap().is_empty() {
+    suite::until("the removed image's content goes", async || {
         services.extras.collect_garbage().await.unwrap();
-    }
+        services.content.list(&[]).await.unwrap().is_empty()
+    })
+    .await;
     let found = transfer::import(&services, archive).await.unwrap();
     assert_eq!(found[0].target.digest.to_string(), image.manifest_digest());
 }
 
-/// `docker rmi` during a squash: it says that the image is gone, or makes a whole one.
-#[tokio::test(flavor = "multi_thread")]
+/// When the image goes of which a squash is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removed {
+    Before,
+    /// Once the squash writes its layer.
+    Meanwhile,
+    /// At the same moment as it begins.
+    Together,
+}
+
+/// `docker rmi` during a squash: it says that the image is gone, or makes a whole one; once it writes,
+/// it makes one.
 async fn squashed_while_removed() {
     let (_ground, store) = open().await;
     let services = store.open("here").unwrap();
-    for _ in 0..3 {
+    let mut rounds = vec![Removed::Before, Removed::Meanwhile];
+    rounds.extend([Removed::Together; 4]);
+    for removed in rounds {
         let (name, target) = imported(&services, &large_image()).await;
         let before = services.extras.unpack(&target, None).await.unwrap();
         let tree = transfer::shown(&services, &before).await;
@@ -82,13 +95,28 @@ async fn squashed_while_removed() {
             platform: None,
             comment: String::new(),
         };
-        let other = services.clone();
-        let squash = tokio::spawn(async move { other.extras.squash(request).await });
-        let wait = std::time::Duration::from_micros(random::number(0..20_000).into());
-        tokio::time::sleep(wait).await;
-        services.images.delete(&name, true).await.unwrap();
+        if removed == Removed::Before {
+            services.images.delete(&name, true).await.unwrap();
+        }
+        let gate = Arc::new(tokio::sync::Barrier::new(2));
+        let (other, there) = (services.clone(), Arc::clone(&gate));
+        let squash = tokio::spawn(async move {
+            there.wait().await;
+            other.extras.squash(request).await
+        });
+        gate.wait().await;
+        if removed == Removed::Meanwhile {
+            suite::until("the squash writes", async || {
+                squash.is_finished() || !services.content.ingests(&[]).await.unwrap().is_empty()
+            })
+            .await;
+        }
+        if removed != Removed::Before {
+            services.images.delete(&name, true).await.unwrap();
+        }
         match squash.await.unwrap() {
             Ok(squashed) => {
+                assert!(removed != Removed::Before, "an image was made of one that is gone");
                 services.extras.collect_garbage().await.unwrap();
                 let after = services.extras.unpack(&squashed, None).await.unwrap();
                 assert_eq!(transfer::shown(&services, &after).await, tree);
@@ -96,13 +124,15 @@ async fn squashed_while_removed() {
                     suite::get(&services, &blob.digest).await;
                 }
             }
-            Err(error) => assert_eq!(error.kind, ErrorKind::NotFound, "{error}"),
+            Err(error) => {
+                assert!(removed != Removed::Meanwhile, "{error}");
+                assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+            }
         }
     }
 }
 
 /// Of many commits of one name one succeeds; the others' snapshots, leases and work stay as they were.
-#[tokio::test(flavor = "multi_thread")]
 async fn committed_to_one_name() {
     let (_ground, store) = open().await;
     let services = store.open("here").unwrap();
@@ -133,6 +163,10 @@ async fn committed_to_one_name() {
                 assert_eq!(done.unwrap_err().kind, ErrorKind::AlreadyExists);
                 assert_eq!(held, [key.as_str()]);
                 let mounts = services.snapshots.mounts(&key).await.unwrap();
+                if suite::forms::form() == store::LayerForm::Copy {
+                    assert!(Path::new(&mounts[0].source).is_dir());
+                    return 0;
+                }
                 let work = mounts[0].options.iter().find_map(|o| o.strip_prefix("workdir="));
                 assert!(Path::new(work.unwrap()).is_dir());
                 0
@@ -144,48 +178,65 @@ async fn committed_to_one_name() {
 }
 
 /// One namespace shares a blob while the other, its last, removes it: what is committed can be read.
-#[tokio::test(flavor = "multi_thread")]
 async fn shared_while_removed() {
     let (_ground, store) = open().await;
     let (one, other) = (store.open("one").unwrap(), store.open("other").unwrap());
-    for _ in 0..100 {
+    // Removed between the look and the commit, after the commit, and whenever it happens.
+    for round in 0..100 {
         let bytes = random::bytes(2000);
         let digest = suite::put(&one, &bytes, Labels::new()).await;
-        let deleting = tokio::spawn({
+        let delete = {
             let (one, digest) = (one.clone(), digest.clone());
             async move { one.content.delete(&digest).await.unwrap() }
-        });
+        };
         let request = WriteRequest {
             reference: random::name("share"),
             total: 2000,
             expected: Some(digest.clone()),
         };
-        let status = other.content.open_writer(request.clone()).await.unwrap();
-        let committed = if status.offset == 0 {
-            None
-        } else {
-            Some(other.content.commit(&request.reference, 2000, None, Labels::new()).await)
+        let commit = || other.content.commit(&request.reference, 2000, None, Labels::new());
+        let open = || other.content.open_writer(request.clone());
+        let committed = match round {
+            0 => {
+                assert_eq!(open().await.unwrap().offset, 2000);
+                delete.await;
+                let committed = commit().await;
+                suite::assert_kind(committed.clone(), ErrorKind::FailedPrecondition);
+                Some(committed)
+            }
+            1 => {
+                assert_eq!(open().await.unwrap().offset, 2000);
+                let committed = commit().await;
+                delete.await;
+                assert!(committed.is_ok());
+                Some(committed)
+            }
+            _ => {
+                let deleting = tokio::spawn(delete);
+                let status = open().await.unwrap();
+                let committed = if status.offset == 0 { None } else { Some(commit().await) };
+                deleting.await.unwrap();
+                committed
+            }
         };
-        deleting.await.unwrap();
         match committed {
             Some(Ok(_)) => assert_eq!(suite::get(&other, &digest).await, bytes),
             Some(Err(error)) => assert_eq!(error.kind, ErrorKind::FailedPrecondition, "{error}"),
-            None => {}
+            None => suite::assert_kind(other.content.info(&digest).await, ErrorKind::NotFound),
         }
         if other.content.info(&digest).await.is_err() {
             // Its bytes can be sent after all.
-            let status = other.content.open_writer(request.clone()).await.unwrap();
+            let status = open().await.unwrap();
             assert_eq!(status.offset, 0);
             let name = &request.reference;
             other.content.write(name, 0, bytes.clone().into()).await.unwrap();
-            other.content.commit(name, 2000, None, Labels::new()).await.unwrap();
+            commit().await.unwrap();
             assert_eq!(suite::get(&other, &digest).await, bytes);
         }
     }
 }
 
 /// Unfinished writes hold no descriptors, go on after a restart, and go with their namespace.
-#[tokio::test(flavor = "multi_thread")]
 async fn unfinished_writes() {
     let (ground, store) = open().await;
     let name = random::name("ns");
@@ -226,4 +277,12 @@ async fn unfinished_writes() {
     store.delete(&name).await.unwrap();
     assert!(services.content.ingests(&[]).await.unwrap().is_empty());
     assert_eq!(std::fs::read_dir(&ingests).unwrap().count(), 0);
+}
+
+in_every_form! {
+    saved_while_removed,
+    squashed_while_removed,
+    committed_to_one_name,
+    shared_while_removed,
+    unfinished_writes,
 }

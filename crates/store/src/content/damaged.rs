@@ -32,7 +32,7 @@ impl Damaged {
 
 impl Core {
     /// Remembers that a blob is damaged; answers the error that says so.
-    pub(super) fn is_damaged(&self, digest: &Digest) -> Error {
+    pub(crate) fn is_damaged(&self, digest: &Digest) -> Error {
         lock(&self.damaged.0).insert(digest.clone());
         Error::data_loss(format!("content {digest} is damaged on disk"))
     }

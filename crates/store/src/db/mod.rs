@@ -8,6 +8,7 @@
 //! Beside the database lies a self-describing file for each record whose loss a user would notice;
 //! a database that is lost or damaged is rebuilt from them (`rebuild.rs`).
 
+mod check;
 mod journal;
 mod opening;
 mod records;
@@ -28,7 +29,7 @@ use redb::{ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::journal::Journal;
-pub(crate) use self::{opening::finish_rebuild, records::RecordFile};
+pub(crate) use self::{check::Mismatch, opening::finish_rebuild, records::RecordFile};
 use crate::error::{Error, Result};
 
 /// How long a write that nobody waits for may stay without a durable commit.
@@ -239,8 +240,8 @@ impl Db {
             return Ok(value);
         }
         let journaled = journal.append(&changes);
-        let only_ephemeral = changes.values().all(|change| change.ephemeral);
         faults::pass("db.journaled");
+        let only_ephemeral = changes.values().all(|change| change.ephemeral);
         self.apply(changes)?;
         let journal_full = journal.is_full();
         drop(journal);
@@ -310,10 +311,10 @@ impl Db {
         if sync_files && !self.unsynced.load(Ordering::Relaxed) {
             self.records.sync()?;
         }
-        self.commit_main(&batch)?;
         faults::pass("db.synced");
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        self.commit_main(&batch)?;
         faults::pass("db.committed");
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
         for (key, flushed) in batch {
             if overlay.entries.get(&key).is_some_and(|p| p.sequence == flushed.sequence) {
                 overlay.entries.remove(&key);
@@ -324,9 +325,9 @@ impl Db {
     }
 
     fn commit_main(&self, batch: &[(Key, Pending)]) -> Result<()> {
-        let mut tx = self.main.begin_write().map_err(Error::db("begin"))?;
         let failed = |op| move |error| Error::db(op)(redb::Error::Io(error));
         faults::write("db.begin").map_err(failed("begin"))?;
+        let mut tx = self.main.begin_write().map_err(Error::db("begin"))?;
         tx.set_quick_repair(true);
         if self.unsynced.load(Ordering::Relaxed) {
             tx.set_durability(redb::Durability::None).map_err(Error::db("begin"))?;
@@ -342,8 +343,8 @@ impl Db {
                 }
             }
         }
-        tx.commit().map_err(Error::db("commit"))
         faults::write("db.commit").map_err(failed("commit"))?;
+        tx.commit().map_err(Error::db("commit"))
     }
 
     /// Leaves in the journal what redb does not have.

@@ -46,9 +46,7 @@ impl Records {
         let path = match place(table, value) {
             Place::None => return Ok(()),
             Place::Hashed => self.hashed(table, key),
-            Place::Snapshot(id) => {
-                self.root.join("snapshots").join(id.to_string()).join("record.json")
-            }
+            Place::Snapshot(id) => snapshot_file(&self.root, id),
         };
         let Some(value) = value else {
             return match faults::write("record.remove").and_then(|()| std::fs::remove_file(&path)) {
@@ -67,6 +65,30 @@ impl Records {
         };
         let text = serde_json::to_vec(&file).map_err(Error::json("encode record", name))?;
         replace_file(&path, &text)
+    }
+
+    /// Where the file of a record is, if it has one.
+    pub(super) fn path(&self, table: Table, key: &str, value: &[u8]) -> Option<PathBuf> {
+        match place(table, Some(value)) {
+            Place::None => None,
+            Place::Hashed => Some(self.hashed(table, key)),
+            Place::Snapshot(id) => Some(snapshot_file(&self.root, id)),
+        }
+    }
+
+    /// Every record file there is.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        for table in Table::ALL {
+            let all = entries(&self.root.join("records").join(table.name()));
+            paths.extend(
+                all.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")),
+            );
+        }
+        let snapshots = entries(&self.root.join("snapshots"));
+        let files = snapshots.into_iter().map(|path| path.join("record.json"));
+        paths.extend(files.filter(|path| path.exists()));
+        paths
     }
 
     /// Makes every file below the root durable: records, layers and blobs in one call.
@@ -93,10 +115,24 @@ impl Records {
         files
     }
 
+    /// Removes what lies among the record files of a table and is none of these keys'.
+    pub(super) fn remove_others(&self, table: Table, keys: &[String]) -> Result<()> {
+        let wanted: BTreeSet<PathBuf> = keys.iter().map(|key| self.hashed(table, key)).collect();
+        let found = entries(&self.root.join("records").join(table.name()));
+        for path in found.into_iter().filter(|path| !wanted.contains(path)) {
+            crate::strays::remove_file(&path)?;
+        }
+        Ok(())
+    }
+
     fn hashed(&self, table: Table, key: &str) -> PathBuf {
         let name = format!("{}.json", Digest::sha256(key).hex());
         self.root.join("records").join(table.name()).join(name)
     }
+}
+
+fn snapshot_file(root: &Path, id: u64) -> PathBuf {
+    root.join("snapshots").join(id.to_string()).join("record.json")
 }
 
 /// Names that a user chose and what hangs on them; not what is found again by looking (blobs) or by
@@ -115,16 +151,6 @@ fn place(table: Table, value: Option<&[u8]>) -> Place {
                 .map_or(Place::None, |record| Place::Snapshot(record.r.id))
         }
     }
-    /// Removes what lies among the record files of a table and is none of these keys'.
-    pub(super) fn remove_others(&self, table: Table, keys: &[String]) -> Result<()> {
-        let wanted: BTreeSet<PathBuf> = keys.iter().map(|key| self.hashed(table, key)).collect();
-        let found = entries(&self.root.join("records").join(table.name()));
-        for path in found.into_iter().filter(|path| !wanted.contains(path)) {
-            crate::strays::remove_file(&path)?;
-        }
-        Ok(())
-    }
-
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {

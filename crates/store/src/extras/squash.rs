@@ -130,6 +130,11 @@ impl Core {
             if record.packed.is_some() {
                 path = temporary.join(i.to_string());
                 self.disk.extract_packed(&record, &path, &directories)?;
+            } else if record.full {
+                // Its directory has all that lies below too: the layer itself is in its blob.
+                path = temporary.join(i.to_string());
+                crate::snapshots::make_root(&path, directories.first().map(PathBuf::as_path))?;
+                self.extract(ns, &image.layers[i], &path, &directories, &|_| {})?;
             }
             directories.insert(0, path);
         }

@@ -14,7 +14,7 @@ use store_api::{Mount, Usage};
 
 use super::{Kind, packed::Packed};
 use crate::{
-    Config,
+    Config, LayerForm,
     db::lock,
     error::{Error, Result},
 };
@@ -26,12 +26,16 @@ const OPTIONS_BYTES: usize = 3800;
 pub(crate) struct Disk {
     root: PathBuf,
     next: AtomicU64,
+    /// Directories that have no record yet.
+    in_work: Mutex<BTreeSet<u64>>,
     trash: Arc<Trash>,
     /// What every overlay mount on this host needs.
     options: Vec<String>,
     /// Overlay's own marks are `user.overlay.*`: this is not the initial user namespace.
     pub(crate) userxattr: bool,
     pub(crate) packed: Packed,
+    /// New snapshots are copies of their parents ([`LayerForm::Copy`]).
+    pub(crate) copies: bool,
 }
 
 /// What lies below a snapshot: a layer's directory, or the root of several that are never unpacked.
@@ -53,10 +57,12 @@ impl Disk {
         let disk = Self {
             root: config.root.clone(),
             next: AtomicU64::new(1),
+            in_work: Mutex::default(),
             trash,
             options: host_options(userxattr),
             userxattr,
             packed: Packed::open(config)?,
+            copies: config.layers == LayerForm::Copy,
         };
         let highest = disk.present()?.into_iter().max().unwrap_or(0);
         disk.next.store(highest + 1, Ordering::Relaxed);
@@ -84,6 +90,7 @@ impl Disk {
     /// Makes an empty directory for a new snapshot.
     pub(crate) fn create_empty(&self) -> Result<u64> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.in_work).insert(id);
         let directory = self.directory(id);
         let made = faults::write("snapshot.mkdir")
             .and_then(|()| fs::DirBuilder::new().mode(0o700).create(&directory));
@@ -91,29 +98,25 @@ impl Disk {
         Ok(id)
     }
 
+    /// A record names the directory from now on.
+    pub(super) fn recorded(&self, id: u64) {
+        lock(&self.in_work).remove(&id);
+    }
+
+    pub(crate) fn is_in_work(&self, id: u64) -> bool {
+        lock(&self.in_work).contains(&id)
+    }
+
     /// Makes the directory of a new snapshot on `below`, whose owner and mode its root takes.
     pub(crate) fn create(&self, kind: Kind, below: Option<&Path>) -> Result<u64> {
         let id = self.create_empty()?;
         let directory = self.directory(id);
-        let make = |path: &Path, mode: u32| {
-            fs::DirBuilder::new().mode(mode).create(path).map_err(Error::io("create", path))
-        };
-        let fs_path = directory.join("fs");
-        make(&fs_path, 0o755)?;
-        if kind == Kind::Active {
-            make(&directory.join("work"), 0o711)?;
+        if kind == Kind::Active && !self.copies {
+            let work = directory.join("work");
+            let made = fs::DirBuilder::new().mode(0o711).create(&work);
+            made.map_err(Error::io("create", work))?;
         }
-        if let Some(below) = below {
-            let root = fs::symlink_metadata(below).map_err(Error::io("stat", below))?;
-            std::os::unix::fs::lchown(&fs_path, Some(root.uid()), Some(root.gid()))
-                .map_err(Error::io("chown", &fs_path))?;
-            fs::set_permissions(&fs_path, fs::Permissions::from_mode(root.mode() & 0o7777))
-                .map_err(Error::io("chmod", &fs_path))?;
-        } else {
-            // The umask must not decide what an image's root looks like.
-            fs::set_permissions(&fs_path, fs::Permissions::from_mode(0o755))
-                .map_err(Error::io("chmod", &fs_path))?;
-        }
+        make_root(&directory.join("fs"), below)?;
         Ok(id)
     }
 
@@ -128,7 +131,15 @@ impl Disk {
     /// Puts a snapshot's directory into the trash.
     pub(crate) fn discard(&self, id: u64) -> Result<()> {
         self.packed.release(id)?;
-        self.trash.put(&self.directory(id))
+        self.trash.put(&self.directory(id))?;
+        lock(&self.in_work).remove(&id);
+        let link = self.root.join("l").join(id.to_string());
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", link)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Blocks and inodes in the snapshot's own directory; a file with several names counts once.
@@ -227,6 +238,22 @@ impl Disk {
     }
 }
 
+/// Makes a directory that looks like the root `below`.
+pub(crate) fn make_root(path: &Path, below: Option<&Path>) -> Result<()> {
+    faults::write("snapshot.fs")
+        .and_then(|()| fs::DirBuilder::new().mode(0o755).create(path))
+        .map_err(Error::io("create", path))?;
+    // The umask must not decide what an image's root looks like.
+    let mut mode = 0o755;
+    if let Some(below) = below {
+        let root = fs::symlink_metadata(below).map_err(Error::io("stat", below))?;
+        std::os::unix::fs::lchown(path, Some(root.uid()), Some(root.gid()))
+            .map_err(Error::io("chown", path))?;
+        mode = root.mode() & 0o7777;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("chmod", path))
+}
+
 fn join(paths: impl Iterator<Item = PathBuf>) -> String {
     paths.map(|path| text(&path)).collect::<Vec<_>>().join(":")
 }
@@ -323,6 +350,7 @@ impl Trash {
                 if lock(&self.state).stop {
                     return;
                 }
+                faults::pass("trash.empty");
                 if let Err(error) = sys::tree::remove(&entry.path()) {
                     let path = entry.path();
                     tracing::warn!(path = %path.display(), error = %error, "trash stays behind");
@@ -331,4 +359,3 @@ impl Trash {
         }
     }
 }
-                faults::pass("trash.empty");

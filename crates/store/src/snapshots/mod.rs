@@ -1,9 +1,12 @@
 //! Snapshots: overlay on extracted directories, `ROOT/snapshots/N/{fs,work,record.json}`, and on layers
-//! that are never unpacked (`packed`).
+//! that are never unpacked (`packed`), or whole directories copied from each other (`copies`).
 
+mod copies;
 mod disk;
 mod mounts;
 mod packed;
+mod trees;
+mod verify;
 
 use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
@@ -12,9 +15,10 @@ use store_api::{Event, Labels, Mount, ResourceKind, SnapshotInfo, SnapshotKind, 
 use types::{Digest, limits};
 
 pub(crate) use self::{
-    disk::{Disk, Lower, Trash},
+    disk::{Disk, Lower, Trash, make_root},
     mounts::{Directories, borrow, open_all, open_directory},
     packed::Place,
+    verify::{Damage, LayerSource},
 };
 use crate::{
     Core,
@@ -54,6 +58,9 @@ pub(crate) struct SnapshotRecord {
     /// A layer that is kept as its tar. What it lies on is so too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) packed: Option<PackedLayer>,
+    /// Its directory has all that it shows: nothing of its parents is needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) full: bool,
 }
 
 /// The files of a layer that is never unpacked.
@@ -165,6 +172,9 @@ impl Core {
 
     /// What the snapshot lies on, the topmost first.
     pub(crate) fn lowers(&self, ns: &str, key: &str) -> Result<Vec<Lower>> {
+        if self.snapshot_record(ns, key)?.full {
+            return Ok(Vec::new());
+        }
         let parents = self.snapshot_parents(ns, key)?;
         self.lowers_of(ns, &parents)
     }
@@ -179,6 +189,9 @@ impl Core {
                 break;
             }
             lowers.push(self.disk.lower(record.id));
+            if record.full {
+                break;
+            }
         }
         Ok(lowers)
     }
@@ -218,8 +231,14 @@ impl Core {
         if self.has_snapshot(ns, key)? {
             return Err(Error::already_exists("snapshot", key));
         }
-        let below = parent.map(|parent| self.root_of(ns, parent)).transpose()?;
-        let id = self.disk.create(kind, below.as_deref())?;
+        let full = self.disk.copies && kind == Kind::Active;
+        let id = match parent {
+            Some(parent) if full => self.copy_of(ns, parent)?,
+            _ => {
+                let below = parent.map(|parent| self.root_of(ns, parent)).transpose()?;
+                self.disk.create(kind, below.as_deref())?
+            }
+        };
         let now = Timestamp::now();
         let record = SnapshotRecord {
             id,
@@ -230,7 +249,9 @@ impl Core {
             updated: now,
             usage: None,
             packed: None,
+            full,
         };
+        faults::pass("snapshot.created");
         self.guard.refresh(ns, ResourceKind::Snapshot, key);
         let written = self.db.write(record.durable(), |tx| {
             if tx.get::<SnapshotRecord>(Table::Snapshots, ns, key)?.is_some() {
@@ -249,9 +270,9 @@ impl Core {
             self.disk.discard(id)?;
             return Err(error);
         }
+        self.disk.recorded(id);
         self.bus.publish(
             ns,
-        faults::pass("snapshot.created");
             Event::SnapshotPrepare { key: key.into(), parent: parent.unwrap_or_default().into() },
         );
         self.mounts_of(ns, key, &record)
@@ -331,6 +352,7 @@ impl Core {
             self.guard.forget(ns, ResourceKind::Snapshot, name);
         }
         self.guard.forget(ns, ResourceKind::Snapshot, key);
+        faults::pass("snapshot.committed");
         if let Err(error) = self.disk.finish(active.id) {
             // It is committed all the same; the directory goes with it.
             let error = store_api::Error::from(error);
@@ -352,9 +374,9 @@ impl Core {
             }
             delete_record(tx, ns, key, &record);
             Ok(record)
-        faults::pass("snapshot.committed");
         })?;
         self.guard.forget(ns, ResourceKind::Snapshot, key);
+        faults::pass("snapshot.removed");
         self.disk.discard(record.id)?;
         self.bus.publish(ns, Event::SnapshotRemove { key: key.into() });
         Ok(())
@@ -376,7 +398,6 @@ impl Core {
             let usage = self.snapshot_usage(ns, &parent)?;
             parents.bytes += usage.bytes;
             parents.inodes += usage.inodes;
-        faults::pass("snapshot.removed");
         }
         Ok((own, parents))
     }

@@ -36,10 +36,10 @@ use crate::{
     streams::{Hashing, Watched},
 };
 
-const TAR: &str = "layer.tar";
-const EXTRA: &str = "layer.extra";
-const CONTENTS: &str = "layer.toc";
-const INDEX: &str = "index";
+pub(super) const TAR: &str = "layer.tar";
+pub(super) const EXTRA: &str = "layer.extra";
+pub(super) const CONTENTS: &str = "layer.toc";
+pub(super) const INDEX: &str = "index";
 const HASH_BYTES: usize = 32;
 /// What the probe's file holds.
 const PROBE: &[u8] = b"never unpacked\n";
@@ -68,7 +68,7 @@ impl Packed {
         let directory = directory.canonicalize().map_err(Error::io("resolve", &directory))?;
         let mut packed = Self {
             directory,
-            enabled: config.layers != LayerForm::Directories,
+            enabled: matches!(config.layers, LayerForm::Index | LayerForm::Best),
             mounted: Mutex::default(),
         };
         packed.clear()?;
@@ -205,7 +205,7 @@ fn probe(root: &Path) -> Result<()> {
 }
 
 /// Writes an index and its hash under a temporary name, and puts it into place.
-fn write_index(tree: &Tree, path: &Path) -> Result<()> {
+pub(super) fn write_index(tree: &Tree, path: &Path) -> Result<()> {
     let temporary = path.with_extension("new");
     faults::write("index.write").map_err(Error::io("write", &temporary))?;
     let file = create(&temporary)?;
@@ -294,7 +294,7 @@ impl Write for Extra {
 }
 
 /// Reads a tar into the table of contents and the extra file of a layer's directory.
-fn scan<R: Read>(tar: R, directory: &Path) -> Result<(Layer, R), erofs::Error> {
+pub(super) fn scan<R: Read>(tar: R, directory: &Path) -> Result<(Layer, R), erofs::Error> {
     let failed = |what| move |source| erofs::Error::Write { what, source };
     let mut extra = Extra { path: directory.join(EXTRA), file: None };
     let scanned = erofs::scan(tar, &mut extra)?;
@@ -327,7 +327,7 @@ impl Disk {
     }
 
     /// Makes sure of the index of a layer and those below it; `records`: the topmost first.
-    fn index(&self, records: &[SnapshotRecord]) -> Result<PathBuf> {
+    pub(super) fn index(&self, records: &[SnapshotRecord]) -> Result<PathBuf> {
         let Some(top) = records.first() else {
             return Err(Error::invalid("an index of no layers"));
         };
@@ -362,20 +362,20 @@ impl Disk {
             }
         }
         let mounted = mount(&index, &devices)?;
+        faults::pass("packed.mount");
         let mut all = lock(&self.packed.mounted);
         if !all.contains(&top.id) {
             fs::create_dir_all(&point).map_err(Error::io("create", &point))?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             m::move_mount(&mounted, "", rustix::fs::CWD, &point, flags)
-        faults::pass("packed.mount");
                 .map_err(Error::sys("mount on", &point))?;
             all.insert(top.id);
+            faults::pass("packed.mounted");
         }
         Ok(point)
     }
 
     /// Extracts a layer that is kept as its tar into a new directory on `lowers`, topmost first.
-            faults::pass("packed.mounted");
     pub(crate) fn extract_packed(
         &self,
         record: &SnapshotRecord,
@@ -434,51 +434,53 @@ impl Core {
             return Ok(false);
         }
         let id = self.disk.create_empty()?;
-        let done = self.pack_into(ns, layer, place, id, progress).and_then(|packed| {
+        let directory = self.disk.directory(id);
+        let packed = self.pack_into(ns, layer, place.expected, &directory, progress);
+        let done = packed.and_then(|packed| {
             let Some(packed) = packed else { return Ok(false) };
+            faults::pass("packed.written");
             self.commit_packed(ns, place, id, packed)?;
+            faults::pass("packed.committed");
             Ok(true)
         });
         if !matches!(done, Ok(true)) {
             self.disk.discard(id)?;
         }
         done
-            faults::pass("packed.written");
     }
-            faults::pass("packed.committed");
 
-    fn pack_into(
+    /// Makes the files of a packed layer in a directory. `None`: it must be extracted.
+    pub(super) fn pack_into(
         &self,
         ns: &str,
         layer: &Descriptor,
-        place: &Place<'_>,
-        id: u64,
+        expected: &Digest,
+        directory: &Path,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Option<PackedLayer>> {
-        let directory = self.disk.directory(id);
         let path = directory.join(TAR);
         let (blob, _) = self.open_blob(ns, &layer.digest)?;
-        // What is not compressed is here already; its digest was verified when it came.
-        let linked = layer.digest == *place.expected
+        // What is not compressed is here already: its bytes are only read and hashed.
+        let linked = layer.digest == *expected
             && fs::hard_link(self.blob_path(&layer.digest), &path).is_ok();
         let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
         let (contents, diff_id) = if linked {
-            match scan(watched, &directory) {
-                Ok((contents, _)) => (contents, layer.digest.clone()),
+            match scan(Hashing::new(watched), directory) {
+                Ok((contents, tar)) => (contents, tar.finish().0),
                 Err(error) => return unpackable(layer, error),
             }
         } else {
+            faults::write("packed.tar").map_err(Error::io("create", &path))?;
             let mut file = create(&path)?;
             let tar = archive::decompress(watched)
                 .map_err(Error::stream("inflate layer", &layer.digest))?;
             let tee = Tee { inner: Hashing::new(tar), file: Some(&mut file) };
-            match scan(tee, &directory) {
+            match scan(tee, directory) {
                 Ok((contents, tee)) => (contents, tee.inner.finish().0),
                 Err(error) => return unpackable(layer, error),
-            faults::write("packed.tar").map_err(Error::io("create", &path))?;
             }
         };
-        self.check_layer(ns, layer, &diff_id, place.expected)?;
+        self.check_layer(ns, layer, &diff_id, expected)?;
         let (tar_bytes, extra_bytes) = (contents.tar_bytes(), contents.extra_bytes());
         Ok(Some(PackedLayer { diff_id, tar_bytes, extra_bytes }))
     }
@@ -509,6 +511,7 @@ impl Core {
             updated: now,
             usage: Some((bytes, inodes)),
             packed: Some(packed),
+            full: false,
         };
         self.guard.refresh(ns, ResourceKind::Snapshot, chain_id);
         self.db.write(Durable::Soon, |tx| {
@@ -523,6 +526,7 @@ impl Core {
             }
             tx.put(Table::Snapshots, ns, chain_id, &record)
         })?;
+        self.disk.recorded(id);
         let (key, name) = (chain_id.to_string(), chain_id.to_string());
         let parent = parent.unwrap_or_default().to_string();
         self.bus.publish(ns, Event::SnapshotPrepare { key: key.clone(), parent });
@@ -530,7 +534,7 @@ impl Core {
         Ok(())
     }
 
-    fn packed_records(&self, ns: &str, chain: &[String]) -> Result<Vec<SnapshotRecord>> {
+    pub(super) fn packed_records(&self, ns: &str, chain: &[String]) -> Result<Vec<SnapshotRecord>> {
         chain.iter().map(|key| self.snapshot_record(ns, key)).collect()
     }
 

@@ -4,6 +4,7 @@ mod export;
 mod import;
 mod pull;
 mod push;
+mod refetch;
 
 use std::sync::Mutex;
 
@@ -19,7 +20,7 @@ use crate::{
 
 /// containerd's label that tells which repositories of a registry have a blob:
 /// `containerd.io/distribution.source.HOST` = `path,path`.
-const SOURCE: &str = "containerd.io/distribution.source";
+pub(crate) const SOURCE: &str = "containerd.io/distribution.source";
 /// Repositories remembered per blob and registry.
 const SOURCES: usize = 8;
 /// Bytes gathered before they are hashed and written in one go.
@@ -219,4 +220,4 @@ fn remember_source(
     Ok(())
 }
 
-pub(crate) use self::{export::export, import::import, pull::pull, push::push};
+pub(crate) use self::{export::export, import::import, pull::pull, push::push, refetch::refetch};

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod content;
+pub mod forms;
 pub mod images;
+pub mod registry;
 pub mod snapshots;
 pub mod transfer;
 
@@ -16,14 +18,21 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect()
 }
 
-/// A store's configuration; `STORE_LAYERS=index` in the environment makes all of a test binary's stores
-/// keep layers packed (their mounts are seen by whoever shares the mount namespace).
+/// A store's configuration, with layers of the form that this process tests.
 pub fn config(root: &std::path::Path, state: &std::path::Path) -> store::Config {
-    let mut config = store::Config::new(root, state);
-    if std::env::var_os("STORE_LAYERS").is_some_and(|form| form == "index") {
-        config.layers = store::LayerForm::Index;
+    store::Config { layers: forms::form(), ..store::Config::new(root, state) }
+}
+
+/// Looks again and again until it is so.
+///
+/// # Panics
+/// After a minute.
+pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !done().await {
+        assert!(std::time::Instant::now() < end, "waited a minute: {what}");
+        tokio::task::yield_now().await;
     }
-    config
 }
 
 #[track_caller]

@@ -1,0 +1,172 @@
+//! `fsck`: everything that is in the store is looked at, and made whole again where that is asked for.
+//!
+//! A repair works in passes: what was found is mended, and the next pass looks at all of it again. Only
+//! what a later look does not find any more counts as repaired.
+
+mod check;
+mod mend;
+mod references;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use store_api::{Finding, FsckReport, FsckRequest, Result};
+use types::Digest;
+
+use self::check::Checked;
+use crate::{Local, db::Table, snapshots::Damage, transfer};
+
+/// Passes of a repair at most: an index leads to manifests, these to layers, and those to snapshots.
+const PASSES: usize = 6;
+
+/// What a finding is about, as far as a repair can do something about it.
+#[derive(Clone, Debug)]
+enum Fault {
+    /// A blob that is damaged or missing.
+    Blob(Digest),
+    Snapshot {
+        ns: String,
+        key: String,
+        damage: Damage,
+    },
+    /// The file of a record.
+    Record {
+        table: Table,
+        key: String,
+    },
+    /// The index of a snapshot's children.
+    Child {
+        ns: String,
+        parent: String,
+        child: String,
+        there: bool,
+    },
+    /// A link that leads nowhere.
+    Link(PathBuf),
+    /// Nothing that a repair does.
+    Other,
+}
+
+/// Where a blob can be had from, and what is known of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origin {
+    /// `HOST/PATH` of the repositories that have it.
+    pub(crate) repositories: BTreeSet<String>,
+    /// A manifest or index.
+    pub(crate) is_document: bool,
+    /// Bytes; 0: not known.
+    pub(crate) size: u64,
+    /// Those that see it, or should.
+    pub(crate) namespaces: BTreeSet<String>,
+}
+
+pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckReport> {
+    let _alone = local.core.async_flights.enter("fsck").await;
+    let mut checked = local.heavy(|core, _| core.fsck_check()).await?;
+    if !request.repair {
+        return Ok(report(&checked, Vec::new()));
+    }
+    // By object and problem: how it was told of first, and why it could not be mended.
+    let mut seen: BTreeMap<(String, String), Finding> = BTreeMap::new();
+    for _ in 0..PASSES {
+        let mut tried = false;
+        for (fault, finding) in &checked.findings {
+            let key = (finding.object.clone(), finding.problem.clone());
+            if matches!(fault, Fault::Other) || seen.contains_key(&key) {
+                continue;
+            }
+            tried = true;
+            let mut finding = finding.clone();
+            if let Err(error) = mend(local, &request, &checked, fault).await {
+                finding.remedy = format!("{}; the repair failed: {error}", finding.remedy);
+            }
+            seen.insert(key, finding);
+        }
+        if !tried {
+            break;
+        }
+        local.heavy(|core, _| core.relabel()).await?;
+        checked = local.heavy(|core, _| core.fsck_check()).await?;
+    }
+    // What nothing is found about any more is whole; of the rest is told why.
+    let left: BTreeSet<String> =
+        checked.findings.iter().map(|(_, finding)| finding.object.clone()).collect();
+    for (_, finding) in &mut checked.findings {
+        let told = seen.iter().find(|((object, _), _)| *object == finding.object);
+        if let Some((_, told)) = told {
+            finding.remedy.clone_from(&told.remedy);
+        }
+    }
+    let repaired = seen.into_values().filter(|finding| !left.contains(&finding.object));
+    let repaired = repaired.map(|finding| Finding { repaired: true, ..finding }).collect();
+    Ok(report(&checked, repaired))
+}
+
+fn report(checked: &Checked, repaired: Vec<Finding>) -> FsckReport {
+    let mut findings = repaired;
+    findings.extend(checked.findings.iter().map(|(_, finding)| finding.clone()));
+    findings.sort();
+    let more = findings.len().saturating_sub(FsckReport::FINDINGS);
+    findings.truncate(FsckReport::FINDINGS);
+    FsckReport {
+        blobs: checked.blobs,
+        bytes: checked.bytes,
+        snapshots: checked.snapshots,
+        images: checked.images,
+        findings,
+        more: u64::try_from(more).unwrap_or(u64::MAX),
+    }
+}
+
+async fn mend(
+    local: &Local,
+    request: &FsckRequest,
+    checked: &Checked,
+    fault: &Fault,
+) -> Result<()> {
+    if let Fault::Blob(digest) = fault {
+        return blob(local, request, checked, digest).await;
+    }
+    let busy = busy(local).await?;
+    let (fault, sources) = (fault.clone(), checked.sources.clone());
+    local.heavy(move |core, _| core.fsck_mend(&fault, &sources, &busy)).await
+}
+
+/// Gets a blob from a layer's tar that is the same, or from a registry; what is damaged and cannot be had
+/// is moved aside.
+async fn blob(
+    local: &Local,
+    request: &FsckRequest,
+    checked: &Checked,
+    digest: &Digest,
+) -> Result<()> {
+    let origin = checked.origins.get(digest).cloned().unwrap_or_default();
+    let (wanted, of) = (digest.clone(), origin.clone());
+    if local.heavy(move |core, _| core.blob_from_tar(&wanted, &of)).await? {
+        return Ok(());
+    }
+    let mut last = store_api::Error::not_found("registry that has content", digest);
+    for repository in &origin.repositories {
+        match transfer::refetch(local, digest, &origin, repository, &request.access).await {
+            Ok(()) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    let damaged = digest.clone();
+    local.heavy(move |core, _| core.set_aside(&damaged)).await?;
+    Err(last)
+}
+
+/// Snapshots that something may have mounted right now: those of containers with a task, and writable
+/// ones and views that belong to no container.
+async fn busy(local: &Local) -> Result<BTreeSet<(String, String)>> {
+    let (containers, mut open) = local.heavy(|core, _| core.open_snapshots()).await?;
+    for (ns, id, key) in containers {
+        if !local.tasks.has_task(&ns, &id) {
+            open.remove(&(ns, key));
+        }
+    }
+    Ok(open)
+}

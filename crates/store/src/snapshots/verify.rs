@@ -1,0 +1,318 @@
+//! Are the files of a snapshot what they were? And how they are made again.
+
+use std::{
+    fs::{self, File},
+    io::{BufReader, ErrorKind, Read},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use erofs::{Base, Layer, Tree};
+use rustix::fs::RenameFlags;
+use store_api::{Descriptor, Timestamp};
+use tempfile::TempDir;
+use types::Digest;
+
+use super::{
+    Disk, PackedLayer, SnapshotRecord, borrow, open_all, open_directory,
+    packed::{CONTENTS, EXTRA, INDEX, TAR, scan, write_index},
+    trees,
+};
+use crate::{
+    Core,
+    content::BUFFER_BYTES,
+    error::{Error, Result},
+    streams::Hashing,
+};
+
+/// What is wrong with the files of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// All of it is gone.
+    Gone,
+    /// A layer's tar is not what its digest says.
+    Tar(String),
+    /// What is made of the tar: `layer.toc`, `layer.extra`, `index`.
+    Made(&'static str),
+    /// An extracted directory is not what its layer holds.
+    Directory(String),
+}
+
+/// The blob that a layer's files are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerSource {
+    pub(crate) layer: Descriptor,
+    pub(crate) diff_id: Digest,
+}
+
+fn scratch(core: &Core) -> Result<TempDir> {
+    let tmp = core.root.join("tmp");
+    tempfile::Builder::new()
+        .prefix("fsck-")
+        .tempdir_in(&tmp)
+        .map_err(Error::io("create a directory in", tmp))
+}
+
+/// Do two files hold the same? Two that are not there do.
+fn same(one: &Path, other: &Path) -> Result<bool> {
+    let open = |path: &Path| match File::open(path) {
+        Ok(file) => Ok(Some(BufReader::with_capacity(BUFFER_BYTES, file))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open", path)(error)),
+    };
+    let (Some(mut a), Some(mut b)) = (open(one)?, open(other)?) else {
+        return Ok(!one.exists() && !other.exists());
+    };
+    let (mut left, mut right) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
+    loop {
+        let n = a.read(&mut left).map_err(Error::io("read", one))?;
+        if n == 0 {
+            return Ok(matches!(b.read(&mut right), Ok(0)));
+        }
+        // What cannot be read is not the same.
+        if b.read_exact(&mut right[..n]).is_err() || left[..n] != right[..n] {
+            return Ok(false);
+        }
+    }
+}
+
+impl Disk {
+    /// Compares a packed layer's tar with its digest, and what is made of it with what is made of it now.
+    fn packed_damage(&self, id: u64, packed: &PackedLayer, scratch: &Path) -> Result<Vec<Damage>> {
+        let directory = self.directory(id);
+        let tar = directory.join(TAR);
+        let broken = |why: String| Ok(vec![Damage::Tar(why)]);
+        let file = match File::open(&tar) {
+            Ok(file) => BufReader::with_capacity(BUFFER_BYTES, file),
+            Err(error) => return broken(format!("layer.tar: {error}")),
+        };
+        // What is wrong with the tar may keep it from being read to its end: it is damaged all the same.
+        let found = match scan(Hashing::new(file), scratch) {
+            Ok((_, tar)) => tar.finish().0,
+            Err(error) if is_full(&error) => {
+                return Err(Error::index("read", tar.display())(error));
+            }
+            Err(error) => return broken(format!("layer.tar: {error}")),
+        };
+        if found != packed.diff_id {
+            return broken(format!("layer.tar: its bytes are {found}, not {}", packed.diff_id));
+        }
+        let mut wrong = Vec::new();
+        for name in [CONTENTS, EXTRA] {
+            if !same(&scratch.join(name), &directory.join(name))? {
+                wrong.push(Damage::Made(name));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// The tar of a packed layer, if its bytes should be those of a digest.
+    pub(crate) fn tar_of(&self, record: &SnapshotRecord, digest: &Digest) -> Option<PathBuf> {
+        record.packed.as_ref().filter(|packed| packed.diff_id == *digest)?;
+        Some(self.directory(record.id).join(TAR))
+    }
+
+    /// Compares an index, if there is one, with the tables of contents of the layers below it.
+    fn index_damage(&self, records: &[SnapshotRecord], scratch: &Path) -> Result<bool> {
+        let Some(top) = records.first() else { return Ok(false) };
+        let path = self.directory(top.id).join(INDEX);
+        if !path.exists() {
+            return Ok(false);
+        }
+        let mut tree = Tree::new(Base::Nothing);
+        for record in records.iter().rev() {
+            let contents = self.directory(record.id).join(CONTENTS);
+            let layer = fs::read(&contents).ok().and_then(|bytes| Layer::decode(&bytes).ok());
+            // That one is told of by itself; the index is looked at again once it is whole.
+            let Some(layer) = layer else { return Ok(false) };
+            tree.add(layer).map_err(Error::index("index", record.id))?;
+        }
+        let fresh = scratch.join(INDEX);
+        write_index(&tree, &fresh)?;
+        Ok(!same(&fresh, &path)?)
+    }
+}
+
+fn is_full(error: &erofs::Error) -> bool {
+    let full = |io: &std::io::Error| {
+        matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    };
+    error.io().is_some_and(full)
+}
+
+impl Core {
+    /// What is wrong with a snapshot's files. `sources`: the layer's blob, against which an extracted
+    /// directory is compared (of a whole one those of all layers, the lowest first); without it only that
+    /// the directory is there can be told.
+    pub(crate) fn snapshot_damage(
+        &self,
+        ns: &str,
+        key: &str,
+        record: &SnapshotRecord,
+        sources: &[&LayerSource],
+    ) -> Result<Vec<Damage>> {
+        if !self.disk.directory(record.id).is_dir() {
+            return Ok(vec![Damage::Gone]);
+        }
+        let scratch = scratch(self)?;
+        if let Some(packed) = &record.packed {
+            let mut wrong = self.disk.packed_damage(record.id, packed, scratch.path())?;
+            if wrong.is_empty() {
+                let records = self.packed_chain(ns, key)?;
+                if self.disk.index_damage(&records, scratch.path())? {
+                    wrong.push(Damage::Made(INDEX));
+                }
+            }
+            return Ok(wrong);
+        }
+        if !self.disk.fs(record.id).is_dir() {
+            return Ok(vec![Damage::Gone]);
+        }
+        if sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let began = Timestamp::now().seconds - 1;
+        let path = scratch.path().join("fs");
+        self.extract_fresh(ns, record, sources, &path)?;
+        let (wanted, found) = (open_directory(&path)?, open_directory(&self.disk.fs(record.id))?);
+        let difference = trees::difference(&wanted, &found, began)?;
+        drop((wanted, found));
+        self.trash.put(&path)?;
+        Ok(difference.map(Damage::Directory).into_iter().collect())
+    }
+
+    fn packed_chain(&self, ns: &str, key: &str) -> Result<Vec<SnapshotRecord>> {
+        let mut chain = vec![key.to_string()];
+        chain.extend(self.snapshot_parents(ns, key)?);
+        self.packed_records(ns, &chain)
+    }
+
+    /// Extracts a layer as it was when its snapshot was made, to a directory that is not there yet.
+    fn extract_fresh(
+        &self,
+        ns: &str,
+        record: &SnapshotRecord,
+        sources: &[&LayerSource],
+        path: &Path,
+    ) -> Result<()> {
+        let below = match record.parent.as_deref() {
+            Some(parent) if !record.full => {
+                let mut chain = vec![parent.to_string()];
+                chain.extend(self.snapshot_parents(ns, parent)?);
+                self.lowers_of(ns, &chain)?.into_iter().map(|lower| lower.path).collect()
+            }
+            _ => Vec::<PathBuf>::new(),
+        };
+        super::disk::make_root(path, below.first().map(PathBuf::as_path))?;
+        let root = open_directory(path)?;
+        let lowers = open_all(&below)?;
+        for LayerSource { layer, diff_id } in sources {
+            let done = self.extract_at(ns, layer, root.as_fd(), &borrow(&lowers), &|_| {})?;
+            if done.diff_id != *diff_id {
+                return Err(self.is_damaged(&layer.digest));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the damaged files of a snapshot again: from the layer's blob, or from its tar.
+    ///
+    /// # Errors
+    /// When that is damaged too, or not here.
+    pub(crate) fn mend_snapshot(
+        &self,
+        ns: &str,
+        (key, record): (&str, &SnapshotRecord),
+        damage: &Damage,
+        sources: &[&LayerSource],
+    ) -> Result<()> {
+        let directory = self.disk.directory(record.id);
+        let scratch = scratch(self)?;
+        let needed = || {
+            sources
+                .last()
+                .copied()
+                .ok_or_else(|| Error::not_found("the blob of the layer of snapshot", key))
+        };
+        match damage {
+            Damage::Made(INDEX) => {
+                match fs::remove_file(directory.join(INDEX)) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io("remove", directory.join(INDEX))(error));
+                    }
+                    _ => {}
+                }
+                let records = self.packed_chain(ns, key)?;
+                self.flights
+                    .alone(&format!("layers {}", record.id), || self.disk.index(&records))?;
+            }
+            Damage::Made(_) => {
+                let tar = directory.join(TAR);
+                let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+                scan(BufReader::with_capacity(BUFFER_BYTES, file), scratch.path())
+                    .map_err(Error::index("read", tar.display()))?;
+                replace(scratch.path(), &directory, &[CONTENTS, EXTRA])?;
+            }
+            Damage::Tar(_) | Damage::Gone if record.packed.is_some() => {
+                let source = needed()?;
+                let made =
+                    self.pack_into(ns, &source.layer, &source.diff_id, scratch.path(), &|_| {})?;
+                if made.is_none() {
+                    return Err(self.is_damaged(&source.layer.digest));
+                }
+                fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+                replace(scratch.path(), &directory, &[TAR, CONTENTS, EXTRA])?;
+            }
+            Damage::Tar(_) | Damage::Gone | Damage::Directory(_) => {
+                let path = scratch.path().join("fs");
+                needed()?;
+                self.extract_fresh(ns, record, sources, &path)?;
+                let target = self.disk.fs(record.id);
+                if target.is_dir() {
+                    let cwd = rustix::fs::CWD;
+                    rustix::fs::renameat_with(cwd, &path, cwd, &target, RenameFlags::EXCHANGE)
+                        .map_err(Error::sys("exchange", &target))?;
+                    self.trash.put(&path)?;
+                } else {
+                    fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+                    fs::rename(&path, &target).map_err(Error::io("rename", &target))?;
+                }
+            }
+        }
+        // What is mounted shows the old files to those that have it; who comes next gets the new ones.
+        self.release_above(ns, key)
+    }
+
+    /// Takes away the mounts of which a layer is a part.
+    fn release_above(&self, ns: &str, key: &str) -> Result<()> {
+        for (other, record) in self.db.list::<SnapshotRecord>(crate::db::Table::Snapshots, ns)? {
+            if record.packed.is_some()
+                && (other == key || self.snapshot_parents(ns, &other)?.iter().any(|p| p == key))
+            {
+                self.disk.packed.release(record.id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Moves files into place, durably; one that is not among the new ones is removed.
+fn replace(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
+        let (source, target) = (from.join(name), to.join(name));
+        match File::open(&source) {
+            Ok(file) => {
+                file.sync_all().map_err(Error::io("sync", &source))?;
+                fs::rename(&source, &target).map_err(Error::io("rename", &target))?;
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => match fs::remove_file(&target) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &target)(error));
+                }
+                _ => {}
+            },
+            Err(error) => return Err(Error::io("open", &source)(error)),
+        }
+    }
+    Ok(())
+}

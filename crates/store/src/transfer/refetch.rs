@@ -1,0 +1,104 @@
+use registry::Target;
+use store_api::{Error, Labels, RegistryAccess, Result, WriteRequest};
+use types::{Digest, ImageRef, limits};
+
+use super::{SOURCE, WRITE_BYTES, refused, repository};
+use crate::{Local, fsck::Origin};
+
+/// Brings a blob that is missing or damaged from a repository, `HOST/PATH`, and puts it in place of what
+/// is there, for every namespace that has it.
+///
+/// # Errors
+/// When the repository does not have it, or sends something else.
+pub(crate) async fn refetch(
+    local: &Local,
+    digest: &Digest,
+    origin: &Origin,
+    from: &str,
+    access: &RegistryAccess,
+) -> Result<()> {
+    let reference: ImageRef = from
+        .parse()
+        .map_err(|error| Error::invalid(format!("repository {from:?} of a label: {error}")))?;
+    let reference = reference.with_digest(digest.clone());
+    let repository = repository(local, &reference, access).await?;
+    let name = format!("fsck-{}-{digest}", crate::random_name());
+    let size = origin.size;
+    let ns = origin.namespaces.first().cloned().unwrap_or_else(|| local.ns.to_string());
+    let request = WriteRequest { reference: name.clone(), total: size, expected: None };
+    let of = Local { ns: ns.into(), ..local.clone() };
+    of.quick(move |core, ns| core.open_writer(ns, &request)).await?;
+    let received = receive(&of, &repository, digest, origin, &name).await;
+    let key = format!("{SOURCE}.{}", reference.domain());
+    let labels = Labels::from([(key, reference.path().to_string())]);
+    let (expected, reference) = (digest.clone(), name.clone());
+    let committed = match received {
+        Ok(()) => {
+            of.heavy(move |core, ns| {
+                match core.ingest_commit(ns, &reference, 0, Some(&expected), labels) {
+                    Err(error) if error.is_already_exists() => Ok(()),
+                    other => other.map(drop),
+                }
+            })
+            .await
+        }
+        Err(error) => Err(error),
+    };
+    if committed.is_err() {
+        // The failure is what is told; one that is left expires.
+        of.quick(move |core, ns| core.ingest_abort(ns, &name)).await.ok();
+    }
+    committed?;
+    for ns in origin.namespaces.iter().skip(1) {
+        let of = Local { ns: ns.as_str().into(), ..local.clone() };
+        let digest = digest.clone();
+        of.heavy(move |core, ns| share(core, ns, &digest)).await?;
+    }
+    Ok(())
+}
+
+/// Makes a blob that another namespace has visible in this one.
+fn share(core: &crate::Core, ns: &str, digest: &Digest) -> crate::error::Result<()> {
+    let reference = format!("fsck-{}-{digest}", crate::random_name());
+    let request =
+        WriteRequest { reference: reference.clone(), total: 0, expected: Some(digest.clone()) };
+    let done = core
+        .open_writer(ns, &request)
+        .and_then(|_| core.ingest_commit(ns, &reference, 0, Some(digest), Labels::new()));
+    match done {
+        Err(error) if error.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+async fn receive(
+    local: &Local,
+    repository: &registry::Repository,
+    digest: &Digest,
+    origin: &Origin,
+    name: &str,
+) -> Result<()> {
+    let mut offset = 0;
+    let mut write = async |bytes: bytes::Bytes| -> Result<()> {
+        let name = name.to_string();
+        offset = local.heavy(move |core, ns| core.ingest_write(ns, &name, offset, &bytes)).await?;
+        Ok(())
+    };
+    if origin.is_document {
+        let manifest = repository.get_manifest(Target::Digest(digest)).await.map_err(refused)?;
+        if manifest.bytes.len() > limits::MANIFEST_BYTES {
+            return Err(Error::invalid(format!("manifest {digest} is too large")));
+        }
+        return write(manifest.bytes).await;
+    }
+    let size = (origin.size > 0).then_some(origin.size);
+    let mut blob = repository.get_blob(digest, size, 0).await.map_err(refused)?;
+    let mut buffer = bytes::BytesMut::with_capacity(WRITE_BYTES + (64 << 10));
+    while let Some(chunk) = blob.chunk().await.map_err(refused)? {
+        buffer.extend_from_slice(&chunk);
+        if buffer.len() >= WRITE_BYTES {
+            write(buffer.split().freeze()).await?;
+        }
+    }
+    if buffer.is_empty() { Ok(()) } else { write(buffer.freeze()).await }
+}
