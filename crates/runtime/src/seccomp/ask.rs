@@ -4,8 +4,8 @@
 use sys::seccomp::Insn;
 
 use super::Filter;
-use super::assemble::{OFFSET_ARCH, OFFSET_ARGS, OFFSET_NR};
 use super::compile::{Arch, RET_ALLOW, RET_LOG};
+use super::rules::{OFFSET_ARCH, OFFSET_ARGS, OFFSET_NR};
 
 impl Filter {
     /// Whether a call of this program's own architecture goes through unhindered. Arguments that

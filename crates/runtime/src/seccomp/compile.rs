@@ -6,14 +6,15 @@
 //! above the highest that the profile names answer ENOSYS, so that libc falls back when a call is
 //! newer than the profile; another architecture kills the thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sys::seccomp as kernel;
 
 use super::Filter;
-use super::assemble::{
-    Cond, Decision, OFFSET_ARCH, OFFSET_NR, Op, Range, Rule, branch_eq, branch_ge, load, ret,
-    search,
+use super::emit::emit;
+use super::graph::{Compare, Graph, Id, Test, Word};
+use super::rules::{
+    Chains, Cond, Decision, OFFSET_ARCH, OFFSET_NR, Op, Range, Rule, decide, extend, gaps, search,
 };
 use super::tables::{NONE, SYSCALLS};
 use super::tables_arm::{ARM, PRIVATE};
@@ -35,6 +36,8 @@ const ERRNO_LIMIT: u32 = 4095;
 const X32_BIT: u32 = 0x4000_0000;
 /// What a tracer puts in place of a call's number to skip the call.
 const NO_CALL: u32 = u32::MAX;
+/// How much sooner calls of the other architectures are found than x32's, which nobody makes.
+const WEIGHT: u32 = 64;
 /// Instructions that the kernel takes in one filter (`BPF_MAXINSNS`).
 const PROGRAM_LIMIT: usize = 4096;
 
@@ -147,26 +150,12 @@ pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
     }
 
     let archs = architectures(&section.architectures, native)?;
-    let mut sections = Vec::new();
-    for arch in archs.iter().filter(|a| **a != Arch::X32) {
-        let mut body = table(*arch, section, &rules, default);
-        if *arch == Arch::X86_64 {
-            // x32 calls arrive under the same audit architecture, with a bit in the number.
-            let x32 = if archs.contains(&Arch::X32) {
-                table(Arch::X32, section, &rules, default)
-            } else {
-                branch_eq(NO_CALL, vec![ret(default)], vec![ret(RET_KILL_THREAD)])
-            };
-            body = branch_ge(X32_BIT, x32, body);
-        }
-        body.insert(0, load(OFFSET_NR));
-        sections.push((arch.audit(), body));
+    let policy = Policy { section, rules: &rules, default };
+    // The quicker program, unless it is too long.
+    let mut program = policy.program(&archs, Chains { numbers: 1, values: 4 });
+    if program.len() > PROGRAM_LIMIT {
+        program = policy.program(&archs, Chains { numbers: 32, values: usize::MAX });
     }
-    let mut program = vec![ret(RET_KILL_THREAD)];
-    while let Some((audit, body)) = sections.pop() {
-        program = branch_eq(audit, body, program);
-    }
-    program.insert(0, load(OFFSET_ARCH));
     if program.len() > PROGRAM_LIMIT {
         let problem = format!(
             "the rules make a program of {} instructions, the kernel takes {PROGRAM_LIMIT}",
@@ -307,86 +296,116 @@ fn architectures(names: &[String], native: Arch) -> Result<Vec<Arch>> {
     Ok(out)
 }
 
-fn table(
-    arch: Arch,
-    section: &Seccomp,
-    rules: &[Named<'_>],
+/// What is to be compiled.
+struct Policy<'a> {
+    section: &'a Seccomp,
+    rules: &'a [Named<'a>],
     default: u32,
-) -> Vec<sys::seccomp::Insn> {
-    let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
-    let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
-    let mut settled = std::collections::BTreeSet::new();
-    let mut add = |number: u32, conds: Vec<Cond>, action: u32| {
-        if settled.contains(&number) {
-            return;
-        }
-        let entry =
-            calls.entry(number).or_insert(Decision { rules: Vec::new(), otherwise: default });
-        if conds.is_empty() {
-            entry.rules.clear();
-            entry.otherwise = action;
-            settled.insert(number);
-        } else {
-            entry.rules.push(Rule { conds, action });
-        }
-    };
-    for rule in rules {
-        for name in rule.names {
-            if let Some(number) = arch.number(name) {
-                add(number | bit, rule.conds.clone(), rule.action);
-            }
-            if arch == Arch::X86
-                && rule.conds.is_empty()
-                && let Some((number, which)) = multiplexed(name)
-            {
-                let which = Cond { index: 0, op: Op::Eq, value: which, value_two: 0 };
-                add(number, vec![which], rule.action);
-            }
-        }
-    }
-    // Of all that the profile names, also where a rule does no more than the default action.
-    let highest = section
-        .syscalls
-        .iter()
-        .flat_map(|call| &call.names)
-        .filter_map(|name| arch.number(name))
-        .filter(|n| arch != Arch::Arm || *n < PRIVATE)
-        .max()
-        .map(|n| n | bit);
-    let mut ranges = ranges(calls, default);
-    // A profile that forbids by default answers "no such call" for calls newer than itself.
-    let forbids = !matches!(default, RET_ALLOW | RET_LOG) && default & RET_TRACE != RET_TRACE;
-    if forbids && let Some(highest) = highest {
-        let decision = Decision { rules: Vec::new(), otherwise: RET_ERRNO | ENOSYS };
-        let private = ranges.partition_point(|r| r.start < PRIVATE);
-        let private = if arch == Arch::Arm { ranges.split_off(private) } else { Vec::new() };
-        ranges.retain(|r| r.start <= highest);
-        ranges.push(Range { start: highest + 1, decision });
-        ranges.extend(private);
-    }
-    search(&ranges, !matches!(arch, Arch::X86 | Arch::Arm))
 }
 
-fn ranges(calls: BTreeMap<u32, Decision>, default: u32) -> Vec<Range> {
-    let default = Decision { rules: Vec::new(), otherwise: default };
-    let mut out: Vec<Range> = vec![Range { start: 0, decision: default.clone() }];
-    let mut push = |start: u32, decision: Decision| match out.last_mut() {
-        Some(last) if last.start == start => last.decision = decision,
-        Some(last) if last.decision == decision => {}
-        _ => out.push(Range { start, decision }),
-    };
-    let mut next = 0;
-    for (number, decision) in calls {
-        if number != next {
-            push(next, default.clone());
+impl Policy<'_> {
+    fn program(&self, archs: &[Arch], chains: Chains) -> Vec<kernel::Insn> {
+        let mut graph = Graph::default();
+        let mut root = graph.answer(RET_KILL_THREAD);
+        for arch in archs.iter().rev().filter(|a| **a != Arch::X32) {
+            let mut ranges = self.ranges(&mut graph, *arch, chains);
+            if *arch == Arch::X86_64 {
+                // x32 calls arrive under the same audit architecture, with a bit in the number.
+                ranges.retain(|range| range.start < X32_BIT);
+                self.x32(&mut graph, &mut ranges, archs.contains(&Arch::X32), chains);
+            }
+            let body = search(&mut graph, Word::whole(OFFSET_NR), &ranges, chains.numbers);
+            let test = Test::new(Word::whole(OFFSET_ARCH), Compare::Equal, arch.audit());
+            root = graph.branch(test, body, root);
         }
-        push(number, decision);
-        next = number + 1;
+        emit(&graph, root)
     }
-    push(next, default);
-    // Setting a range in place may have made it equal to the one before it.
-    out.dedup_by(|b, a| a.decision == b.decision);
-    out
+
+    /// Adds what happens to x32 calls.
+    fn x32(&self, graph: &mut Graph, ranges: &mut Vec<Range>, listed: bool, chains: Chains) {
+        if listed {
+            let mut table = self.ranges(graph, Arch::X32, chains);
+            // What holds at the first of its numbers.
+            let first = table.partition_point(|range| range.start <= X32_BIT) - 1;
+            table[first].start = X32_BIT;
+            table.drain(first..).for_each(|range| extend(ranges, Range { weight: 1, ..range }));
+        } else {
+            let to = graph.answer(RET_KILL_THREAD);
+            extend(ranges, Range { start: X32_BIT, to, weight: 1 });
+            let to = graph.answer(self.default);
+            extend(ranges, Range { start: NO_CALL, to, weight: 1 });
+        }
+    }
+
+    /// All numbers of an architecture's calls.
+    fn ranges(&self, graph: &mut Graph, arch: Arch, chains: Chains) -> Vec<Range> {
+        let wide = !matches!(arch, Arch::X86 | Arch::Arm);
+        let calls: Vec<(u32, Id)> = self
+            .calls(arch)
+            .into_iter()
+            .map(|(number, decision)| (number, decide(graph, &decision, wide, chains)))
+            .collect();
+        let default = graph.answer(self.default);
+        let mut ranges = gaps(calls, default, WEIGHT);
+        // A profile that forbids by default answers "no such call" for calls newer than itself.
+        let forbids =
+            !matches!(self.default, RET_ALLOW | RET_LOG) && self.default & RET_TRACE != RET_TRACE;
+        if forbids && let Some(highest) = self.highest(arch) {
+            let private = ranges.partition_point(|r| r.start < PRIVATE);
+            let private = if arch == Arch::Arm { ranges.split_off(private) } else { Vec::new() };
+            ranges.retain(|r| r.start <= highest);
+            let to = graph.answer(RET_ERRNO | ENOSYS);
+            extend(&mut ranges, Range { start: highest + 1, to, weight: WEIGHT });
+            private.into_iter().for_each(|range| extend(&mut ranges, range));
+        }
+        ranges
+    }
+
+    /// What is said of each number.
+    fn calls(&self, arch: Arch) -> BTreeMap<u32, Decision> {
+        let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
+        let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
+        let mut settled = BTreeSet::new();
+        let mut add = |number: u32, conds: Vec<Cond>, action: u32| {
+            if settled.contains(&number) {
+                return;
+            }
+            let entry = calls
+                .entry(number)
+                .or_insert(Decision { rules: Vec::new(), otherwise: self.default });
+            if conds.is_empty() {
+                entry.rules.clear();
+                entry.otherwise = action;
+                settled.insert(number);
+            } else {
+                entry.rules.push(Rule { conds, action });
+            }
+        };
+        for rule in self.rules {
+            for name in rule.names {
+                if let Some(number) = arch.number(name) {
+                    add(number | bit, rule.conds.clone(), rule.action);
+                }
+                if arch == Arch::X86
+                    && rule.conds.is_empty()
+                    && let Some((number, which)) = multiplexed(name)
+                {
+                    let which = Cond { index: 0, op: Op::Eq, value: which, value_two: 0 };
+                    add(number, vec![which], rule.action);
+                }
+            }
+        }
+        calls
+    }
+
+    /// The highest number of all that the profile names, also where a rule does no more than the
+    /// default action.
+    fn highest(&self, arch: Arch) -> Option<u32> {
+        let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
+        let names = self.section.syscalls.iter().flat_map(|call| &call.names);
+        let numbers = names.filter_map(|name| arch.number(name));
+        numbers.filter(|n| arch != Arch::Arm || *n < PRIVATE).max().map(|n| n | bit)
+    }
 }
 
 /// i386 calls that older programs make through socketcall(2) and ipc(2); unconditional rules

@@ -5,8 +5,10 @@
 //! state, so that exec loads it without compiling again.
 
 mod ask;
-mod assemble;
 mod compile;
+mod emit;
+mod graph;
+mod rules;
 pub(crate) mod tables;
 mod tables_arm;
 

@@ -31,8 +31,13 @@ impl Call {
 
 /// The program's return value.
 pub(crate) fn run(program: &[Insn], call: &Call) -> Result<u32, String> {
+    trace(program, call).map(|(answer, _)| answer)
+}
+
+/// The program's return value, and how many instructions it took.
+pub(crate) fn trace(program: &[Insn], call: &Call) -> Result<(u32, u32), String> {
     let (mut pc, mut a, mut mem) = (0usize, 0u32, [0u32; 16]);
-    loop {
+    for steps in 1.. {
         let i = program.get(pc).ok_or_else(|| format!("runs out of the program at {pc}"))?;
         let slot = usize::try_from(i.k).unwrap();
         let jump = |yes: bool| usize::from(if yes { i.jt } else { i.jf });
@@ -47,10 +52,11 @@ pub(crate) fn run(program: &[Insn], call: &Call) -> Result<u32, String> {
             0x25 => pc += jump(a > i.k),
             0x35 => pc += jump(a >= i.k),
             0x45 => pc += jump(a & i.k != 0),
-            0x06 => return Ok(i.k),
+            0x06 => return Ok((i.k, steps)),
             code => return Err(format!("{pc}: code {code:#x}")),
         }
     }
+    Err("does not end".to_owned())
 }
 
 /// What the kernel's bpf_check_classic and seccomp_check_filter demand.

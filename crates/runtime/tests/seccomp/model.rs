@@ -50,6 +50,8 @@ pub(crate) struct Verdict {
     /// Actions of all rules for the call, if one of them fails after its first comparison (of a
     /// half of an argument) and another rule looks at one of the same arguments.
     stale: Vec<u32>,
+    /// Actions of all rules for the call, if two of them make opposite conditions.
+    opposite: Vec<u32>,
     /// Actions of conditional rules for what goes through this call of i386 as well.
     muxed: Vec<u32>,
 }
@@ -88,6 +90,11 @@ impl Verdict {
             // and the upper half in `arg3 >= 0x38ce2ede424dbfaf`.
             return Some("libseccomp goes on with another word in the register");
         }
+        if self.opposite.contains(&theirs) {
+            // With `arg4 != 8` and `arg0 == 8 && arg4 == 8` libseccomp 2.6 answers the default action
+            // where the second holds.
+            return Some("libseccomp confuses a condition with its opposite");
+        }
         None
     }
 }
@@ -110,6 +117,7 @@ impl Model<'_> {
             vacuous: vec![],
             wide_x32: false,
             stale: vec![],
+            opposite: vec![],
             muxed: vec![],
         };
         let arch = match call.arch {
@@ -183,6 +191,7 @@ impl Model<'_> {
             vacuous,
             wide_x32: arch == "SCMP_ARCH_X32" && conds().any(wide),
             stale: self.stale(&rules, call, mask == u64::MAX, |c| holds(c, call, mask)),
+            opposite: self.opposite(&rules, mask),
             muxed: if arch == "SCMP_ARCH_X86" { self.muxed(call) } else { Vec::new() },
         }
     }
@@ -195,6 +204,21 @@ impl Model<'_> {
             .filter(|rule| !rule.args.is_empty() && rule.names.iter().any(through))
             .map(|rule| action(&rule.action, rule.errno_ret))
             .collect()
+    }
+
+    fn opposite(&self, rules: &[(u32, Vec<SeccompArg>)], mask: u64) -> Vec<u32> {
+        const PAIRS: [(&str, &str); 3] = [("EQ", "NE"), ("GE", "LT"), ("GT", "LE")];
+        let is = |c: &SeccompArg, op| c.op.strip_prefix("SCMP_CMP_") == Some(op);
+        let differ = |a: &SeccompArg, b: &SeccompArg| {
+            a.index == b.index
+                && a.value & mask == b.value & mask
+                && PAIRS.iter().any(|(op, other)| is(a, op) && is(b, other))
+        };
+        let conds = || rules.iter().flat_map(|(_, conds)| conds);
+        if !conds().any(|a| conds().any(|b| differ(a, b))) {
+            return Vec::new();
+        }
+        rules.iter().map(|(action, _)| *action).chain([self.default]).collect()
     }
 
     fn stale(

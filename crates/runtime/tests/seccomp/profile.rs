@@ -82,6 +82,9 @@ pub(crate) fn random(rng: &mut StdRng, tables: &Tables) -> Seccomp {
         _ => rng.random_range(1..10),
     };
     let usual = action(rng);
+    // Conditions too, together or alone.
+    let known: Vec<SeccompArg> = (0..rng.random_range(1..6)).map(|_| condition(rng)).collect();
+    let repeats = if rng.random_bool(0.3) { 0.8 } else { 0.0 };
     let syscalls = (0..rules)
         .map(|_| {
             let (action, errno_ret) =
@@ -89,7 +92,8 @@ pub(crate) fn random(rng: &mut StdRng, tables: &Tables) -> Seccomp {
             let mut called: Vec<String> =
                 (0..rng.random_range(1..4)).map(|_| one(rng, &few).to_owned()).collect();
             if rng.random_bool(0.2) {
-                called.extend((0..40).map(|_| one(rng, &names).to_owned()));
+                let many = if rng.random_bool(0.1) { 400 } else { 40 };
+                called.extend((0..many).map(|_| one(rng, &names).to_owned()));
             }
             if rng.random_bool(0.2) {
                 called.push(format!("no_such_call_{}", rng.random::<u8>()));
@@ -99,7 +103,12 @@ pub(crate) fn random(rng: &mut StdRng, tables: &Tables) -> Seccomp {
                 1 => 1,
                 _ => rng.random_range(1..4),
             };
-            let args = (0..args).map(|_| condition(rng)).collect();
+            let args = (0..args)
+                .map(|_| match rng.random_bool(repeats) {
+                    true => known.choose(rng).unwrap().clone(),
+                    false => condition(rng),
+                })
+                .collect();
             SeccompSyscall { names: called, action, errno_ret, args }
         })
         .collect();
