@@ -92,9 +92,23 @@ pub fn is_protected() -> Result<bool> {
 const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// The binary on a read-only overlay of its directory. Two lower layers are what overlay wants
-/// where there is no upper one: the second is an empty tmpfs, detached as well.
+/// The second of the two lower layers that overlay wants where there is no upper one. It is there on
+/// every machine, and around no program. Nobody gets to see what is in it: of the overlay, which is
+/// mounted nowhere, no more is opened than the binary.
+const SECOND_LAYER: &str = "/dev";
+
+/// The binary on a read-only overlay of its directory.
 fn overlay(path: &Path) -> Result<OwnedFd> {
+    layers(path, SECOND_LAYER).or_else(|_| {
+        // In a user namespace /dev may have mounts that belong to another. An empty file system that
+        // is mounted nowhere does as well, but not before Linux 6.8, which says so in its log.
+        let empty = tmpfs().ctx("mount", || "empty tmpfs")?;
+        layers(path, &format!("/proc/self/fd/{}", empty.as_raw_fd()))
+    })
+}
+
+/// The binary on an overlay of its directory and a second one.
+fn layers(path: &Path, second: &str) -> Result<OwnedFd> {
     let bad = || Error::config("/proc/self/exe", "has no directory");
     let dir: PathBuf = path.parent().ok_or_else(bad)?.to_owned();
     let name = path.file_name().ok_or_else(bad)?;
@@ -102,8 +116,7 @@ fn overlay(path: &Path) -> Result<OwnedFd> {
         dir.to_str().filter(|d| !d.contains([':', '\\', ',']) && d.len() < 120).ok_or_else(bad)?;
     let object = || text.to_owned();
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).ctx("fsopen", || "overlay")?;
-    let empty = tmpfs().ctx("mount", || "empty tmpfs")?;
-    let lower = format!("{text}:/proc/self/fd/{}", empty.as_raw_fd());
+    let lower = format!("{text}:{second}");
     let made = fsconfig_set_string(fs.as_fd(), "lowerdir", lower.as_str())
         .and_then(|()| fsconfig_create(fs.as_fd()))
         .and_then(|()| {
