@@ -144,7 +144,7 @@ fn s17_the_default_profile_keeps_shut_what_it_should() {
     let kept = answers(&daemon, &image.reference, &[], &programs);
     let open = ["--security-opt", "seccomp=unconfined", "--cap-add", "ALL"];
     let free = answers(&daemon, &image.reference, &open, &programs);
-    let (mut bites, mut verdicts) = (0, Vec::new());
+    let (mut bites, mut blunt, mut verdicts) = (0, Vec::new(), Vec::new());
     for (at, program) in programs.iter().enumerate() {
         let (kept, free) = (kept[at], free[at]);
         // Refused by the filter, perhaps as unknown, so that a library goes another way.
@@ -155,11 +155,15 @@ fn s17_the_default_profile_keeps_shut_what_it_should() {
             text: format!("the answer is {kept}, without a profile {free}"),
             took_ms: 0,
         });
-        bites += usize::from(at < closed && free != kept);
+        if at < closed && free != kept {
+            bites += 1;
+        } else if at < closed {
+            blunt.push(program.name);
+        }
     }
     let complaints = list::complaints(&verdicts, &list::of("gantry"));
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
-    eprintln!("{bites} of {closed} calls get further without a profile");
+    eprintln!("{bites} of {closed} calls get further without a profile; not here: {blunt:?}");
     assert!(bites > closed / 2, "with a profile {kept:?}, without one {free:?}");
     release_agent(&daemon, &image.reference);
     daemon.stop().unwrap();
@@ -185,6 +189,72 @@ fn release_agent(daemon: &Daemon<'_>, image: &str) {
     args.extend(["--security-opt", "seccomp=unconfined", image, "sh", "-c", script]);
     let got = daemon.docker(args).ok().unwrap().text();
     assert!(got.contains("mounted"), "{got}");
+}
+
+/// Tells of each socket below /run/gantry, and of each without a path, how another user fares with it.
+const OTHER_USER: &str = r#"
+import os, socket, stat
+paths = [os.path.join(at, name) for at, _, names in os.walk("/run/gantry") for name in names]
+paths = [path for path in paths if stat.S_ISSOCK(os.lstat(path).st_mode)]
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for line in open("/proc/net/unix").read().splitlines()[1:]:
+    field = line.split()
+    # A connected one takes nothing from others.
+    if len(field) > 7 and field[7].startswith("@") and field[5] != "03":
+        paths.append(field[7])
+for name in paths:
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(2)
+    try:
+        peer.connect(name.replace("@", "\0", 1) if name.startswith("@") else name)
+        peer.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+        print("answers" if peer.recv(1) else "turned-away", name)
+    except (PermissionError, ConnectionRefusedError):
+        print("refused", name)
+    except (BrokenPipeError, ConnectionResetError):
+        print("turned-away", name)
+    except TimeoutError:
+        print("silent", name)
+"#;
+
+/// S16: those of our sockets that have a path are closed to other users, and a shim turns them away even
+/// if its socket's mode does not. Of those without a path, which whoever is on the host's network can
+/// reach, there are the claims on a bridge's name only, which no one reads from.
+#[test]
+fn s16_sockets_are_closed_to_others() {
+    let leak = LeakCheck::new().unwrap();
+    let sandbox = Sandbox::new().unwrap();
+    let image = Busybox::new().unwrap();
+    let look = || sandbox.command("python3", ["-c", OTHER_USER]).ok().unwrap().lines();
+    assert_eq!(look(), Vec::<String>::new(), "before there is an engine");
+    let mut daemon = Daemon::gantry(&sandbox, &[]).unwrap();
+    daemon.docker(["load"]).stdin(image.docker_archive()).ok().unwrap();
+    let run =
+        ["run", "-d", "--name", "box", "--network", "host", &image.reference, "sleep", "1000"];
+    daemon.docker(run).ok().unwrap();
+    let closed = look();
+    let shim = |line: &&String| line.contains("/s/");
+    assert!(closed.iter().any(|line| line.ends_with("/gantry.sock")), "{closed:?}");
+    assert!(closed.iter().filter(shim).count() > 0, "no socket of a shim: {closed:?}");
+    let claim = |line: &str| {
+        line.starts_with("refused @gantry/bridge/") || line.starts_with("silent @gantry/bridge/")
+    };
+    let kept = |line: &String| claim(line) || line.starts_with("refused /run/gantry/");
+    assert!(closed.iter().all(kept), "{closed:?}");
+    // The same with modes that let everybody in: the daemon answers, which shows that the look bites, and
+    // a shim does not.
+    let open = "find /run/gantry -type d -exec chmod a+rx {} +; find /run/gantry -type s -exec chmod a+rw {} +";
+    sandbox.shell(open).ok().unwrap();
+    let opened = look();
+    let answers = |line: &String| line.starts_with("answers ") && line.ends_with("/gantry.sock");
+    assert!(opened.iter().any(answers), "{opened:?}");
+    let turned_away = |line: &String| line.starts_with("turned-away ");
+    assert!(opened.iter().filter(shim).all(turned_away), "{opened:?}");
+    daemon.docker(["rm", "-f", "box"]).ok().unwrap();
+    daemon.stop().unwrap();
+    drop(daemon);
+    sandbox.close().unwrap();
+    leak.finish().unwrap();
 }
 
 /// S18: docker's own lists, in a container of the engine.

@@ -84,7 +84,11 @@ fn a_skip_without_need_is_complained_about() {
         took_ms: 0,
     };
     let complaints = |text: &str| {
-        list::complaints(&[verdict.clone()], &BTreeMap::new(), &list::skips(text).unwrap())
+        list::complaints(
+            std::slice::from_ref(&verdict),
+            &BTreeMap::new(),
+            &list::skips(text).unwrap(),
+        )
     };
     assert_eq!(complaints(""), ["skipped, but no line allows it: a/b: seen"]);
     assert_eq!(complaints("a/c /absent for a reason").len(), 1);

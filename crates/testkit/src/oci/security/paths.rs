@@ -7,6 +7,7 @@ use crate::oci::{Checked, Ground, Property, has, read, same, want};
 use crate::random;
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 pub(super) const ALL: &[Property] = &[
     p("S04/swapped-directory-target", swapped_directory),
@@ -19,7 +20,9 @@ pub(super) const ALL: &[Property] = &[
     p("S06/bites", swapped_null_bites),
     p("S07/console-is-a-link", console_link),
     p("S07/console-is-swapped", swapped_console),
+    p("S07/pts-is-swapped", swapped_pts),
     p("S07/bites", console_bites),
+    p("S07/pts-bites", pts_bites),
     p("S08/proc-is-swapped-during-writes", swapped_proc),
     p("S08/bites", swapped_proc_bites),
     p("S09/dev-is-a-link", dev_link),
@@ -178,15 +181,53 @@ fn swapped_console(g: &Ground) -> Checked {
     b.unmount("/dev");
     b.file("dev/console", "", 0o600)?;
     link(canary.file(), b.root("dev/evil"))?;
-    let racer = super::ground::Racer::new(b.root("dev/console"), b.root("dev/evil"));
+    let pair = (b.root("dev/console"), b.root("dev/evil"));
+    raced_terminals(&mut b, &canary, pair)
+}
+
+/// Starts containers with a terminal while the two are swapped.
+fn raced_terminals(b: &mut Bundle<'_>, canary: &Canary, (one, two): (PathBuf, PathBuf)) -> Checked {
+    let racer = super::ground::Racer::new(one, two);
     for _ in 0..30 {
         // Whether there is a terminal in the end is not the question.
-        drop(crate::oci::properties::session(&mut b));
+        drop(crate::oci::properties::session(b));
         drop(b.rt(&["delete", "--force", &b.id]));
         drop(std::fs::remove_file(b.path("c.sock")));
         canary.unchanged()?;
     }
     want(racer.swaps() > 100, "swaps", racer.swaps())
+}
+
+/// The directory that gets the devpts, and, where there is no devpts, what looks like the terminal.
+fn swapped_pts(g: &Ground) -> Checked {
+    for with_devpts in [true, false] {
+        let mut b = Bundle::new(g, "echo pwned > /dev/pts/0; chmod 777 /dev/pts/0")?;
+        let canary = Canary::new(&b)?;
+        b.unmount("/dev");
+        b.directory("dev/pts")?;
+        let pair = if with_devpts {
+            b.mount(json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}));
+            link(&canary.dir, b.root("dev/evil"))?;
+            (b.root("dev/pts"), b.root("dev/evil"))
+        } else {
+            b.file("dev/pts/0", "", 0o600)?;
+            link(canary.file(), b.root("dev/pts/evil"))?;
+            (b.root("dev/pts/0"), b.root("dev/pts/evil"))
+        };
+        raced_terminals(&mut b, &canary, pair)?;
+    }
+    Ok(())
+}
+
+/// mount(8) puts the devpts where the link leads to.
+fn pts_bites(g: &Ground) -> Checked {
+    let b = Bundle::new(g, "true")?;
+    let _canary = Canary::new(&b)?;
+    link("../../canary", b.root("dev/pts"))?;
+    let line = "mount -t devpts -o newinstance devpts rootfs/dev/pts && ls canary/ptmx";
+    let ran = naive(&b, &format!("unshare -m sh -c '{line}'"))?;
+    has("a devpts at the link's target", &ran.stdout, "canary/ptmx")
 }
 
 fn console_bites(g: &Ground) -> Checked {
