@@ -50,6 +50,11 @@ pub struct Config {
     /// `--registry-mirror`, `--insecure-registry`
     pub registry_mirrors: Vec<String>,
     pub insecure_registries: Vec<String>,
+    /// `--http-proxy`, `--https-proxy`, `--no-proxy`; what is empty is the environment's.
+    pub http_proxy: String,
+    pub https_proxy: String,
+    pub no_proxy: String,
+    pub max_download_attempts: u32,
     pub max_concurrent_downloads: usize,
     pub max_concurrent_uploads: usize,
     pub shutdown_timeout: Duration,
@@ -116,6 +121,10 @@ impl Default for Config {
             no_new_privileges: false,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),
+            http_proxy: String::new(),
+            https_proxy: String::new(),
+            no_proxy: String::new(),
+            max_download_attempts: 5,
             max_concurrent_downloads: 3,
             max_concurrent_uploads: 5,
             shutdown_timeout: Duration::from_secs(15),

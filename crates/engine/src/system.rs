@@ -111,7 +111,6 @@ impl Engine {
         let counts = self.container_counts();
         let images = self.known_images().await?.len();
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_string()).collect();
-        let env = |name: &str| std::env::var(name).unwrap_or_default();
         Ok(Info {
             id: self.id.clone(),
             containers: counts[0],
@@ -137,9 +136,9 @@ impl Engine {
             index_server_address: "https://index.docker.io/v1/".into(),
             registry_config: Some(self.registry_shape()),
             docker_root_dir: self.config.data_root.to_string_lossy().into_owned(),
-            http_proxy: env("HTTP_PROXY"),
-            https_proxy: env("HTTPS_PROXY"),
-            no_proxy: env("NO_PROXY"),
+            http_proxy: proxy(&self.config.http_proxy, "HTTP_PROXY"),
+            https_proxy: proxy(&self.config.https_proxy, "HTTPS_PROXY"),
+            no_proxy: proxy(&self.config.no_proxy, "NO_PROXY"),
             name: host_name(),
             labels: self.config.labels.clone(),
             experimental_build: self.config.experimental,
@@ -323,6 +322,21 @@ impl Engine {
         })
     }
 }
+
+/// A proxy of the configuration, else of the environment, without its password, as dockerd shows it.
+fn proxy(configured: &str, variable: &str) -> String {
+    let text = match configured {
+        "" => std::env::var(variable).unwrap_or_default(),
+        text => text.to_owned(),
+    };
+    let (scheme, rest) = text.split_once("://").map_or(("", text.as_str()), |(s, rest)| (s, rest));
+    match rest.rsplit_once('@') {
+        Some((_, host)) if scheme.is_empty() => format!("xxxxx:xxxxx@{host}"),
+        Some((_, host)) => format!("{scheme}://xxxxx:xxxxx@{host}"),
+        None => text,
+    }
+}
+
 
 /// Tasks alive: what dockerd's NGoroutines tells of itself.
 fn tokio_tasks() -> i64 {

@@ -35,7 +35,8 @@ pub use tasks::{
 };
 pub use transfer::{
     ByteStream, Credentials, ExportRequest, Fetched, ImportRequest, Imported, Progress,
-    ProgressSender, ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess, Transfer,
+    ProgressSender, ProgressState, ProxyAccess, PullRequest, Pulled, PushRequest, RegistryAccess,
+    Transfer,
 };
 
 /// Labels as containerd keeps them. A key and its value together have at most 4096 bytes

@@ -41,6 +41,26 @@ pub struct RegistryAccess {
     pub headers: Vec<(String, String)>,
     /// Layers downloaded at once; 0: the store's own choice.
     pub max_concurrent: usize,
+    /// Attempts for each request and stalled download; 0: the store's own choice.
+    pub attempts: u32,
+    pub proxy: ProxyAccess,
+}
+
+/// Proxies in place of those of the environment; what is empty is the environment's.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ProxyAccess {
+    /// `http://[user:password@]host[:port]`, for registries without TLS.
+    pub http: String,
+    pub https: String,
+    /// As `NO_PROXY`.
+    pub except: String,
+}
+
+impl std::fmt::Debug for ProxyAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The addresses may hold passwords.
+        f.debug_struct("ProxyAccess").field("except", &self.except).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -104,12 +104,15 @@ pub(crate) fn daemon(settings: &Settings, persona: Persona) -> Result<Daemon, St
     check_store_address(settings.text("containerd"), &store_address(&exec_root))?;
     let debug = settings.bool("debug").unwrap_or(false);
     let level = settings.text("log-level").map(Level::parse).transpose()?;
+    let engine = engine(settings, &places, &exec_root)?;
+    check_registries(&engine)?;
     Ok(Daemon {
-        engine: engine(settings, &places, &exec_root)?,
+        engine,
         namespace: settings.text("containerd-namespace").unwrap_or("moby").into(),
         layers: match settings.text("storage-driver") {
             Some("erofs") => store::LayerForm::Index,
             Some("overlayfs" | "overlay2") => store::LayerForm::Directories,
+            Some("vfs" | "native") => store::LayerForm::Copy,
             _ => store::LayerForm::Best,
         },
         hosts: hosts(settings, persona, tls.is_some())?,
@@ -192,7 +195,11 @@ fn engine(
         init_path: settings.text("init-path").filter(|path| !path.is_empty()).map(Into::into),
         no_new_privileges: on("no-new-privileges", false),
         registry_mirrors: checked(settings.list("registry-mirrors"), mirror)?,
-        insecure_registries: settings.list("insecure-registries").to_vec(),
+        insecure_registries: settings.list("insecure-registries").iter().map(bare_host).collect(),
+        http_proxy: settings.text("http-proxy").unwrap_or_default().into(),
+        https_proxy: settings.text("https-proxy").unwrap_or_default().into(),
+        no_proxy: settings.text("no-proxy").unwrap_or_default().into(),
+        max_download_attempts: attempts(settings)?,
         max_concurrent_downloads: count(settings, "max-concurrent-downloads", 3)?,
         max_concurrent_uploads: count(settings, "max-concurrent-uploads", 5)?,
         shutdown_timeout: seconds(settings, "shutdown-timeout", 15)?,
@@ -303,6 +310,34 @@ fn mirror(url: &str) -> Result<(), String> {
         return Err(format!("invalid mirror: {url:?} is not a registry's address alone"));
     }
     Ok(())
+}
+
+/// A scheme before an insecure registry's name says nothing, and dockerd cuts it off.
+fn bare_host(text: &String) -> String {
+    let bare = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    bare.unwrap_or(text).to_owned()
+}
+
+fn attempts(settings: &Settings) -> Result<u32, String> {
+    let n = settings.int("max-download-attempts").unwrap_or(5);
+    let n = u32::try_from(n).ok().filter(|n| *n > 0);
+    n.ok_or_else(|| "invalid max-download-attempts: it must be greater than 0".into())
+}
+
+/// What a pull would stumble over is said at the start.
+fn check_registries(engine: &engine::Config) -> Result<(), String> {
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let config = registry::Config {
+        mirrors: engine.registry_mirrors.clone(),
+        insecure: engine.insecure_registries.clone(),
+        proxy: registry::Proxy {
+            http: given(&engine.http_proxy),
+            https: given(&engine.https_proxy),
+            no_proxy: engine.no_proxy.clone(),
+        },
+        ..registry::Config::default()
+    };
+    registry::Client::new(config).map(drop).map_err(|error| error.to_string())
 }
 
 /// Two values for one name are a mistake; the same twice is not.
@@ -590,12 +625,23 @@ mod tests {
         assert_eq!(e.bridge_address, Some(("10.9.0.1".parse().unwrap(), 24)));
         assert_eq!(e.store_address, "/e/containerd/containerd.sock");
         assert!(e.debug && d.log_level == Level::Debug);
+        let d = of(
+            &["--no-proxy=.x", "--insecure-registry=http://reg:5000", "--max-download-attempts=2"],
+            r#"{"proxies": {"http-proxy": "http://p:1", "https-proxy": "q:2"}}"#,
+        )
+        .unwrap();
+        let e = &d.engine;
+        let proxies = [&e.http_proxy, &e.https_proxy, &e.no_proxy];
+        assert_eq!(proxies, ["http://p:1", "q:2", ".x"]);
+        assert_eq!((e.insecure_registries[0].as_str(), e.max_download_attempts), ("reg:5000", 2));
+        let d = of(&["-D", "-G", "0"], r#"{"features": {"buildkit": true}}"#).unwrap();
         assert_eq!(d.group, Group { name: "0".into(), explicit: true });
         assert_eq!(d.notes.len(), 1);
         assert!(of(&["-b", "none"], "{}").unwrap().engine.bridge_disabled);
         let layers = |flags: &[&str], file: &str| of(flags, file).unwrap().layers;
         assert_eq!(layers(&[], "{}"), store::LayerForm::Best);
         assert_eq!(layers(&["-s", "erofs"], "{}"), store::LayerForm::Index);
+        assert_eq!(layers(&["-s", "vfs"], "{}"), store::LayerForm::Copy);
         for name in ["overlayfs", "overlay2"] {
             let file = format!(r#"{{"storage-driver": "{name}"}}"#);
             assert_eq!(layers(&[], &file), store::LayerForm::Directories, "{name}");
@@ -622,6 +668,9 @@ mod tests {
             (&["--registry-mirror", "x.example"], "no scheme"),
             (&["--mtu=-1"], "invalid default MTU: -1"),
             (&["--max-concurrent-downloads=-1"], "invalid max concurrent downloads: -1"),
+            (&["--max-download-attempts=0"], "must be greater than 0"),
+            (&["--insecure-registry", "10.0.0.0/33"], "invalid insecure registry \"10.0.0.0/33\""),
+            (&["--https-proxy", "socks5://u:p@x"], "only http proxies are supported): \"x\""),
             (&["--feature", "cdi"], "not supported"),
             (&["-H", "foo://x"], "unsupported proto 'foo'"),
             (&["--containerd=/run/containerd/containerd.sock"], "Remove --containerd from"),

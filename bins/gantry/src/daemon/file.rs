@@ -237,7 +237,7 @@ fn merge(given: &Given, file: BTreeMap<&'static str, Value>) -> Result<Settings,
         };
         match flag.support {
             Support::Unbuilt if !flag.is_default(&value) => {
-                return Err(format!("{said} is not supported by gantry yet{}", hint(flag)));
+                return Err(format!("{said} is not supported by gantry yet"));
             }
             Support::Only(values) => {
                 if let Value::Text(text) = &value
@@ -255,15 +255,6 @@ fn merge(given: &Given, file: BTreeMap<&'static str, Value>) -> Result<Settings,
         settings.values.insert(key, value);
     }
     Ok(settings)
-}
-
-fn hint(flag: &Flag) -> &'static str {
-    match flag.key {
-        "http-proxy" | "https-proxy" | "no-proxy" => {
-            ": set HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the daemon's environment"
-        }
-        _ => "",
-    }
 }
 
 /// Objects of flags and file taken together.
@@ -392,7 +383,7 @@ mod tests {
             assert_eq!(settle_text(words, file).unwrap_err(), wanted);
         }
         let at_default = r#"{"ipv6": false, "ip6tables": true, "userns-remap": "",
-            "max-download-attempts": 5, "builder": {}, "authorization-plugins": []}"#;
+            "builder": {}, "authorization-plugins": []}"#;
         assert!(settle_text(&[], at_default).unwrap().notes.is_empty());
     }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use api_types::{AuthConfig, ImageConfig};
 use serde::Deserialize;
-use store_api::{Descriptor, Image, RegistryAccess, Timestamp, UnpackedImage};
+use store_api::{Descriptor, Image, ProxyAccess, RegistryAccess, Timestamp, UnpackedImage};
 use types::{Digest, ImageRef, Platform, limits};
 
 pub use commit::CommitOptions;
@@ -233,6 +233,12 @@ impl Engine {
             plain_http: false,
             headers: Vec::new(),
             max_concurrent: self.config.max_concurrent_downloads,
+            attempts: self.config.max_download_attempts,
+            proxy: ProxyAccess {
+                http: self.config.http_proxy.clone(),
+                https: self.config.https_proxy.clone(),
+                except: self.config.no_proxy.clone(),
+            },
         }
     }
 

@@ -30,7 +30,14 @@ const WRITE_BYTES: usize = 1 << 20;
 #[derive(Default)]
 pub(crate) struct Clients(Mutex<Option<(Key, Client)>>);
 
-type Key = (Vec<String>, Vec<String>, Vec<std::path::PathBuf>);
+#[derive(PartialEq)]
+struct Key {
+    mirrors: Vec<String>,
+    insecure: Vec<String>,
+    certs_dirs: Vec<std::path::PathBuf>,
+    attempts: u32,
+    proxy: store_api::ProxyAccess,
+}
 
 impl Clients {
     fn get(&self, access: &RegistryAccess, reference: Option<&ImageRef>) -> Result<Client> {
@@ -38,18 +45,31 @@ impl Clients {
         if let (true, Some(reference)) = (access.plain_http, reference) {
             insecure.push(reference.domain().to_string());
         }
-        let key = (access.mirrors.clone(), insecure, access.certs_dirs.clone());
+        let key = Key {
+            mirrors: access.mirrors.clone(),
+            insecure,
+            certs_dirs: access.certs_dirs.clone(),
+            attempts: access.attempts,
+            proxy: access.proxy.clone(),
+        };
         let mut last = lock(&self.0);
         if let Some((_, client)) = last.as_ref().filter(|(present, _)| *present == key) {
             return Ok(client.clone());
         }
         let mut config =
             registry::Config { proxy: registry::Proxy::from_env(), ..registry::Config::default() };
-        config.mirrors = key.0.clone();
-        config.insecure = key.1.clone();
-        if !key.2.is_empty() {
-            config.certs_dirs = key.2.clone();
+        config.mirrors = key.mirrors.clone();
+        config.insecure = key.insecure.clone();
+        if !key.certs_dirs.is_empty() {
+            config.certs_dirs = key.certs_dirs.clone();
         }
+        if key.attempts > 0 {
+            config.attempts = key.attempts;
+        }
+        let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+        config.proxy.http = given(&key.proxy.http).or(config.proxy.http);
+        config.proxy.https = given(&key.proxy.https).or(config.proxy.https);
+        config.proxy.no_proxy = given(&key.proxy.except).unwrap_or(config.proxy.no_proxy);
         let client = Client::new(config).map_err(refused)?;
         *last = Some((key, client.clone()));
         Ok(client)
