@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::{Any, Exit, ProcessId, Result, Timestamp};
+use crate::{Any, Exit, Labels, Mount, ProcessId, Result, RuntimeInfo, Stdio, Timestamp};
 
 /// What happened. The gRPC adapter turns each into containerd's event message and topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +9,9 @@ pub enum Event {
     TaskCreate {
         container_id: String,
         bundle: String,
+        /// What the container's root is made of.
+        rootfs: Vec<Mount>,
+        stdio: Stdio,
         pid: u32,
     },
     TaskStart {
@@ -44,9 +47,11 @@ pub enum Event {
     },
     ImageCreate {
         name: String,
+        labels: Labels,
     },
     ImageUpdate {
         name: String,
+        labels: Labels,
     },
     ImageDelete {
         name: String,
@@ -54,10 +59,13 @@ pub enum Event {
     ContainerCreate {
         id: String,
         image: String,
-        runtime: String,
+        runtime: RuntimeInfo,
     },
     ContainerUpdate {
         id: String,
+        image: String,
+        labels: Labels,
+        snapshot_key: String,
     },
     ContainerDelete {
         id: String,
@@ -82,9 +90,11 @@ pub enum Event {
     },
     NamespaceCreate {
         name: String,
+        labels: Labels,
     },
     NamespaceUpdate {
         name: String,
+        labels: Labels,
     },
     NamespaceDelete {
         name: String,

@@ -10,6 +10,7 @@ mod descriptor;
 mod error;
 mod events;
 mod extras;
+pub mod filters;
 mod images;
 mod leases;
 mod snapshots;

@@ -11,6 +11,8 @@ use store_api::{Error, Namespaces, Resource, Services};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, metadata::MetadataMap};
 
+use crate::streaming::Streams;
+
 /// containerd's headers (`namespaces.GRPCHeader`, `leases.GRPCHeader`).
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 const LEASE_HEADER: &str = "containerd-lease";
@@ -21,11 +23,13 @@ pub(crate) struct Context {
     pub(crate) namespaces: Arc<dyn Namespaces>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) writers: Writers,
+    pub(crate) streams: Streams,
 }
 
 impl Context {
     pub(crate) fn new(namespaces: Arc<dyn Namespaces>, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { namespaces, shutdown, writers: Writers::default() })
+        let (writers, streams) = (Writers::default(), Streams::default());
+        Arc::new(Self { namespaces, shutdown, writers, streams })
     }
 
     /// The services of the namespace that the call's headers name.

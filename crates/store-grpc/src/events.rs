@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use protos::{containerd::notices, shim};
-use store_api::{Envelope, Event, EventStream, Exit, Labels, ProcessId};
+use store_api::{Envelope, Event, EventStream, Exit, Mount, ProcessId, Stdio};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -44,13 +44,15 @@ impl api::Events for Events {
         let services = self.0.namespaces.open(ANY_NAMESPACE).map_err(status)?;
         let filters = &request.get_ref().filters;
         let events = services.events.subscribe(filters, true).await.map_err(status)?;
-        let listening = Listening { events, shutdown: self.0.shutdown.clone() };
+        let snapshotter = services.snapshots.name().to_owned();
+        let listening = Listening { events, snapshotter, shutdown: self.0.shutdown.clone() };
         Ok(Response::new(stream::try_unfold(listening, Listening::next).boxed()))
     }
 }
 
 struct Listening {
     events: EventStream,
+    snapshotter: String,
     shutdown: CancellationToken,
 }
 
@@ -58,7 +60,7 @@ impl Listening {
     async fn next(mut self) -> Result<Option<(api::Envelope, Self)>, Status> {
         tokio::select! {
             next = self.events.recv() => match next {
-                Some(envelope) => Ok(Some((envelope_out(envelope), self))),
+                Some(envelope) => Ok(Some((envelope_out(envelope, &self.snapshotter), self))),
                 None => Err(Status::resource_exhausted(
                     "the subscriber did not keep up with the events and was cut off",
                 )),
@@ -70,20 +72,20 @@ impl Listening {
     }
 }
 
-fn envelope_out(envelope: Envelope) -> api::Envelope {
+fn envelope_out(envelope: Envelope, snapshotter: &str) -> api::Envelope {
     api::Envelope {
         timestamp: timestamp(envelope.timestamp),
         namespace: envelope.namespace,
         topic: envelope.event.topic().to_owned(),
-        event: Some(event_out(envelope.event)),
+        event: Some(event_out(envelope.event, snapshotter.to_owned())),
     }
 }
 
-fn event_out(event: Event) -> prost_types::Any {
+/// `snapshotter`: the one that snapshot events are told of.
+fn event_out(event: Event, snapshotter: String) -> prost_types::Any {
     match event {
-        Event::TaskCreate { container_id, bundle, pid } => {
-            let defaults = shim::TaskCreate::default();
-            pack("TaskCreate", &shim::TaskCreate { container_id, bundle, pid, ..defaults })
+        Event::TaskCreate { container_id, bundle, rootfs, stdio, pid } => {
+            task_create(container_id, bundle, rootfs, stdio, pid)
         }
         Event::TaskStart { container_id, pid } => {
             pack("TaskStart", &shim::TaskStart { container_id, pid })
@@ -99,40 +101,43 @@ fn event_out(event: Event) -> prost_types::Any {
         Event::TaskResumed { container_id } => {
             pack("TaskResumed", &shim::TaskResumed { container_id })
         }
-        Event::ImageCreate { name } => {
-            pack_image("ImageCreate", &notices::ImageCreate { name, labels: Labels::new() })
+        Event::ImageCreate { name, labels } => {
+            pack_image("ImageCreate", &notices::ImageCreate { name, labels })
         }
-        Event::ImageUpdate { name } => {
-            pack_image("ImageUpdate", &notices::ImageUpdate { name, labels: Labels::new() })
+        Event::ImageUpdate { name, labels } => {
+            pack_image("ImageUpdate", &notices::ImageUpdate { name, labels })
         }
         Event::ImageDelete { name } => pack_image("ImageDelete", &notices::ImageDelete { name }),
         Event::ContainerCreate { id, image, runtime } => {
-            let runtime = Some(notices::ContainerRuntime { name: runtime, options: None });
+            let options = runtime.options.map(any_out);
+            let runtime = Some(notices::ContainerRuntime { name: runtime.name, options });
             pack("ContainerCreate", &notices::ContainerCreate { id, image, runtime })
         }
-        Event::ContainerUpdate { id } => {
-            let defaults = notices::ContainerUpdate::default();
-            pack("ContainerUpdate", &notices::ContainerUpdate { id, ..defaults })
+        Event::ContainerUpdate { id, image, labels, snapshot_key } => {
+            let update = notices::ContainerUpdate { id, image, labels, snapshot_key };
+            pack("ContainerUpdate", &update)
         }
         Event::ContainerDelete { id } => pack("ContainerDelete", &notices::ContainerDelete { id }),
         Event::SnapshotPrepare { key, parent } => {
-            pack("SnapshotPrepare", &notices::SnapshotPrepare { key, parent })
+            pack("SnapshotPrepare", &notices::SnapshotPrepare { key, parent, snapshotter })
         }
         Event::SnapshotCommit { key, name } => {
-            pack("SnapshotCommit", &notices::SnapshotCommit { key, name })
+            pack("SnapshotCommit", &notices::SnapshotCommit { key, name, snapshotter })
         }
-        Event::SnapshotRemove { key } => pack("SnapshotRemove", &notices::SnapshotRemove { key }),
+        Event::SnapshotRemove { key } => {
+            pack("SnapshotRemove", &notices::SnapshotRemove { key, snapshotter })
+        }
         Event::ContentCreate { digest, size } => {
             pack("ContentCreate", &notices::ContentCreate { digest, size: size_out(size) })
         }
         Event::ContentDelete { digest } => {
             pack("ContentDelete", &notices::ContentDelete { digest })
         }
-        Event::NamespaceCreate { name } => {
-            pack("NamespaceCreate", &notices::NamespaceCreate { name, labels: Labels::new() })
+        Event::NamespaceCreate { name, labels } => {
+            pack("NamespaceCreate", &notices::NamespaceCreate { name, labels })
         }
-        Event::NamespaceUpdate { name } => {
-            pack("NamespaceUpdate", &notices::NamespaceUpdate { name, labels: Labels::new() })
+        Event::NamespaceUpdate { name, labels } => {
+            pack("NamespaceUpdate", &notices::NamespaceUpdate { name, labels })
         }
         Event::NamespaceDelete { name } => {
             pack("NamespaceDelete", &notices::NamespaceDelete { name })
@@ -152,6 +157,35 @@ fn pack_image(name: &str, message: &impl prost::Message) -> prost_types::Any {
 /// An exec's id, or the container's own for its first process: containerd's `id`.
 fn id(process: &ProcessId) -> String {
     process.exec_id.clone().unwrap_or_else(|| process.container_id.clone())
+}
+
+fn task_create(
+    container_id: String,
+    bundle: String,
+    rootfs: Vec<Mount>,
+    stdio: Stdio,
+    pid: u32,
+) -> prost_types::Any {
+    let mount = |mount: Mount| shim::Mount {
+        kind: mount.kind,
+        source: mount.source,
+        target: String::new(),
+        options: mount.options,
+    };
+    let message = shim::TaskCreate {
+        container_id,
+        bundle,
+        rootfs: rootfs.into_iter().map(mount).collect(),
+        io: Some(shim::TaskIo {
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            terminal: stdio.terminal,
+        }),
+        checkpoint: String::new(),
+        pid,
+    };
+    pack("TaskCreate", &message)
 }
 
 fn exec_added(process: ProcessId) -> prost_types::Any {
@@ -177,9 +211,10 @@ fn task_exit(process: ProcessId, pid: u32, exit: Exit) -> prost_types::Any {
     pack("TaskExit", &message)
 }
 
+/// `id` is that of an exec; containerd's shim leaves it out for the first process.
 fn task_delete(process: ProcessId, pid: u32, exit: Exit) -> prost_types::Any {
     let message = shim::TaskDelete {
-        id: id(&process),
+        id: process.exec_id.unwrap_or_default(),
         container_id: process.container_id,
         pid,
         exit_status: exit.status,

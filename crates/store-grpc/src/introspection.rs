@@ -1,17 +1,17 @@
-use std::{os::unix::fs::MetadataExt as _, sync::Arc};
+use std::{borrow::Cow, os::unix::fs::MetadataExt as _, sync::Arc};
 
 use ::types::{Digest, Platform};
 use protos::containerd::types;
+use store_api::filters::{Fields, Filters};
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
-    filter::Filter,
     services::introspection as api,
 };
 
 /// Services that are served, by the names of containerd's plugins of type `io.containerd.grpc.v1`.
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 14] = [
     "containers",
     "content",
     "diff",
@@ -22,9 +22,24 @@ const SERVICES: [&str; 12] = [
     "leases",
     "namespaces",
     "snapshots",
+    "streaming",
     "tasks",
+    "transfer",
     "version",
 ];
+
+struct PluginFields<'a>(&'a api::Plugin);
+
+impl Fields for PluginFields<'_> {
+    fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
+        match path {
+            ["type"] => Some(self.0.kind.as_str().into()),
+            ["id"] => Some(self.0.id.as_str().into()),
+            ["capabilities"] => Some(self.0.capabilities.join(",").into()),
+            _ => None,
+        }
+    }
+}
 
 pub(crate) struct Introspection(pub(crate) Arc<Context>);
 
@@ -56,16 +71,10 @@ impl api::Introspection for Introspection {
         &self,
         request: Request<api::PluginsRequest>,
     ) -> Result<Response<api::PluginsResponse>, Status> {
-        let filter = Filter::parse(&request.get_ref().filters)?;
+        let filters = Filters::parse(&request.get_ref().filters).map_err(status)?;
         let services = self.0.namespaces.open("default").map_err(status)?;
         let mut plugins = plugins(services.snapshots.name());
-        plugins.retain(|plugin| {
-            filter.matches(|field| match field {
-                "type" => Some(plugin.kind.as_str()),
-                "id" => Some(plugin.id.as_str()),
-                _ => None,
-            })
-        });
+        plugins.retain(|plugin| filters.matches(&PluginFields(plugin)));
         Ok(Response::new(api::PluginsResponse { plugins }))
     }
 

@@ -17,7 +17,6 @@ mod context;
 mod convert;
 mod diff;
 mod events;
-mod filter;
 mod grpc;
 mod health;
 mod images;
@@ -28,7 +27,9 @@ mod namespaces;
 mod server;
 mod services;
 mod snapshots;
+mod streaming;
 mod tasks;
+mod transfer;
 mod version;
 mod writer;
 

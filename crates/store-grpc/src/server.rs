@@ -33,7 +33,9 @@ use crate::{
     namespaces::NamespaceService,
     services as api,
     snapshots::Snapshots,
+    streaming::Streaming,
     tasks::Tasks,
+    transfer::Transfer,
     version::Version,
 };
 
@@ -170,6 +172,17 @@ async fn connection(stream: UnixStream, router: Arc<Router>, shutdown: Cancellat
     }
 }
 
+/// Why a service is not there; those of containerd's that this store has no part for by name.
+fn not_served(service: &str) -> String {
+    let text = format!("unknown service {service}");
+    match service.strip_prefix("containerd.services.sandbox.v1.") {
+        Some(part) => {
+            format!("{text}: sandboxes are not implemented, neither their {part} nor the rest")
+        }
+        None => text,
+    }
+}
+
 /// Services by name.
 struct Router(HashMap<&'static str, Box<dyn Serve>>);
 
@@ -187,7 +200,9 @@ impl Router {
             Box::new(api::introspection::IntrospectionServer::new(Introspection(context.clone()))),
             Box::new(api::leases::LeasesServer::new(Leases(context.clone()))),
             Box::new(api::snapshots::SnapshotsServer::new(Snapshots(context.clone()))),
+            Box::new(api::streaming::StreamingServer::new(Streaming(context.clone()))),
             Box::new(api::tasks::TasksServer::new(Tasks(context.clone()))),
+            Box::new(api::transfer::TransferServer::new(Transfer(context.clone()))),
         ];
         Self(services.into_iter().map(|service| (service.name(), service)).collect())
     }
@@ -209,7 +224,7 @@ impl Router {
         match self.0.get(service) {
             Some(found) => found.serve(method, request.map(Body::new)).await,
             None => {
-                let text = format!("unknown service {service}");
+                let text = not_served(service);
                 refuse(Status::unimplemented(text)).await
             }
         }

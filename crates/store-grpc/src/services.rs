@@ -150,6 +150,26 @@ pub(crate) mod snapshots {
     }
 }
 
+pub(crate) mod streaming {
+    crate::grpc::service! {
+        /// containerd's streaming service.
+        pub(crate) trait Streaming, StreamingServer = "containerd.services.streaming.v1.Streaming" {
+            bidi stream = "Stream": prost_types::Any => prost_types::Any;
+        }
+    }
+}
+
+pub(crate) mod transfer {
+    pub(crate) use protos::containerd::transfer::*;
+
+    crate::grpc::service! {
+        /// containerd's transfer service.
+        pub(crate) trait Transfer, TransferServer = "containerd.services.transfer.v1.Transfer" {
+            unary transfer = "Transfer": TransferRequest => ();
+        }
+    }
+}
+
 pub(crate) mod tasks {
     pub(crate) use protos::containerd::tasks::*;
 

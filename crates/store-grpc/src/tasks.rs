@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use protos::{
     containerd::types::{self, status as state},
@@ -6,16 +6,32 @@ use protos::{
 };
 use store_api::{
     CreateTask, ExecTask, Exit, Process, ProcessId, ProcessInfo, ProcessStatus, Stdio,
+    filters::{Fields, Filters},
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status, to_the_end},
     convert::{any_in, mounts_in, required, timestamp, unimplemented},
-    filter::Filter,
     metrics::metrics_out,
     services::tasks as api,
 };
+
+/// By what metrics are chosen.
+struct TaskFields<'a> {
+    id: &'a str,
+    namespace: &'a str,
+}
+
+impl Fields for TaskFields<'_> {
+    fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
+        match path {
+            ["id"] => Some(self.id.into()),
+            ["namespace"] => Some(self.namespace.into()),
+            _ => None,
+        }
+    }
+}
 
 pub(crate) struct Tasks(pub(crate) Arc<Context>);
 
@@ -269,17 +285,12 @@ impl api::Tasks for Tasks {
         request: Request<api::MetricsRequest>,
     ) -> Result<Response<api::MetricsResponse>, Status> {
         let services = self.0.services(request.metadata())?;
-        let filter = Filter::parse(&request.get_ref().filters)?;
+        let filters = Filters::parse(&request.get_ref().filters).map_err(status)?;
         let mut metrics = Vec::new();
         let mut failure = None;
         for task in services.tasks.list().await.map_err(status)? {
             let id = task.id.container_id;
-            let wanted = filter.matches(|field| match field {
-                "id" => Some(id.as_str()),
-                "namespace" => Some(services.namespace.as_str()),
-                _ => None,
-            });
-            if !wanted {
+            if !filters.matches(&TaskFields { id: &id, namespace: &services.namespace }) {
                 continue;
             }
             match services.tasks.metrics(&id).await {

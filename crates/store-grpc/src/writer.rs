@@ -7,7 +7,7 @@
 use protos::containerd::content::{self as api, write_action};
 use store_api::{Resource, ResourceKind, Services, Timestamp, WriteRequest};
 use tonic::{Status, Streaming, metadata::MetadataMap};
-use types::Digest;
+use types::{Digest, ErrorKind};
 
 use crate::{
     context::{Context, Lock, status},
@@ -27,6 +27,16 @@ pub(crate) struct Writer {
     updated: Timestamp,
     committed: bool,
     _lock: Lock,
+}
+
+/// Other bytes than were told of are a failed precondition to containerd's clients.
+fn refused(error: store_api::Error) -> Status {
+    match error.kind {
+        ErrorKind::DataLoss => {
+            Status::failed_precondition(format!("{}: failed precondition", error.message))
+        }
+        _ => status(error),
+    }
 }
 
 impl Writer {
@@ -111,7 +121,7 @@ impl Writer {
                 let (total, expected) = (self.total, self.expected.as_ref());
                 let committed =
                     self.services.content.commit(&self.reference, total, expected, labels).await;
-                digest = committed.map_err(status)?.to_string();
+                digest = committed.map_err(refused)?.to_string();
                 self.committed = true;
             }
             other => {

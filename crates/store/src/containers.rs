@@ -122,7 +122,7 @@ impl Core {
         self.db
             .get::<ContainerRecord>(Table::Containers, ns, id)?
             .map(|record| record.container(id.into()))
-            .ok_or_else(|| Error::not_found("container", id))
+            .ok_or_else(|| missing(ns, id))
     }
 
     pub(crate) fn container_list(&self, ns: &str, filters: &[String]) -> Result<Vec<Container>> {
@@ -151,7 +151,7 @@ impl Core {
             Event::ContainerCreate {
                 id: container.id.clone(),
                 image: container.image.clone(),
-                runtime: container.runtime.name.clone(),
+                runtime: container.runtime.clone(),
             },
         );
         Ok(container)
@@ -159,11 +159,11 @@ impl Core {
 
     pub(crate) fn container_update(&self, ns: &str, change: &ContainerPatch) -> Result<Container> {
         let id = &change.container.id;
-        let missing = || Error::not_found("container", id);
         let present: ContainerRecord =
-            self.db.get(Table::Containers, ns, id)?.ok_or_else(missing)?;
+            self.db.get(Table::Containers, ns, id)?.ok_or_else(|| missing(ns, id))?;
         let updated = self.db.write(present.durable(), |tx| {
-            let record: ContainerRecord = tx.get(Table::Containers, ns, id)?.ok_or_else(missing)?;
+            let record: ContainerRecord =
+                tx.get(Table::Containers, ns, id)?.ok_or_else(|| missing(ns, id))?;
             let mut container = record.container(id.clone());
             patch(&mut container, change)?;
             validate(&container)?;
@@ -171,15 +171,22 @@ impl Core {
             tx.put(Table::Containers, ns, id, &ContainerRecord::new(&container))?;
             Ok(container)
         })?;
-        self.bus.publish(ns, Event::ContainerUpdate { id: id.clone() });
+        self.bus.publish(
+            ns,
+            Event::ContainerUpdate {
+                id: id.clone(),
+                image: updated.image.clone(),
+                labels: updated.labels.clone(),
+                snapshot_key: updated.snapshot_key.clone(),
+            },
+        );
         Ok(updated)
     }
 
     pub(crate) fn container_delete(&self, ns: &str, id: &str) -> Result<()> {
         self.db.write(Durable::Soon, |tx| {
-            let record: ContainerRecord = tx
-                .get(Table::Containers, ns, id)?
-                .ok_or_else(|| Error::not_found("container", id))?;
+            let record: ContainerRecord =
+                tx.get(Table::Containers, ns, id)?.ok_or_else(|| missing(ns, id))?;
             tx.delete(Table::Containers, ns, id);
             Ok(record)
         })?;
@@ -187,6 +194,12 @@ impl Core {
         self.schedule.after(gc::AFTER_CONTAINER);
         Ok(())
     }
+}
+
+/// In containerd's words.
+fn missing(ns: &str, id: &str) -> Error {
+    let text = format!("container {id:?} in namespace {ns:?}: not found");
+    Error::Api(store_api::Error::new(types::ErrorKind::NotFound, text))
 }
 
 fn validate(container: &Container) -> Result<()> {

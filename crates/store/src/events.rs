@@ -112,21 +112,28 @@ fn event_field<'a>(event: &'a Event, field: &str) -> Option<Cow<'a, str>> {
             text(process.exec_id.as_deref().unwrap_or(&process.container_id))
         }
         (
-            Event::ImageCreate { name }
-            | Event::ImageUpdate { name }
+            Event::ImageCreate { name, .. }
+            | Event::ImageUpdate { name, .. }
             | Event::ImageDelete { name }
-            | Event::NamespaceCreate { name }
-            | Event::NamespaceUpdate { name }
+            | Event::NamespaceCreate { name, .. }
+            | Event::NamespaceUpdate { name, .. }
             | Event::NamespaceDelete { name },
             "name",
         ) => text(name),
         (
             Event::ContainerCreate { id, .. }
-            | Event::ContainerUpdate { id }
+            | Event::ContainerUpdate { id, .. }
             | Event::ContainerDelete { id },
             "id",
         ) => text(id),
-        (Event::ContainerCreate { image, .. }, "image") => text(image),
+        (Event::ContainerCreate { image, .. } | Event::ContainerUpdate { image, .. }, "image") => {
+            text(image)
+        }
+        (Event::ContainerUpdate { snapshot_key, .. }, "snapshot_key") => text(snapshot_key),
+        (Event::ContainerCreate { runtime, .. }, "runtime.name") => text(&runtime.name),
+        (Event::TaskCreate { bundle, .. }, "bundle") => text(bundle),
+        (Event::SnapshotPrepare { parent, .. }, "parent") => text(parent),
+        (Event::SnapshotCommit { name, .. }, "name") => text(name),
         (
             Event::SnapshotPrepare { key, .. }
             | Event::SnapshotCommit { key, .. }
@@ -136,6 +143,14 @@ fn event_field<'a>(event: &'a Event, field: &str) -> Option<Cow<'a, str>> {
         (Event::ContentCreate { digest, .. } | Event::ContentDelete { digest }, "digest") => {
             text(digest)
         }
+        (
+            Event::ImageCreate { labels, .. }
+            | Event::ImageUpdate { labels, .. }
+            | Event::ContainerUpdate { labels, .. }
+            | Event::NamespaceCreate { labels, .. }
+            | Event::NamespaceUpdate { labels, .. },
+            _,
+        ) => labels.get(field.strip_prefix("labels.")?).and_then(|value| text(value)),
         _ => None,
     }
 }

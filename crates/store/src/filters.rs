@@ -1,241 +1,36 @@
-//! containerd's filter language: `name==x`, `labels."a.b"!=v`, `id~=^a`, `labels.k` (is present);
-//! a comma joins conditions of one filter, several filters are alternatives, none lets all pass.
+//! containerd's filters, for the lists of this crate.
 
 use std::borrow::Cow;
 
-use regex_automata::{
-    nfa::thompson::{self, pikevm::PikeVM},
-    util::syntax,
-};
+use store_api::filters as language;
 
-use crate::error::{Error, Result};
+pub(crate) use language::label;
 
-/// Bytes of one filter: lists are asked for by a few names, not by a program.
-const FILTER_BYTES: usize = 64 << 10;
-/// Bytes of a compiled regular expression: a hostile one is refused, not compiled.
-const REGEX_BYTES: usize = 1 << 20;
+use crate::error::Result;
 
 /// Answers the fields of what is filtered, by path: `["labels", "a.b"]`.
 pub(crate) trait Fields {
     fn field(&self, path: &[&str]) -> Option<Cow<'_, str>>;
 }
 
-/// The label whose name a path has after `labels`. containerd joins the rest by dots.
-pub(crate) fn label<'a>(labels: &'a store_api::Labels, path: &[&str]) -> Option<Cow<'a, str>> {
-    labels.get(&path.join(".")).map(|value| Cow::Borrowed(value.as_str()))
+/// The structs are the seam's and the language's trait is too: this stands between them.
+struct Of<'a, T>(&'a T);
+
+impl<T: Fields> language::Fields for Of<'_, T> {
+    fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
+        self.0.field(path)
+    }
 }
 
 #[derive(Debug)]
-pub(crate) struct Filters(Vec<Vec<Condition>>);
-
-#[derive(Debug)]
-struct Condition {
-    path: Vec<String>,
-    test: Test,
-}
-
-#[derive(Debug)]
-enum Test {
-    Present,
-    Equal(String),
-    NotEqual(String),
-    Matches(Box<PikeVM>),
-}
+pub(crate) struct Filters(language::Filters);
 
 impl Filters {
     pub(crate) fn parse(filters: &[String]) -> Result<Self> {
-        filters.iter().map(|text| parse(text)).collect::<Result<_>>().map(Self)
+        Ok(Self(language::Filters::parse(filters)?))
     }
 
     pub(crate) fn matches(&self, fields: &impl Fields) -> bool {
-        self.0.is_empty()
-            || self.0.iter().any(|all| all.iter().all(|condition| condition.holds(fields)))
-    }
-}
-
-impl Condition {
-    fn holds(&self, fields: &impl Fields) -> bool {
-        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        let value = fields.field(&path);
-        match &self.test {
-            Test::Present => value.is_some(),
-            Test::Equal(wanted) => value.is_some_and(|value| value == wanted.as_str()),
-            Test::NotEqual(wanted) => value.is_none_or(|value| value != wanted.as_str()),
-            Test::Matches(regex) => value.is_some_and(|value| {
-                let mut cache = regex.create_cache();
-                regex.is_match(&mut cache, value.as_bytes())
-            }),
-        }
-    }
-}
-
-fn parse(text: &str) -> Result<Vec<Condition>> {
-    if text.len() > FILTER_BYTES {
-        return Err(Error::invalid(format!("a filter is longer than {FILTER_BYTES} bytes")));
-    }
-    let mut parser = Parser { text, rest: text };
-    let mut conditions = Vec::new();
-    if text.trim().is_empty() {
-        return Ok(conditions);
-    }
-    loop {
-        conditions.push(parser.condition()?);
-        match parser.rest.strip_prefix(',') {
-            Some(rest) => parser.rest = rest,
-            None if parser.rest.is_empty() => return Ok(conditions),
-            None => return Err(parser.error("a comma or the end")),
-        }
-    }
-}
-
-struct Parser<'a> {
-    text: &'a str,
-    rest: &'a str,
-}
-
-impl Parser<'_> {
-    fn error(&self, expected: &str) -> Error {
-        let at = self.text.len() - self.rest.len();
-        Error::invalid(format!("filter {:?}: expected {expected} at byte {at}", self.text))
-    }
-
-    fn condition(&mut self) -> Result<Condition> {
-        let mut path = vec![self.word("a field")?];
-        while let Some(rest) = self.rest.strip_prefix('.') {
-            self.rest = rest;
-            path.push(self.word("a field")?);
-        }
-        for operator in ["==", "!=", "~="] {
-            let Some(rest) = self.rest.strip_prefix(operator) else { continue };
-            self.rest = rest;
-            let test = match operator {
-                "==" => Test::Equal(self.value()?),
-                "!=" => Test::NotEqual(self.value()?),
-                _ => Test::Matches(Box::new(self.regex()?)),
-            };
-            return Ok(Condition { path, test });
-        }
-        Ok(Condition { path, test: Test::Present })
-    }
-
-    fn word(&mut self, what: &str) -> Result<String> {
-        if self.rest.starts_with('"') {
-            return self.quoted('"');
-        }
-        let end = self
-            .rest
-            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-' && c != '/')
-            .unwrap_or(self.rest.len());
-        if end == 0 {
-            return Err(self.error(what));
-        }
-        let (word, rest) = self.rest.split_at(end);
-        self.rest = rest;
-        Ok(word.to_string())
-    }
-
-    /// A quoted text, or everything up to the next comma: containerd's scanner takes less without
-    /// quotes, but clients write image names bare.
-    fn value(&mut self) -> Result<String> {
-        match self.rest.chars().next() {
-            Some('"') => self.quoted('"'),
-            _ => {
-                let end = self.rest.find(',').unwrap_or(self.rest.len());
-                let (value, rest) = self.rest.split_at(end);
-                self.rest = rest;
-                Ok(value.to_string())
-            }
-        }
-    }
-
-    fn regex(&mut self) -> Result<PikeVM> {
-        let pattern = match self.rest.chars().next() {
-            Some(quote @ ('"' | '|')) => self.quoted(quote)?,
-            // `/a/b/` is a quoted pattern; `/tasks/exit` a plain one.
-            Some('/') if self.rest.len() > 1 && self.rest.ends_with('/') => self.quoted('/')?,
-            _ => self.value()?,
-        };
-        PikeVM::builder()
-            .syntax(syntax::Config::new().unicode(false).utf8(false))
-            .thompson(thompson::Config::new().utf8(false).nfa_size_limit(Some(REGEX_BYTES)))
-            .build(&pattern)
-            .map_err(|error| Error::invalid(format!("filter {:?}: {error}", self.text)))
-    }
-
-    /// Go's escapes `\"`, `\\`, `\n`, `\t` inside double quotes; in a pattern's other quotes a
-    /// backslash is only taken away before the quote itself.
-    fn quoted(&mut self, quote: char) -> Result<String> {
-        let mut out = String::new();
-        let mut chars = self.rest.char_indices().skip(1);
-        while let Some((at, c)) = chars.next() {
-            if c == quote {
-                self.rest = &self.rest[at + c.len_utf8()..];
-                return Ok(out);
-            }
-            if c != '\\' {
-                out.push(c);
-                continue;
-            }
-            match chars.next() {
-                Some((_, c)) if c == quote => out.push(c),
-                Some((_, '\\')) if quote == '"' => out.push('\\'),
-                Some((_, 'n')) if quote == '"' => out.push('\n'),
-                Some((_, 't')) if quote == '"' => out.push('\t'),
-                Some((_, c)) => out.extend(['\\', c]),
-                None => break,
-            }
-        }
-        Err(self.error("a closing quote"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    struct Thing(store_api::Labels);
-
-    impl Fields for Thing {
-        fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
-            match path {
-                ["name"] => Some("docker.io/library/alpine:3".into()),
-                ["labels", rest @ ..] => label(&self.0, rest),
-                _ => None,
-            }
-        }
-    }
-
-    fn passes(filters: &[&str]) -> bool {
-        let labels = [("a.b", "x y"), ("plain", "")].map(|(k, v)| (k.to_string(), v.to_string()));
-        let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
-        Filters::parse(&filters).unwrap().matches(&Thing(labels.into()))
-    }
-
-    #[test]
-    fn the_language() {
-        assert!(passes(&[]));
-        assert!(passes(&["name==docker.io/library/alpine:3"]));
-        assert!(passes(&[r#"name=="docker.io/library/alpine:3""#]));
-        assert!(!passes(&["name==alpine"]));
-        assert!(passes(&[r#"labels."a.b"=="x y""#, "name==no"]));
-        assert!(passes(&["labels.a.b"]));
-        assert!(passes(&["labels.plain"]));
-        assert!(!passes(&["labels.none"]));
-        assert!(passes(&["labels.none!=x"]));
-        assert!(!passes(&["labels.plain,labels.none"]));
-        assert!(passes(&["name~=alpine:[0-9]$,labels.plain"]));
-        assert!(passes(&["name~=|^docker\\.io/|"]));
-        assert!(passes(&["name~=/^docker\\.io\\/lib/"]));
-        assert!(!passes(&["name~=^library"]));
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for text in
-            ["==x", "a.==x", "name~=(", "labels.\"x==y", "a b", "name~=((a{900}){900}){900}"]
-        {
-            assert!(Filters::parse(&[text.to_string()]).is_err(), "{text}");
-        }
+        self.0.matches(&Of(fields))
     }
 }

@@ -136,9 +136,9 @@ impl Core {
         self.settle(ns, vec![(ResourceKind::Content, record.target.digest.to_string())])?;
         let event = if replaced {
             self.schedule.after(gc::AFTER_IMAGE);
-            Event::ImageUpdate { name: name.clone() }
+            Event::ImageUpdate { name: name.clone(), labels: record.labels.clone() }
         } else {
-            Event::ImageCreate { name: name.clone() }
+            Event::ImageCreate { name: name.clone(), labels: record.labels.clone() }
         };
         self.bus.publish(ns, event);
         Ok(record.image(name))

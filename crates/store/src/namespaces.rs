@@ -35,13 +35,20 @@ impl Core {
         if lock(&self.known).contains(ns) {
             return Ok(());
         }
-        match self.namespace_create(ns, Labels::new()) {
+        match self.namespace_insert(ns, Labels::new()) {
             Err(error) if error.is_already_exists() => Ok(()),
             other => other,
         }
     }
 
+    /// containerd tells of those alone that were asked for, as this does.
     fn namespace_create(&self, ns: &str, new: Labels) -> Result<()> {
+        self.namespace_insert(ns, new.clone())?;
+        self.bus.publish(ns, Event::NamespaceCreate { name: ns.into(), labels: new });
+        Ok(())
+    }
+
+    fn namespace_insert(&self, ns: &str, new: Labels) -> Result<()> {
         labels::validate(&new)?;
         self.db.write(Durable::Soon, |tx| {
             if tx.get::<NamespaceRecord>(Table::Namespaces, ns, "")?.is_some() {
@@ -50,19 +57,16 @@ impl Core {
             tx.put(Table::Namespaces, ns, "", &NamespaceRecord { labels: new })
         })?;
         lock(&self.known).insert(ns.into());
-        self.bus.publish(ns, Event::NamespaceCreate { name: ns.into() });
         Ok(())
     }
 
+    /// Sets the labels; makes the namespace if there is none, as containerd does.
     fn namespace_update(&self, ns: &str, new: Labels) -> Result<()> {
         labels::validate(&new)?;
-        self.db.write(Durable::Soon, |tx| {
-            if tx.get::<NamespaceRecord>(Table::Namespaces, ns, "")?.is_none() {
-                return Err(Error::not_found("namespace", ns));
-            }
-            tx.put(Table::Namespaces, ns, "", &NamespaceRecord { labels: new })
-        })?;
-        self.bus.publish(ns, Event::NamespaceUpdate { name: ns.into() });
+        let record = NamespaceRecord { labels: new.clone() };
+        self.db.write(Durable::Soon, |tx| tx.put(Table::Namespaces, ns, "", &record))?;
+        lock(&self.known).insert(ns.into());
+        self.bus.publish(ns, Event::NamespaceUpdate { name: ns.into(), labels: new });
         Ok(())
     }
 
@@ -141,6 +145,7 @@ impl Namespaces for Store {
     }
 
     async fn update(&self, namespace: &str, labels: Labels) -> store_api::Result<()> {
+        validate(namespace)?;
         let ns = namespace.to_string();
         self.pool.quick(&self.core, move |core| core.namespace_update(&ns, labels)).await
     }

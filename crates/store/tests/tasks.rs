@@ -249,7 +249,8 @@ async fn life(runtime: &str) {
     let init = ProcessId::init(&id);
     ground.container(&id, runtime, &["/bin/sh", "-c", &format!("echo hello; exit {code}")]).await;
     let stdout = if runtime == OWN { "gantry://none" } else { "" };
-    let pid = ground.services.tasks.create(ground.request(&id, stdout)).await.unwrap();
+    let request = ground.request(&id, stdout);
+    let pid = ground.services.tasks.create(request.clone()).await.unwrap();
     let again = ground.services.tasks.create(ground.request(&id, "")).await.unwrap_err();
     assert!(again.is_already_exists(), "{again}");
     let found = ground.services.tasks.get(&init).await.unwrap();
@@ -278,7 +279,13 @@ async fn life(runtime: &str) {
     assert!(!bundle.exists());
     assert!(ground.root(&id).join("bin/busybox").exists(), "the root file system was deleted");
     let expected = [
-        Event::TaskCreate { container_id: id.clone(), bundle: found.bundle, pid },
+        Event::TaskCreate {
+            container_id: id.clone(),
+            bundle: found.bundle,
+            rootfs: request.rootfs,
+            stdio: request.stdio,
+            pid,
+        },
         Event::TaskStart { container_id: id.clone(), pid },
         Event::TaskExit { process: init.clone(), pid, exit },
         Event::TaskDelete { process: init.clone(), pid, exit },

@@ -50,7 +50,7 @@ pub fn containerd(sandbox: &Sandbox, release: Release) -> Result<Daemon<'_>> {
 }
 
 /// Puts one release's programs first in the sandbox's search path.
-fn use_release(sandbox: &Sandbox, release: Release) -> Result<()> {
+pub fn use_release(sandbox: &Sandbox, release: Release) -> Result<()> {
     for (name, path) in [
         ("dockerd", "usr/sbin/dockerd"),
         ("docker-proxy", "usr/sbin/docker-proxy"),

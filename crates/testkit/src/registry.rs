@@ -88,7 +88,7 @@ impl Registry {
     }
 }
 
-/// A CA and a server certificate for 127.0.0.1 and localhost, valid for a day.
+/// A CA and a server certificate for 127.0.0.1, localhost and registry.test, valid for a day.
 fn make_certificates(sandbox: &Sandbox, dir: &str) -> Result<()> {
     let script = format!(
         "cd {dir}
@@ -96,7 +96,7 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 \
   -subj '/CN=testkit CA' -keyout ca.key -out ca.crt
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
   -subj '/CN=localhost' -keyout server.key -out server.csr
-printf 'subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost\\nbasicConstraints=CA:FALSE\\n' > ext
+printf 'subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost,DNS:registry.test\\nbasicConstraints=CA:FALSE\\n' > ext
 openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 1 \
   -extfile ext -out server.crt"
     );

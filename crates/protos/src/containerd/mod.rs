@@ -15,5 +15,6 @@ pub mod namespaces;
 pub mod notices;
 pub mod snapshots;
 pub mod tasks;
+pub mod transfer;
 pub mod types;
 pub mod version;

@@ -68,6 +68,8 @@ pub struct SnapshotPrepare {
     pub key: String,
     #[prost(string, tag = "2")]
     pub parent: String,
+    #[prost(string, tag = "5")]
+    pub snapshotter: String,
 }
 
 /// `containerd.events.SnapshotCommit`.
@@ -77,6 +79,8 @@ pub struct SnapshotCommit {
     pub key: String,
     #[prost(string, tag = "2")]
     pub name: String,
+    #[prost(string, tag = "5")]
+    pub snapshotter: String,
 }
 
 /// `containerd.events.SnapshotRemove`.
@@ -84,6 +88,8 @@ pub struct SnapshotCommit {
 pub struct SnapshotRemove {
     #[prost(string, tag = "1")]
     pub key: String,
+    #[prost(string, tag = "5")]
+    pub snapshotter: String,
 }
 
 /// `containerd.events.ContentCreate`.

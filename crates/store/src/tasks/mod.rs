@@ -175,7 +175,7 @@ impl Inner {
         let tasks = self.lock();
         let found = tasks.get(&(namespace.to_owned(), id.to_owned())).cloned().flatten();
         found.ok_or_else(|| {
-            let text = format!("no running task found: task {id} not found: not found");
+            let text = format!("task {id} not found: not found");
             Error::new(ErrorKind::NotFound, text)
         })
     }
@@ -190,7 +190,7 @@ impl Inner {
 }
 
 fn no_process(exec_id: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("process {exec_id}: not found"))
+    Error::new(ErrorKind::NotFound, format!("process does not exist {exec_id}: not found"))
 }
 
 fn make_directory(path: &Path) -> Result<()> {

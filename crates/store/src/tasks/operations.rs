@@ -71,12 +71,14 @@ impl Tasks for Handle {
             tasks.insert(key, None);
         }
         let reserved = Reserved { inner, namespace: &self.namespace, id: &id };
-        let task = create(inner, &self.namespace, &container, request).await?;
+        let stdio = request.stdio.clone();
+        let (task, rootfs) = create(inner, &self.namespace, &container, request).await?;
         inner.insert(&task);
         std::mem::forget(reserved);
         let pid = task.lock().file.pid;
         let bundle = task.bundle.display().to_string();
-        task.publish(&*inner.host, Event::TaskCreate { container_id: id, bundle, pid });
+        let created = Event::TaskCreate { container_id: id, bundle, rootfs, stdio, pid };
+        task.publish(&*inner.host, created);
         task.watch(&inner.host, "");
         inner.watch_shim(&task);
         Ok(pid)
@@ -305,7 +307,7 @@ async fn create(
     namespace: &str,
     container: &Container,
     request: CreateTask,
-) -> Result<Arc<Task>> {
+) -> Result<(Arc<Task>, Vec<Mount>)> {
     let id = &container.id;
     let spec = container
         .spec
@@ -320,7 +322,7 @@ async fn create(
     bundle::create(&path, &spec)?;
     let file = TaskFile::new(program, request.stdio.clone());
     let task = Task::new(namespace, id, path, file);
-    let made = create_in(inner, &task, &request, rootfs, options).await;
+    let made = create_in(inner, &task, &request, &rootfs, options).await;
     if made.is_err() {
         // The failure itself is told; the shim's own delete clears what it may have left.
         let client = task.lock().client.take();
@@ -332,14 +334,14 @@ async fn create(
             tracing::warn!(task = id, %error, "remove the bundle of a failed create");
         }
     }
-    made.map(|()| task)
+    made.map(|()| (task, rootfs))
 }
 
 async fn create_in(
     inner: &Inner,
     task: &Arc<Task>,
     request: &CreateTask,
-    rootfs: Vec<api::Mount>,
+    rootfs: &[Mount],
     options: Option<protos::Any>,
 ) -> Result<()> {
     let mut file = task.lock().file.clone();
@@ -364,7 +366,7 @@ async fn create_in(
     let message = api::CreateTaskRequest {
         id: task.id.clone(),
         bundle: task.bundle.display().to_string(),
-        rootfs,
+        rootfs: rootfs.iter().map(mount_out).collect(),
         terminal: request.stdio.terminal,
         stdin: request.stdio.stdin.clone(),
         stdout: request.stdio.stdout.clone(),
@@ -426,22 +428,22 @@ async fn rootfs(
     namespace: &str,
     container: &Container,
     given: &[Mount],
-) -> Result<Vec<api::Mount>> {
-    let of_snapshot;
-    let mounts = if given.is_empty() && !container.snapshot_key.is_empty() {
+) -> Result<Vec<Mount>> {
+    if given.is_empty() && !container.snapshot_key.is_empty() {
         let (snapshotter, key) = (&container.snapshotter, &container.snapshot_key);
-        of_snapshot = inner.host.mounts(namespace, snapshotter, key).await?;
-        &of_snapshot[..]
+        inner.host.mounts(namespace, snapshotter, key).await
     } else {
-        given
-    };
-    let convert = |mount: &Mount| api::Mount {
+        Ok(given.to_vec())
+    }
+}
+
+fn mount_out(mount: &Mount) -> api::Mount {
+    api::Mount {
         kind: mount.kind.clone(),
         source: mount.source.clone(),
         target: String::new(),
         options: mount.options.clone(),
-    };
-    Ok(mounts.iter().map(convert).collect())
+    }
 }
 
 async fn delete_exec(inner: &Inner, task: &Arc<Task>, exec_id: &str) -> Result<(u32, Exit)> {

@@ -54,9 +54,9 @@ pub async fn records(services: &Services) {
     assert_eq!(
         seen,
         [
-            Event::ImageCreate { name: name.clone() },
-            Event::ImageUpdate { name: name.clone() },
-            Event::ImageUpdate { name: name.clone() },
+            Event::ImageCreate { name: name.clone(), labels: labels(&[("l", "1")]) },
+            Event::ImageUpdate { name: name.clone(), labels: labels(&[("l", "1"), ("new", "2")]) },
+            Event::ImageUpdate { name: name.clone(), labels: labels(&[("new", "2")]) },
             Event::ImageDelete { name },
         ]
     );

@@ -8,6 +8,7 @@ mod cli_session;
 mod compare;
 mod compose;
 mod ctr;
+mod ctr_compare;
 mod docker_py;
 mod engines;
 mod ground;
