@@ -337,7 +337,6 @@ fn proxy(configured: &str, variable: &str) -> String {
     }
 }
 
-
 /// Tasks alive: what dockerd's NGoroutines tells of itself.
 fn tokio_tasks() -> i64 {
     let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
