@@ -193,6 +193,82 @@ wire! {
         pub tags: Vec<String>,
     }
 
+    /// Reply of `GET /images/{name}/layers`, which is an extension of this engine. Bytes are those of
+    /// regular files as the layers have them, without holes, and once for all names of a file. What a
+    /// layer added is either seen in the image, or was overwritten, or deleted.
+    #[derive(Eq)]
+    pub struct ImageLayers {
+        /// As in `GET /images/{name}/json`.
+        pub id: String,
+        /// `OS/ARCHITECTURE[/VARIANT]`.
+        pub platform: String,
+        /// Bytes of the files that are seen in the image.
+        pub seen: i64,
+        pub seen_files: i64,
+        /// Bytes that could be saved: the sum of `advice`.
+        pub saving: i64,
+        /// The lowest first.
+        pub layers: Vec<ImageLayer>,
+        /// The largest first.
+        pub advice: Vec<LayerAdvice>,
+    }
+
+    #[derive(Eq)]
+    pub struct ImageLayer {
+        /// Of the blob.
+        pub digest: String,
+        /// Of the uncompressed tar.
+        #[serde(rename = "DiffID")]
+        pub diff_id: String,
+        /// Bytes of the blob, as a registry has it.
+        pub size: i64,
+        /// The instruction that made it, from the image's history; empty if that does not fit the layers.
+        pub created_by: String,
+        pub added: i64,
+        pub files: i64,
+        /// Marks that hide names (whiteouts) or all that a directory had (opaque) in the layers below. An
+        /// overlay marks each directory that is new, too.
+        pub removals: i64,
+        pub overwritten: i64,
+        pub deleted: i64,
+        /// The largest first.
+        pub largest: Vec<LayerFile>,
+    }
+
+    #[derive(Eq)]
+    pub struct LayerFile {
+        pub path: String,
+        pub size: i64,
+        /// `seen`, `overwritten` or `deleted`.
+        pub fate: String,
+        /// The layer that did it, counted from 1; 0 for what is seen.
+        pub by: i64,
+    }
+
+    /// Bytes that the image could do without, and how.
+    #[derive(Eq)]
+    pub struct LayerAdvice {
+        /// `deleted`, `overwritten`, `rewritten`, `copied`, or `cache`.
+        pub kind: String,
+        /// The layer that has the bytes, counted from 1.
+        pub layer: i64,
+        /// The layer that made them useless, or has the original; 0 if there is none.
+        pub by: i64,
+        pub size: i64,
+        pub files: i64,
+        pub examples: Vec<AdviceFile>,
+        pub advice: String,
+    }
+
+    #[derive(Eq)]
+    pub struct AdviceFile {
+        pub path: String,
+        pub size: i64,
+        /// What it is a copy of.
+        #[serde(skip_serializing_if = "zero")]
+        pub original: String,
+    }
+
     /// One row of the reply to `DELETE /images/{name}`.
     #[derive(Eq)]
     pub struct ImageDeleteItem {

@@ -128,6 +128,14 @@ command!(
     &[imf::IMAGE_INSPECT],
     "Show all details of images"
 );
+command!(
+    IMAGE_LAYERS = "layers",
+    "[OPTIONS] IMAGE",
+    Exact(1),
+    layers::layers,
+    &[imf::IMAGE_LAYERS],
+    "Show what each layer brings, and what would shrink the image"
+);
 command!(LOAD = "load", "[OPTIONS]", NoArgs, transfer::load, &[imf::IMAGE_LOAD],
     "Load images from a tar archive or STDIN", also: &["image load", "load"]);
 command!(IMAGES = "ls", "[OPTIONS] [REPOSITORY[:TAG]]", AtMost(1), image::ls, &[imf::IMAGE_LS],
@@ -435,6 +443,7 @@ pub(crate) static GROUPS: &[Group] = &[
             &HISTORY,
             &IMPORT,
             &IMAGE_INSPECT,
+            &IMAGE_LAYERS,
             &LOAD,
             &IMAGES,
             &IMAGE_PRUNE,

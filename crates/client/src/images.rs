@@ -93,6 +93,14 @@ impl Client {
             .await
     }
 
+    /// Of this engine alone. `top`: files named per layer and per advice.
+    pub async fn image_layers(&self, name: &str, platform: &str, top: i64) -> Result<ImageLayers> {
+        let request = Request::get(path(name, "/layers"))
+            .query("top", &top.to_string())
+            .maybe("platform", platform_json(platform));
+        self.json(request).await
+    }
+
     pub async fn image_tag(&self, source: &str, repo: &str, tag: &str) -> Result<()> {
         let request = Request::post(path(source, "/tag")).query("repo", repo).query("tag", tag);
         self.done(request).await

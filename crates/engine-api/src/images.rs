@@ -15,6 +15,9 @@ use crate::{
     server::misrouted,
 };
 
+/// Files that are named per layer where the client does not say how many.
+const LARGEST: usize = 5;
+
 pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
     let engine = context.engine.clone();
     match route {
@@ -38,6 +41,12 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
         Route::ImageHistory => {
             let platform = context.query.platform()?;
             ok(&engine.image_history(&context.name, platform.as_ref()).await?)
+        }
+        // An extension: docker has no such call.
+        Route::ImageLayers => {
+            let platform = context.query.platform()?;
+            let top = context.query.number("top")?.unwrap_or(LARGEST);
+            ok(&engine.image_layers(&context.name, platform.as_ref(), top).await?)
         }
         Route::ImagePush => {
             let (platform, auth) = (context.query.platform()?, context.registry_auth());

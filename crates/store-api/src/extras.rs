@@ -3,7 +3,10 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use types::{Digest, Platform};
 
-use crate::{ByteStream, Descriptor, Error, ProcessId, RegistryAccess, Result, Usage};
+use crate::{
+    AnalysisRequest, ByteStream, Descriptor, Error, ImageAnalysis, ProcessId, RegistryAccess,
+    Result, Usage,
+};
 
 /// Where an attach client connects: a unix socket of the shim, mode 0600.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,11 @@ pub trait Extras: Send + Sync {
     async fn fsck(&self, request: FsckRequest) -> Result<FsckReport> {
         drop(request);
         Err(Error::not_implemented("checking the store"))
+    }
+    /// Reads all layers of an image through, in whatever form they are here.
+    async fn analyse(&self, request: AnalysisRequest) -> Result<ImageAnalysis> {
+        drop(request);
+        Err(Error::not_implemented("the analysis of an image's layers"))
     }
     /// Collects garbage now and waits for it. Answers the bytes freed.
     async fn collect_garbage(&self) -> Result<u64>;

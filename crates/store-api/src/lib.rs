@@ -4,6 +4,7 @@
 //! implementation. No closure, guard or descriptor crosses this seam, so that every trait has a local
 //! and a gRPC form; one handle serves one namespace, so that namespaces are isolated by construction.
 
+mod analysis;
 mod containers;
 mod content;
 mod descriptor;
@@ -19,6 +20,10 @@ mod transfer;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use analysis::{
+    AnalysisRequest, Cache, EXAMPLES_MAX, Fate, ImageAnalysis, LayerAnalysis, LayerFile, Waste,
+    WasteKind, WastedFile,
+};
 pub use containers::{Any, Container, ContainerPatch, Containers, RuntimeInfo};
 pub use content::{Content, ContentInfo, IngestStatus, WriteRequest};
 pub use descriptor::{Descriptor, media_type};

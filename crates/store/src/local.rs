@@ -5,12 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use store_api::{
-    Any, AttachPoint, ByteStream, Container, ContainerPatch, Containers, Content, ContentInfo,
-    Descriptor, DiffRequest, Diffs, Error, Event, EventStream, Events, ExportRequest, Extras,
-    Fetched, FsckReport, FsckRequest, Image, Images, ImportRequest, Imported, IngestStatus, Labels,
-    Lease, Leases, Mount, ProcessId, ProgressSender, PullRequest, Pulled, PushRequest,
-    RegistryAccess, Resource, Result, SnapshotInfo, Snapshots, SquashRequest, Transfer,
-    UnpackedImage, Usage, WriteRequest,
+    AnalysisRequest, Any, AttachPoint, ByteStream, Container, ContainerPatch, Containers, Content,
+    ContentInfo, Descriptor, DiffRequest, Diffs, Error, Event, EventStream, Events, ExportRequest,
+    Extras, Fetched, FsckReport, FsckRequest, Image, ImageAnalysis, Images, ImportRequest,
+    Imported, IngestStatus, Labels, Lease, Leases, Mount, ProcessId, ProgressSender, PullRequest,
+    Pulled, PushRequest, RegistryAccess, Resource, Result, SnapshotInfo, Snapshots, SquashRequest,
+    Transfer, UnpackedImage, Usage, WriteRequest,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform};
 
@@ -412,6 +412,10 @@ impl Extras for Local {
 
     async fn fsck(&self, request: FsckRequest) -> Result<FsckReport> {
         crate::fsck::fsck(self, request).await
+    }
+
+    async fn analyse(&self, request: AnalysisRequest) -> Result<ImageAnalysis> {
+        self.heavy(move |core, ns| core.analyse(ns, &request)).await
     }
 
     async fn collect_garbage(&self) -> Result<u64> {

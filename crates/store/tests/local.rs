@@ -52,6 +52,8 @@ suite! {
     renamed: suite::transfer::renamed,
     hostile: suite::transfer::hostile,
     squashed: suite::transfer::squashed,
+    analysed: suite::analysis::analysed,
+    analysed_links: suite::analysis::analysed_links,
     made_here: suite::transfer::made_here,
     collected_meanwhile: suite::transfer::collected_meanwhile,
 }

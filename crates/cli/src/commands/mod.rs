@@ -10,6 +10,7 @@ pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod layers;
 pub(crate) mod login;
 pub(crate) mod network;
 pub(crate) mod ps;

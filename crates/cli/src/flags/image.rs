@@ -68,6 +68,18 @@ pub(crate) static IMAGE_INSPECT: &[Flag] = &[
     Flag::new("platform", Kind::Str, "Platform to use, if the image has several").api(49),
 ];
 
+/// Not a command of docker's.
+pub(crate) static IMAGE_LAYERS: &[Flag] = &[
+    Flag::new(
+        "format",
+        Kind::Str,
+        "Format with a Go template, or \"table\", \"table TEMPLATE\", \"json\"",
+    ),
+    Flag::new("no-trunc", Kind::Bool, "Print values in full"),
+    Flag::new("platform", Kind::Str, "Platform to use, if the image has several"),
+    Flag::new("top", Kind::Int, "Files to name per layer (at most 1000)").default("5"),
+];
+
 pub(crate) static IMAGE_LOAD: &[Flag] = &[
     Flag::new("input", Kind::Str, "Read from a tar file instead of STDIN").short('i'),
     Flag::new("platform", Kind::Slice, "Platform to use, if the image has several").api(48),

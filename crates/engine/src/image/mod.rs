@@ -4,6 +4,7 @@
 pub(crate) mod auth;
 mod changes;
 mod commit;
+mod layers;
 mod list;
 mod remove;
 mod transfer;

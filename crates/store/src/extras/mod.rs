@@ -1,5 +1,6 @@
 //! What containerd's services do not know.
 
+mod analyse;
 mod hello;
 mod merge;
 mod rootfs;

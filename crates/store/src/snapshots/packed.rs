@@ -326,6 +326,11 @@ impl Disk {
         Ok(scanned.map_err(Error::index("read", tar.display()))?.0)
     }
 
+    /// The tar of a layer that is kept as one.
+    pub(crate) fn packed_tar(&self, id: u64) -> PathBuf {
+        self.directory(id).join(TAR)
+    }
+
     /// Makes sure of the index of a layer and those below it; `records`: the topmost first.
     pub(super) fn index(&self, records: &[SnapshotRecord]) -> Result<PathBuf> {
         let Some(top) = records.first() else {

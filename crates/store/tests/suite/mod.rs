@@ -3,6 +3,7 @@
 // Each test binary is a crate of its own and uses some of it.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+pub mod analysis;
 pub mod content;
 pub mod forms;
 pub mod images;

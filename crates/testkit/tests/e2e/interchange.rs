@@ -397,3 +397,77 @@ fn what_is_no_image_is_said_to_be_none() {
         assert!(noise.contains("archive"), "{noise}");
     });
 }
+
+/// The analysis of an image that was built here, by command line and API; every number is known.
+#[test]
+fn layers_are_told_with_what_would_shrink_them() {
+    on_engine(Net::Isolated, |ground| {
+        let size = || usize::try_from(random::number(5000..90000)).unwrap();
+        let (owned, dropped, lists) = (size(), size(), size());
+        for (name, bytes) in [("owned", owned), ("dropped", dropped), ("lists", lists)] {
+            let content = random::bytes(bytes);
+            ground.sandbox.write(&format!("/run/tmp/context/{name}"), content).unwrap();
+        }
+        let dockerfile = format!(
+            "FROM {}\nCOPY owned dropped /srv/\nRUN chown 1000 /srv/owned\nRUN rm /srv/dropped\n\
+             COPY lists /var/lib/apt/lists/deb_Packages\nENV A=b\n\
+             RUN cp /var/lib/apt/lists/deb_Packages /srv/one && cp /srv/one /srv/two\n",
+            ground.reference()
+        );
+        ground.sandbox.write("/run/tmp/context/Dockerfile", dockerfile).unwrap();
+        ground.docker(&["build", "-q", "-t", "known", "/run/tmp/context"]);
+        let gantry =
+            |args: &[&str]| ground.daemon.client("gantry", args.iter().copied()).ok().unwrap();
+        let json = gantry(&["image", "layers", "--format", "json", "known"]).json().unwrap();
+        assert_eq!(json["Id"], ground.inspect("known", "{{.Id}}").as_str());
+        let numbers: Vec<Vec<u64>> = json["Layers"].as_array().unwrap()[1..]
+            .iter()
+            .map(|layer| {
+                let fields = ["Added", "Files", "Removals", "Overwritten", "Deleted"];
+                fields.map(|field| layer[field].as_u64().unwrap()).to_vec()
+            })
+            .collect();
+        // A directory that is new is marked to hide what lower ones of its name have.
+        let wanted = [
+            [owned + dropped, 2, 1, owned, dropped],
+            [owned, 1, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [lists, 1, 1, 0, 0],
+            [2 * lists, 2, 0, 0, 0],
+        ]
+        .map(|layer| layer.map(|number| u64::try_from(number).unwrap()).to_vec());
+        assert_eq!(numbers, wanted, "{json}");
+        let by = json["Layers"][2]["CreatedBy"].as_str().unwrap();
+        assert!(by.contains("chown 1000 /srv/owned"), "{by}");
+        let advice: std::collections::BTreeMap<&str, &serde_json::Value> = json["Advice"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| (one["Kind"].as_str().unwrap(), one))
+            .collect();
+        for (kind, layer, by, size, words) in [
+            ("rewritten", 2, 3, owned, "COPY --chown"),
+            ("deleted", 2, 4, dropped, ".dockerignore"),
+            ("cache", 5, 0, lists, "rm -rf /var/lib/apt/lists/*"),
+            ("copied", 6, 6, lists, "ln"),
+        ] {
+            let one = advice.get(kind).unwrap_or_else(|| panic!("no {kind}: {json}"));
+            assert_eq!(
+                (one["Layer"].as_i64(), one["By"].as_i64(), one["Size"].as_u64()),
+                (Some(layer), Some(by), u64::try_from(size).ok()),
+                "{one}"
+            );
+            assert!(one["Advice"].as_str().unwrap().contains(words), "{one}");
+        }
+        assert_eq!(json["Saving"], owned + dropped + 2 * lists);
+        let table = gantry(&["image", "layers", "--top", "1", "known"]).text();
+        crate::ground::assert_in_order(
+            &table,
+            &["LAYER", "OVERWRITTEN", "CREATED BY", "Largest files:", "/bin/busybox", "shrink"],
+        );
+        assert_eq!(table.matches("/bin/busybox").count(), 1, "{table}");
+        let many = ["image", "layers", "--top", "1001", "known"];
+        let refused = ground.daemon.client("gantry", many).output().unwrap();
+        assert!(refused.code() != 0 && refused.both().contains("1000"), "{}", refused.both());
+    });
+}
