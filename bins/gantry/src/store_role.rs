@@ -30,6 +30,10 @@ struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Serve,
+    /// Look at everything in the store, while nothing else has it open.
+    Fsck {
+        repair: bool,
+    },
     Help,
     Version,
 }
@@ -73,6 +77,10 @@ impl Options {
                 }
                 "-h" | "--help" | "help" => options.action = Action::Help,
                 "-v" | "--version" => options.action = Action::Version,
+                "fsck" => options.action = Action::Fsck { repair: false },
+                "--repair" if matches!(options.action, Action::Fsck { .. }) => {
+                    options.action = Action::Fsck { repair: true };
+                }
                 "-c" | "--config" => {
                     return Err(format!("{name} is not supported by gantry yet"));
                 }
@@ -90,8 +98,9 @@ impl Options {
 
     fn help(&self) -> String {
         format!(
-            "\nUsage:  gantry containerd [OPTIONS]\n\nThe store alone: images, snapshots and tasks, by \
-             containerd's API.\n\nOptions:\n  -a, --address string     Socket (default {:?})\n      \
+            "\nUsage:  gantry containerd [OPTIONS]\n        gantry containerd [OPTIONS] fsck [--repair]\n\nThe \
+             store alone: images, snapshots and tasks, by containerd's API. fsck, while no daemon runs: \
+             look at all that is stored, and repair it from the registry.\n\nOptions:\n  -a, --address string     Socket (default {:?})\n      \
              --root string        Directory of persistent state (default {:?})\n      --state string       \
              Directory of state that dies with the host (default {:?})\n  -l, --log-level string   Level of \
              the log (default \"info\")\n  -h, --help               Print usage\n  -v, --version            \
@@ -115,7 +124,7 @@ pub(crate) fn main(args: Vec<OsString>, persona: Persona) -> i32 {
         Action::Version => {
             return daemon::say(&format!("containerd gantry {}\n", env!("CARGO_PKG_VERSION")));
         }
-        Action::Serve => {}
+        Action::Serve | Action::Fsck { .. } => {}
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("gantry containerd needs to be started with root privileges");
@@ -123,8 +132,12 @@ pub(crate) fn main(args: Vec<OsString>, persona: Persona) -> i32 {
     }
     daemon::prepare_process();
     log::start(options.level, log::Format::Text);
-    match run(&options) {
-        Ok(()) => 0,
+    let ended = match options.action {
+        Action::Fsck { repair } => run_fsck(&options, repair),
+        _ => run(&options).map(|()| 0),
+    };
+    match ended {
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
             1
@@ -137,6 +150,51 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let result = runtime.block_on(alone(options));
     runtime.shutdown_timeout(daemon::LAST_TASKS);
     result
+}
+
+/// Checks the store and prints what was found; the exit code: 1 if something is not as it should be.
+fn run_fsck(options: &Options, repair: bool) -> anyhow::Result<i32> {
+    let runtime = daemon::runtime()?;
+    let report = runtime.block_on(async {
+        let layers = store::LayerForm::Best;
+        let store = open(&options.root, &options.state, &options.address, layers).await?;
+        // One check goes through all namespaces.
+        let services = store.open("moby").map_err(daemon::failed("open the namespace moby"))?;
+        let request = store_api::FsckRequest { repair, ..store_api::FsckRequest::default() };
+        let report = services.extras.fsck(request).await.map_err(daemon::failed("fsck"))?;
+        store.flush().await.map_err(daemon::failed("flush the store"))?;
+        anyhow::Ok(report)
+    });
+    runtime.shutdown_timeout(daemon::LAST_TASKS);
+    let report = report?;
+    let code = daemon::say(&fsck_text(&report));
+    Ok(if code == 0 && !report.is_clean() { 1 } else { code })
+}
+
+fn fsck_text(report: &store_api::FsckReport) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let (object, problem) = (&finding.object, &finding.problem);
+        if finding.repaired {
+            text.push_str(&format!("{object}: {problem}: repaired\n"));
+        } else {
+            text.push_str(&format!("{object}: {problem}\n    {}\n", finding.remedy));
+        }
+    }
+    if report.more > 0 {
+        text.push_str(&format!("and {} more\n", report.more));
+    }
+    let left = report.findings.iter().filter(|finding| !finding.repaired).count();
+    text.push_str(&format!(
+        "{} images, {} snapshots, {} blobs with {} bytes; found: {}, repaired: {}\n",
+        report.images,
+        report.snapshots,
+        report.blobs,
+        report.bytes,
+        report.findings.len(),
+        report.findings.len() - left,
+    ));
+    text
 }
 
 /// The store and its socket, until a signal.
@@ -247,6 +305,9 @@ mod tests {
         };
         assert_eq!(given, wanted);
         assert_eq!(parse(&["--version"]).unwrap().action, Action::Version);
+        assert_eq!(parse(&["fsck"]).unwrap().action, Action::Fsck { repair: false });
+        let repair = parse(&["--root", "/r", "fsck", "--repair"]).unwrap();
+        assert_eq!(repair.action, Action::Fsck { repair: true });
     }
 
     #[test]
@@ -255,5 +316,6 @@ mod tests {
         assert!(parse(&["--foo"]).unwrap_err().contains("not defined: --foo"));
         assert!(parse(&["config", "default"]).unwrap_err().contains("command config"));
         assert!(parse(&["-a"]).unwrap_err().contains("needs an argument"));
+        assert!(parse(&["--repair"]).unwrap_err().contains("not defined: --repair"));
     }
 }

@@ -177,14 +177,35 @@ impl Engine {
 
     pub async fn container_changes(self: &Arc<Self>, name: &str) -> Result<Vec<Change>> {
         let container = self.containers.find(name)?;
-        let mounts = self.services.snapshots.mounts(container.id.as_str()).await?;
+        let snapshots = &self.services.snapshots;
+        let key = container.id.as_str();
+        let mounts = snapshots.mounts(key).await?;
+        // One that is mounted without layers below it, although it has a parent, is a copy of that.
+        let whole = mounts.iter().all(|mount| mount.kind != "overlay");
+        let parent = snapshots.stat(key).await?.parent.filter(|_| whole);
+        let view = format!("changes-{key}-{}", crate::util::random_id());
+        let below = match &parent {
+            Some(parent) => {
+                Some(snapshots.view(&view, Some(parent), store_api::Labels::new()).await?)
+            }
+            None => None,
+        };
         let changes = blocking(move || {
             let layers = Layers::of(&mounts)?;
+            if let Some(below) = below {
+                let below = Layers::of(&below)?;
+                return archive::changes_directories(below.upper.as_fd(), layers.upper.as_fd())
+                    .map_err(|e| Error::internal(chain(&e)));
+            }
             let lowers: Vec<_> = layers.lowers.iter().map(AsFd::as_fd).collect();
             archive::changes_overlay(layers.upper.as_fd(), &lowers)
                 .map_err(|e| Error::internal(chain(&e)))
         })
-        .await?;
+        .await;
+        if parent.is_some() {
+            snapshots.remove(&view).await?;
+        }
+        let changes = changes?;
         let shape = |change: archive::Change| Change {
             path: change.path.to_string_lossy().into_owned(),
             kind: match change.kind {
