@@ -135,14 +135,18 @@ impl Error {
     /// Is there no room for more, or no quota?
     pub(crate) fn is_full_disk(&self) -> bool {
         let source = match self {
-            Self::Io { source, .. } => source,
+            Self::Io { source, .. } | Self::Stream { source, .. } => Some(source),
+            Self::Archive { source, .. } => source.io(),
+            Self::Index { source, .. } => source.io(),
             Self::Database { source, .. } => match source.as_ref() {
-                redb::Error::Io(source) => source,
-                _ => return false,
+                redb::Error::Io(source) => Some(source),
+                _ => None,
             },
-            _ => return false,
+            Self::Json { .. } | Self::Api(_) => None,
         };
-        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        source.is_some_and(|source| {
+            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
     }
 
     fn kind(&self) -> ErrorKind {
@@ -155,8 +159,12 @@ impl Error {
         match self {
             Self::Io { source, .. } | Self::Stream { source, .. } => of_io(source),
             Self::Index { source, .. } => source.io().map_or(ErrorKind::Internal, of_io),
+            Self::Archive { .. } if self.is_full_disk() => ErrorKind::ResourceExhausted,
             Self::Archive { .. } | Self::Json { .. } => ErrorKind::InvalidArgument,
-            Self::Database { .. } => ErrorKind::Internal,
+            Self::Database { source, .. } => match source.as_ref() {
+                redb::Error::Io(source) => of_io(source),
+                _ => ErrorKind::Internal,
+            },
             Self::Api(error) => error.kind,
         }
     }

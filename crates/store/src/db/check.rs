@@ -57,7 +57,7 @@ impl Db {
     }
 
     fn main_list(&self, table: Table) -> Result<Vec<(String, Vec<u8>)>> {
-        let tx = redb::ReadableDatabase::begin_read(&self.main).map_err(Error::db("begin read"))?;
+        let tx = self.main.begin_read()?;
         let open = match tx.open_table(table.definition()) {
             Ok(open) => open,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),

@@ -10,6 +10,7 @@
 
 mod check;
 mod journal;
+mod main_file;
 mod opening;
 mod records;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use redb::{ReadableDatabase, TableDefinition};
+use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::journal::Journal;
@@ -122,7 +123,7 @@ struct FlusherState {
 }
 
 pub(crate) struct Db {
-    main: redb::Database,
+    main: main_file::MainFile,
     overlay: RwLock<Overlay>,
     /// Held for the whole of a write: there is one writer.
     writer: Mutex<Journal>,
@@ -162,7 +163,7 @@ impl Db {
             overlay.entries.insert((change.table, change.key), pending);
         }
         let db = Self {
-            main,
+            main: main_file::MainFile::new(root.join("meta.db"), main),
             overlay: RwLock::new(overlay),
             writer: Mutex::new(journal),
             flushing: Mutex::new(()),
@@ -312,7 +313,10 @@ impl Db {
             self.records.sync()?;
         }
         faults::pass("db.synced");
-        self.commit_main(&batch)?;
+        if let Err(error) = self.commit_main(&batch) {
+            self.main.close();
+            return Err(error);
+        }
         faults::pass("db.committed");
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
         for (key, flushed) in batch {
@@ -327,7 +331,7 @@ impl Db {
     fn commit_main(&self, batch: &[(Key, Pending)]) -> Result<()> {
         let failed = |op| move |error| Error::db(op)(redb::Error::Io(error));
         faults::write("db.begin").map_err(failed("begin"))?;
-        let mut tx = self.main.begin_write().map_err(Error::db("begin"))?;
+        let (mut tx, _open) = self.main.begin_write()?.split();
         tx.set_quick_repair(true);
         if self.unsynced.load(Ordering::Relaxed) {
             tx.set_durability(redb::Durability::None).map_err(Error::db("begin"))?;
@@ -411,7 +415,7 @@ impl Db {
     }
 
     fn main_get(&self, table: Table, key: &str) -> Result<Option<Arc<[u8]>>> {
-        let tx = self.main.begin_read().map_err(Error::db("begin read"))?;
+        let tx = self.main.begin_read()?;
         let open = match tx.open_table(table.definition()) {
             Ok(open) => open,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -425,7 +429,7 @@ impl Db {
         // The read transaction begins under the overlay's lock, so that a flush cannot move
         // records from one to the other between the two looks.
         let overlay = read(&self.overlay);
-        let tx = self.main.begin_read().map_err(Error::db("begin read"))?;
+        let tx = self.main.begin_read()?;
         let from = (table, prefix.to_string());
         let recent: Vec<(String, Option<Arc<[u8]>>)> = overlay
             .entries

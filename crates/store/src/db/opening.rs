@@ -95,7 +95,7 @@ fn is_damage(error: &DatabaseError) -> bool {
     }
 }
 
-fn create(path: &Path) -> std::result::Result<redb::Database, DatabaseError> {
+pub(super) fn create(path: &Path) -> std::result::Result<redb::Database, DatabaseError> {
     let mut builder = redb::Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder.create(path)

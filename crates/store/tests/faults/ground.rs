@@ -128,6 +128,18 @@ impl Ground {
         chosen
     }
 
+    /// How much room there is to be, from none on: each at random within its step.
+    pub fn rooms(&self) -> Vec<u64> {
+        let mut state = self.seed;
+        let tries = self.tries(60);
+        (0..tries).map(|n| (n * 3_000_000 / tries + next(&mut state) % 50_000) & !4095).collect()
+    }
+
+    /// Of so many tries of one kind, those of this run.
+    pub fn tries(&self, all: u64) -> u64 {
+        if std::env::var_os("FAULTS").is_some_and(|count| count == "all") { all } else { 3 }
+    }
+
     /// One victim for each pass, killed there, and the look at what it has left.
     pub fn killed(&self, all: &[Pass], only_open: bool, before: impl Fn(&Path), input: &Input) {
         let chosen = self.chosen(all);

@@ -11,6 +11,7 @@
 mod check;
 mod ground;
 mod scenario;
+mod space;
 #[path = "../suite/mod.rs"]
 mod suite;
 
@@ -122,6 +123,21 @@ fn killed_while_it_brings_itself_in_order() {
             std::os::unix::fs::symlink("../snapshots/998/fs", root.join("l/998")).unwrap();
         });
     });
+}
+
+#[test]
+fn every_write_without_room() {
+    ground::alone("every_write_without_room", LayerForm::Directories, space::every_write);
+}
+
+#[test]
+fn a_disk_that_fills_up() {
+    ground::alone("a_disk_that_fills_up", LayerForm::Directories, space::filling);
+}
+
+#[test]
+fn no_more_descriptors() {
+    ground::alone("no_more_descriptors", LayerForm::Directories, space::descriptors);
 }
 
 /// Everything that was acknowledged, and nothing by halves; afterwards nothing is left behind.

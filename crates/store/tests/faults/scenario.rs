@@ -127,7 +127,10 @@ impl Input {
         match step {
             Step::Load => import(services, &self.loaded).await,
             Step::Pull => pull(services, &self.pulled).await,
-            Step::Tag => name(services, TAGGED, &self.loaded_digest).await,
+            Step::Tag => {
+                let target = services.images.get(LOADED).await?.target.digest;
+                name(services, TAGGED, &target).await
+            }
             Step::Blob => put(services, &self.blob, labels(&[(GC_ROOT, "x")])).await,
             Step::Lease => {
                 exists(services.leases.create("lease", labels(&[])).await)?;
@@ -158,7 +161,7 @@ impl Input {
             }
             Step::Push => push(services, LOADED, &self.pushed).await,
             Step::Rootfs => {
-                let tar = transfer::stream(std::fs::read(&self.rootfs).unwrap());
+                let tar = transfer::stream(read(&self.rootfs)?);
                 services.extras.import_rootfs(tar, Vec::new(), ROOTFS).await.map(drop)
             }
             Step::Collect => services.extras.collect_garbage().await.map(drop),
@@ -174,8 +177,10 @@ impl Input {
     async fn leave_mark(&self, services: &Services, key: &str) -> Outcome {
         let mounts = services.snapshots.mounts(key).await?;
         let upper = mounts[0].options.iter().find_map(|o| o.strip_prefix("upperdir="));
-        std::fs::write(Path::new(upper.unwrap()).join("mark"), &self.mark).unwrap();
-        Ok(())
+        // What a container does, which the store has no part in.
+        std::fs::write(Path::new(upper.unwrap()).join("mark"), &self.mark).map_err(|error| {
+            store_api::Error::new(types::ErrorKind::ResourceExhausted, error.to_string())
+        })
     }
 
     async fn commit(&self, services: &Services) -> Outcome {
@@ -322,11 +327,16 @@ fn exists<T>(outcome: Outcome<T>) -> Outcome {
     }
 }
 
+fn read(path: &Path) -> Outcome<Vec<u8>> {
+    std::fs::read(path)
+        .map_err(|error| store_api::Error::new(types::ErrorKind::Internal, error.to_string()))
+}
+
 async fn import(services: &Services, archive: &Path) -> Outcome {
     let (progress, mut reports) = mpsc::channel(16);
     let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
     let request = ImportRequest { unpack: true, ..ImportRequest::default() };
-    let archive = transfer::stream(std::fs::read(archive).unwrap());
+    let archive = transfer::stream(read(archive)?);
     let imported = services.transfer.import(request, archive, progress).await;
     drain.await.unwrap();
     imported.map(drop)
