@@ -49,6 +49,7 @@ suite! {
     snapshots_diffs: suite::snapshots::diffs,
     snapshots_deep: suite::snapshots::deep,
     archives: suite::transfer::archives,
+    compressed: suite::transfer::compressed,
     renamed: suite::transfer::renamed,
     hostile: suite::transfer::hostile,
     squashed: suite::transfer::squashed,

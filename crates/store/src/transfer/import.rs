@@ -401,7 +401,14 @@ fn from_docker(
             let kind = match blob.compression {
                 archive::Compression::Gzip => media_type::OCI_LAYER_GZIP,
                 archive::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-                _ => media_type::OCI_LAYER,
+                archive::Compression::None => media_type::OCI_LAYER,
+                // No engine's layers may have these.
+                archive::Compression::Xz | archive::Compression::Bzip2 => {
+                    let layer = recoded(core, ns, &blob.digest)?;
+                    pins.add(ResourceKind::Content, &layer.digest);
+                    layers.push(layer);
+                    continue;
+                }
             };
             layers.push(Descriptor::new(kind, blob.digest.clone(), blob.size));
         }
@@ -421,6 +428,17 @@ fn from_docker(
         );
     }
     Ok(found)
+}
+
+/// The same layer as gzip.
+fn recoded(core: &Core, ns: &str, digest: &Digest) -> Result<Descriptor> {
+    let failed = || Error::stream("inflate layer", digest);
+    let (blob, _) = core.open_blob(ns, digest)?;
+    let mut tar = archive::decompress(blob).map_err(failed())?;
+    core.write_layer(ns, media_type::OCI_LAYER_GZIP, "", &mut Labels::new(), |writer| {
+        std::io::copy(&mut tar, writer).map_err(failed())?;
+        Ok(())
+    })
 }
 
 /// A plain layer's digest is its diffID: a wrong one is found before the image has a name. That of a

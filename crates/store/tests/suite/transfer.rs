@@ -141,6 +141,35 @@ pub async fn archives(services: &Services) {
     assert_eq!(shown(services, &unpacked).await, tree);
 }
 
+/// Layers in a docker archive may be compressed in every way that `xz`, `bzip2`, `zstd` and `gzip` do, and the
+/// second of two that are the same may be a link, as docker before 25 writes it.
+pub async fn compressed(services: &Services) {
+    for program in ["xz", "bzip2", "zstd", "gzip"] {
+        let mut image = image();
+        let twice = image.layers[0].clone();
+        image.layers.push(twice);
+        let image = Image::new(image.layers, &json!({}));
+        let config = format!("{}.json", &image.config_digest()[7..]);
+        let name = format!("{}:1", random::name("img"));
+        let layers = ["a/layer.tar", "b/layer.tar", "c/layer.tar", "d/layer.tar"];
+        let manifest = json!([{ "Config": config, "RepoTags": [name], "Layers": layers }]);
+        let mut tar = TarStream::new().file(&config, 0o644, &image.config);
+        for (layer, path) in image.layers.iter().zip(&layers[..3]) {
+            let packed = testkit::command::Cmd::host(program, ["-c"]).stdin(layer.tar.clone());
+            tar = tar.file(path, 0o644, &packed.ok().unwrap().stdout);
+        }
+        let tar = tar.dir("d").symlink("d/layer.tar", "../a/layer.tar");
+        let tar = tar.file("manifest.json", 0o644, manifest.to_string().as_bytes()).finish();
+        let found = import(services, tar).await.unwrap();
+        assert_eq!(found[0].name, format!("docker.io/library/{name}"));
+        let unpacked = services.extras.unpack(&found[0].target, None).await.unwrap();
+        assert_eq!(unpacked.layers[0], unpacked.layers[3], "{program}");
+        let wanted = if program == "zstd" { "+zstd" } else { "+gzip" };
+        assert!(unpacked.layers.iter().all(|layer| layer.media_type.ends_with(wanted)));
+        assert!(shown(services, &unpacked).await.contains_key(Path::new("etc/gone")), "{program}");
+    }
+}
+
 /// An image that loses its name to another one can be given a new name, and goes after that as any.
 pub async fn renamed(services: &Services) {
     let image = image();
