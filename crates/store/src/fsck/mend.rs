@@ -68,9 +68,9 @@ impl Core {
         for ns in self.namespaces() {
             for (_, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)? {
                 let Some(tar) = self.disk.tar_of(&record, digest) else { continue };
-                for ns in &origin.namespaces {
-                    let Ok(mut file) = fs::File::open(&tar) else { break };
-                    let mut writer = self.ingest_anonymous_as(ns, digest)?;
+                let owner = origin.namespaces.first().unwrap_or(&ns);
+                if let Ok(mut file) = fs::File::open(&tar) {
+                    let mut writer = self.ingest_anonymous_as(owner, digest)?;
                     let mut buffer = vec![0; BUFFER_BYTES];
                     loop {
                         match std::io::Read::read(&mut file, &mut buffer)
@@ -84,7 +84,7 @@ impl Core {
                         Ok(_) => return Ok(true),
                         Err(error) if error.is_already_exists() => return Ok(true),
                         // The tar is damaged too.
-                        Err(_) => break,
+                        Err(_) => {}
                     }
                 }
             }

@@ -313,28 +313,38 @@ pub(super) fn difference(wanted: &OwnedFd, found: &OwnedFd, fresh: i64) -> Resul
                 }
                 levels.push(next);
             }
-            FileType::RegularFile => {
-                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-                let want = open(from, &name, flags).map_err(failed("open", &path))?;
-                let Ok(have) = open(to, &name, flags) else {
-                    return show("it cannot be read");
-                };
-                if !same_data(want.into(), have.into()) {
-                    return show("its contents");
+            other => {
+                let what = contents(other, from, to, &name).map_err(failed("read", &path))?;
+                if let Some(what) = what {
+                    return show(what);
                 }
             }
-            FileType::Symlink => {
-                let want = f::readlinkat(from, &name, Vec::new());
-                if want.map_err(failed("read link", &path))?
-                    != f::readlinkat(to, &name, Vec::new()).unwrap_or_default()
-                {
-                    return show("where the link leads");
-                }
-            }
-            _ => {}
         }
     }
     Ok(None)
+}
+
+/// How the contents of two files of a kind differ.
+fn contents(
+    kind: FileType,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+) -> Result<Option<&'static str>, Errno> {
+    match kind {
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            let want = open(from, name, flags)?;
+            let Ok(have) = open(to, name, flags) else { return Ok(Some("it cannot be read")) };
+            Ok((!same_data(want.into(), have.into())).then_some("its contents"))
+        }
+        FileType::Symlink => {
+            let want = f::readlinkat(from, name, Vec::new())?;
+            let have = f::readlinkat(to, name, Vec::new()).unwrap_or_default();
+            Ok((want != have).then_some("where the link leads"))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// A name that only the second directory has.
