@@ -18,4 +18,5 @@ mod normalise;
 mod on_demand;
 mod peers;
 mod programs;
+mod store_peers;
 mod survive;
