@@ -50,6 +50,7 @@ suite! {
     snapshots_deep: suite::snapshots::deep,
     archives: suite::transfer::archives,
     compressed: suite::transfer::compressed,
+    old_archives: suite::transfer::old_archives,
     renamed: suite::transfer::renamed,
     hostile: suite::transfer::hostile,
     squashed: suite::transfer::squashed,

@@ -23,6 +23,8 @@ use crate::{
 
 /// Files of an archive at most: an image has two per layer, an archive some images.
 const FILES: usize = 16 << 10;
+/// All `ID/json` of an archive together, at most: each has some 2 KB.
+const DESCRIPTION_BYTES: u64 = 64 << 20;
 /// Images of one archive at most.
 const IMAGES: usize = 1024;
 /// containerd's and OCI's annotations for an image's name.
@@ -32,16 +34,19 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// What an archive held, once it was read through: every file went into the content store as it came
 /// by, under the digest that it turned out to have.
 #[derive(Default)]
-struct Archive {
+pub(super) struct Archive {
     files: BTreeMap<PathBuf, Blob>,
     links: BTreeMap<PathBuf, PathBuf>,
     index: Option<Vec<u8>>,
     manifest: Option<Vec<u8>>,
-    repositories: bool,
+    pub(super) repositories: Option<Vec<u8>>,
+    /// `ID/json` of docker's old layout, by id.
+    pub(super) descriptions: BTreeMap<String, Vec<u8>>,
+    description_bytes: usize,
 }
 
 #[derive(Clone)]
-struct Blob {
+pub(super) struct Blob {
     digest: Digest,
     size: u64,
     compression: archive::Compression,
@@ -78,11 +83,8 @@ pub(crate) fn import(
     let found = match &archive.index {
         Some(index) => from_layout(core, ns, request, index, &saved, &archive)?,
         None if archive.manifest.is_some() => from_docker(core, ns, &saved, &archive, &pins)?,
-        None if archive.repositories => {
-            return Err(store_api::Error::not_implemented(
-                "loading an archive of docker before 1.10 (without manifest.json)",
-            )
-            .into());
+        None if !archive.descriptions.is_empty() => {
+            super::old_docker::load(core, ns, &archive, &pins)?
         }
         None => {
             return Err(Error::invalid(
@@ -164,23 +166,34 @@ fn file(
     let failed = || Error::stream("read", path.display());
     match path.to_str() {
         Some("oci-layout") => return Ok(()),
-        Some("repositories") => {
-            archive.repositories = true;
-            return Ok(());
-        }
-        Some(name @ ("index.json" | "manifest.json")) => {
+        Some(name @ ("index.json" | "manifest.json" | "repositories")) => {
             if usize::try_from(size).map_or(true, |size| size > limits::MANIFEST_BYTES) {
                 return Err(Error::invalid(format!("the archive's {name} is too large")));
             }
             let mut bytes = Vec::new();
             data.read_to_end(&mut bytes).map_err(failed())?;
-            let slot =
-                if name == "index.json" { &mut archive.index } else { &mut archive.manifest };
+            let slot = match name {
+                "index.json" => &mut archive.index,
+                "manifest.json" => &mut archive.manifest,
+                _ => &mut archive.repositories,
+            };
             *slot = Some(bytes);
             return Ok(());
         }
-        // Legacy files of docker's old layout that say nothing that the manifest does not.
-        Some(name) if name.ends_with("/VERSION") || name.ends_with("/json") => return Ok(()),
+        // Files of docker's old layout: of one with a manifest, too.
+        Some(name) if name.ends_with("/VERSION") => return Ok(()),
+        Some(name) if name.ends_with("/json") => {
+            let mut bytes = Vec::new();
+            data.take(DESCRIPTION_BYTES + 1).read_to_end(&mut bytes).map_err(failed())?;
+            archive.description_bytes += bytes.len();
+            if archive.description_bytes as u64 > DESCRIPTION_BYTES {
+                return Err(Error::invalid(format!(
+                    "the archive's descriptions of layers have more than {DESCRIPTION_BYTES} bytes"
+                )));
+            }
+            archive.descriptions.insert(name.trim_end_matches("/json").to_string(), bytes);
+            return Ok(());
+        }
         _ => {}
     }
     let expected = expected_digest(path)?;
@@ -237,7 +250,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 impl Archive {
-    fn blob(&self, path: &Path) -> Result<&Blob> {
+    pub(super) fn blob(&self, path: &Path) -> Result<&Blob> {
         let mut path = normal(path);
         for _ in 0..8 {
             if let Some(blob) = self.files.get(&path) {
@@ -372,7 +385,7 @@ fn saved_names(
 }
 
 /// `alpine:3` → `docker.io/library/alpine:3`; a client's own names stay as they are.
-fn full_name(name: &str) -> String {
+pub(super) fn full_name(name: &str) -> String {
     name.parse::<ImageRef>()
         .map_or_else(|_| name.to_string(), |reference| reference.with_default_tag().to_string())
 }
@@ -398,19 +411,9 @@ fn from_docker(
                 )));
             }
             let blob = archive.blob(path)?;
-            let kind = match blob.compression {
-                archive::Compression::Gzip => media_type::OCI_LAYER_GZIP,
-                archive::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-                archive::Compression::None => media_type::OCI_LAYER,
-                // No engine's layers may have these.
-                archive::Compression::Xz | archive::Compression::Bzip2 => {
-                    let layer = recoded(core, ns, &blob.digest)?;
-                    pins.add(ResourceKind::Content, &layer.digest);
-                    layers.push(layer);
-                    continue;
-                }
-            };
-            layers.push(Descriptor::new(kind, blob.digest.clone(), blob.size));
+            let layer = layer_of(core, ns, blob)?;
+            pins.add(ResourceKind::Content, &layer.digest);
+            layers.push(layer);
         }
         let target = core.put_image(ns, &config, layers)?;
         pins.add(ResourceKind::Content, &target.digest);
@@ -428,6 +431,20 @@ fn from_docker(
         );
     }
     Ok(found)
+}
+
+/// A file of an archive as a layer.
+pub(super) fn layer_of(core: &Core, ns: &str, blob: &Blob) -> Result<Descriptor> {
+    let kind = match blob.compression {
+        archive::Compression::Gzip => media_type::OCI_LAYER_GZIP,
+        archive::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+        archive::Compression::None => media_type::OCI_LAYER,
+        // No engine's layers may have these.
+        archive::Compression::Xz | archive::Compression::Bzip2 => {
+            return recoded(core, ns, &blob.digest);
+        }
+    };
+    Ok(Descriptor::new(kind, blob.digest.clone(), blob.size))
 }
 
 /// The same layer as gzip.

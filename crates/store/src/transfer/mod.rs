@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod old_docker;
 mod pull;
 mod push;
 mod refetch;

@@ -170,6 +170,48 @@ pub async fn compressed(services: &Services) {
     }
 }
 
+/// What docker before 1.10 saved, named and unnamed.
+pub async fn old_archives(services: &Services) {
+    let image = image();
+    let name = random::name("old");
+    for named in [true, false] {
+        let ids: Vec<String> = (0..3).map(|i| format!("{i}{}", random::token(20))).collect();
+        let mut tar = TarStream::new();
+        for (i, layer) in image.layers.iter().enumerate() {
+            let v1 = json!({
+                "id": ids[i], "parent": i.checked_sub(1).map(|below| &ids[below]),
+                "created": "2015-01-02T03:04:05Z", "architecture": "amd64", "os": "linux",
+                "config": { "Cmd": ["/new"] }, "Size": 1,
+                "container_config": { "Cmd": ["/bin/sh", "-c", format!("step {i}")] },
+            });
+            tar = tar
+                .dir(&ids[i])
+                .file(&format!("{}/VERSION", ids[i]), 0o644, b"1.0")
+                .file(&format!("{}/json", ids[i]), 0o644, v1.to_string().as_bytes())
+                .file(&format!("{}/layer.tar", ids[i]), 0o644, &layer.tar);
+        }
+        if named {
+            let names = json!({ name.as_str(): { "x": ids[2] } });
+            tar = tar.file("repositories", 0o644, names.to_string().as_bytes());
+        }
+        let found = import(services, tar.finish()).await.unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        let wanted = format!("docker.io/library/{name}:x");
+        assert_eq!(found[0].name, if named { &wanted } else { "" });
+        let unpacked = services.extras.unpack(&found[0].target, None).await.unwrap();
+        let tree = shown(services, &unpacked).await;
+        let names: Vec<&Path> = tree.keys().map(|path| path.as_path()).collect();
+        assert_eq!(names, ["etc", "etc/keep", "link", "new", "old", "old/b"].map(Path::new));
+        let config = super::get(services, &unpacked.config.digest).await;
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["config"]["Cmd"][0], "/new");
+        assert_eq!(config["history"][1]["created_by"], "/bin/sh -c step 1");
+        assert!(config.get("parent").is_none() && config.get("id").is_none(), "{config}");
+    }
+    let lost = TarStream::new().file("a/json", 0o644, br#"{"parent":"b"}"#).finish();
+    assert_kind(import(services, lost).await, ErrorKind::InvalidArgument);
+}
+
 /// An image that loses its name to another one can be given a new name, and goes after that as any.
 pub async fn renamed(services: &Services) {
     let image = image();
