@@ -31,10 +31,14 @@ async fn refusals() {
     let error = bare.unary::<_, images::ListImagesResponse>(LIST, list).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
 
-    let path = "/containerd.services.transfer.v1.Transfer/Transfer";
+    let path = "/containerd.services.frobnicate.v1.Frobnicator/Frobnicate";
     let error = bare.unary::<(), ()>(path, ()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
-    assert_eq!(error.message(), "unknown service containerd.services.transfer.v1.Transfer");
+    assert_eq!(error.message(), "unknown service containerd.services.frobnicate.v1.Frobnicator");
+    let path = "/containerd.services.sandbox.v1.Controller/Create";
+    let error = bare.unary::<(), ()>(path, ()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    assert!(error.message().contains("sandboxes are not implemented"), "{error}");
     let path = "/containerd.services.images.v1.Images/Paint";
     let error = bare.unary::<(), ()>(path, ()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
