@@ -96,7 +96,7 @@ impl Client {
     /// Of this engine alone. `top`: files named per layer and per advice.
     pub async fn image_layers(&self, name: &str, platform: &str, top: i64) -> Result<ImageLayers> {
         let request = Request::get(path(name, "/layers"))
-            .query("top", &top.to_string())
+            .query("top", top.to_string())
             .maybe("platform", platform_json(platform));
         self.json(request).await
     }
