@@ -145,21 +145,24 @@ impl Tree {
                     successor: None,
                 });
             }
-            Kind::HardLink { .. } => match target.map(|node| &self.node(node).what) {
-                Some(&What::File(file)) => {
-                    // First counted, so that a link in the place of its own target keeps it.
-                    self.files[file].names += 1;
-                    self.put(parent, name, What::File(file))?;
-                }
-                _ => {
-                    self.put(parent, name, What::Other)?;
-                }
-            },
+            Kind::HardLink { .. } => self.link(parent, name, target)?,
             _ => {
                 self.put(parent, name, What::Other)?;
             }
         }
         Ok(())
+    }
+
+    fn link(&mut self, parent: u32, name: &OsStr, target: Option<u32>) -> Result<()> {
+        let what = match target.map(|node| &self.node(node).what) {
+            Some(&What::File(file)) => {
+                // First counted, so that a link in the place of its own target keeps it.
+                self.files[file].names += 1;
+                What::File(file)
+            }
+            _ => What::Other,
+        };
+        self.put(parent, name, what).map(drop)
     }
 
     /// Ends the layer: what was both deleted and made anew in it was overwritten, in whatever order.
