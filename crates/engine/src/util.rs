@@ -78,10 +78,8 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
 }
 
 pub(crate) fn make_dir_mode(path: &Path, mode: u32) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
+    faults::write("directory.make")
+        .and_then(|()| fs::DirBuilder::new().recursive(true).mode(mode).create(path))
         .map_err(|e| Error::io("create directory", path, &e))
 }
 
@@ -125,11 +123,15 @@ pub(crate) fn write_file(
             .truncate(true)
             .mode(mode)
             .open(&temporary)?;
+        faults::write("file.write")?;
         file.write_all(bytes)?;
         if durability == Durability::Synced {
+            faults::write("file.sync")?;
             file.sync_data()?;
         }
+        faults::write("file.rename")?;
         fs::rename(&temporary, path)?;
+        faults::pass("file.renamed");
         match path.parent() {
             // New directories above it are in the same transaction on ext4, xfs and btrfs.
             Some(directory) if durability == Durability::Synced => {

@@ -114,6 +114,7 @@ impl Engine {
             }
             let parent = record.image.parent.as_ref().map(ToString::to_string);
             self.services.snapshots.prepare(id.as_str(), parent.as_deref(), labels).await?;
+            faults::pass("create.snapshot");
             Ok((Container::new(dir.clone(), record), holds))
         };
         // From the insertion on, the container itself keeps its volumes from removal.

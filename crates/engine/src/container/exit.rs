@@ -49,11 +49,13 @@ impl Engine {
         {
             tracing::warn!(container = %container.id, %error, "a task was not deleted");
         }
+        faults::pass("exit.task");
         self.forget_execs(container);
         self.networks.tear_down(self, container).await;
         self.unmount_shm(&container.id);
         self.unmount_volumes(container.id.as_str()).await;
         self.volume_use_events(&container.snapshot(), false);
+        faults::pass("exit.down");
         let ended = Ended {
             code: i64::from(exit.status),
             at: exit.exited_at,
@@ -78,6 +80,7 @@ impl Engine {
             self.events.publish("container", "die", container.id.as_str(), attributes);
         };
         container.update_end(end, tell, 1);
+        faults::pass("exit.recorded");
         if restart {
             self.restart_later(container.clone(), ran);
         } else if !container.is_restarted()

@@ -132,7 +132,9 @@ impl Engine {
             _ => {}
         };
         note(self.services.containers.delete(id).await);
+        faults::pass("remove.record");
         note(self.services.snapshots.remove(id).await);
+        faults::pass("remove.snapshot");
         if failed.is_empty() {
             let dir = container.dir.clone();
             let state = self.config.exec_root.join("containers").join(id);
@@ -160,6 +162,7 @@ impl Engine {
                 failed.join("; ")
             )));
         }
+        faults::pass("remove.directory");
         self.containers.remove(&record.id);
         self.networks.forget(&record);
         if volumes {

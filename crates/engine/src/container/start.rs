@@ -78,6 +78,7 @@ impl Engine {
         container.rootfs.settle("started").await?;
         container.oom_killed.store(false, std::sync::atomic::Ordering::Relaxed);
         self.networks.set_up(self, container).await?;
+        faults::pass("start.network");
         self.take_host_name(container)?;
         let record = container.snapshot();
         let upstreams = self.write_files(container, &record)?;
@@ -85,9 +86,11 @@ impl Engine {
         self.mount_volumes(&record, id).await?;
         let user = self.prepare_root(&record).await?;
         self.mount_shm(&record)?;
+        faults::pass("start.mounted");
         let spec = self.container_spec(container, &record, user)?;
         let volatile = record.host_config.auto_remove;
         self.put_store_record(&record, &spec, (id, volatile)).await?;
+        faults::pass("start.recorded");
         let pid = self
             .services
             .tasks
@@ -100,8 +103,10 @@ impl Engine {
             })
             .await
             .map_err(create_failed)?;
+        faults::pass("start.task");
         self.connect_pending(container, &record).await;
         self.services.tasks.start(&ProcessId::init(id)).await.map_err(create_failed)?;
+        faults::pass("start.started");
         let started_at = Timestamp::now();
         container.update(|record| {
             record.status = Status::Running { pid, started_at, paused: false };

@@ -80,7 +80,9 @@ impl Engine {
         let mut layers: Vec<Descriptor> = serde_json::from_value(manifest["layers"].clone())
             .map_err(|e| Error::internal(format!("manifest of {}: {e}", record.image.id)))?;
         layers.push(layer);
+        faults::pass("commit.layer");
         let target = self.write_image(&config, &layers).await?;
+        faults::pass("commit.image");
         let name = name.unwrap_or_else(|| format!("{DANGLING_PREFIX}{}", target.digest));
         self.put_image(&name, &target).await?;
         let shown = name.parse::<ImageRef>().map_or(name, |reference| reference.familiar());

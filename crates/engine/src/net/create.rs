@@ -265,7 +265,7 @@ impl Networks {
 
     pub(super) fn delete_record(&self, network: &Network) -> Result<()> {
         let path = self.root.join(format!("{}.json", network.id));
-        match std::fs::remove_file(&path) {
+        match faults::write("network.remove").and_then(|()| std::fs::remove_file(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &path, &error))
             }
@@ -311,6 +311,7 @@ impl Networks {
             self.take_pool(network, &request)?;
         }
         self.bring_up(network)?;
+        faults::pass("network.bridge");
         drop(turn);
         let added = self.add_rules(network).and_then(|()| self.save(network));
         if let Err(error) = added {
@@ -358,6 +359,7 @@ impl Networks {
         let _turn = self.shape.write().unwrap_or_else(PoisonError::into_inner);
         check()?;
         self.take_down(network)?;
+        faults::pass("network.down");
         self.delete_record(network)?;
         let mut state = self.lock();
         state.ipam.release_network(&network.id);

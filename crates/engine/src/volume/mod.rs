@@ -276,8 +276,8 @@ impl Volumes {
         mounted.remove(name);
         // Out of sight in one step; emptied afterwards, so that a crash leaves no half volume.
         let trash = self.root.join(format!("{TRASH_PREFIX}{}", random_id()));
-        match fs::rename(&dir, &trash) {
-            Ok(()) => {}
+        match faults::write("volume.remove").and_then(|()| fs::rename(&dir, &trash)) {
+            Ok(()) => faults::pass("volume.removed"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("remove volume", &dir, &error)),
         }
