@@ -53,24 +53,10 @@ struct Job {
 pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Result<Created> {
     process::check_preserved(exec.preserve_fds)?;
     let container = Container::load(opts, id)?;
-    match container.status()? {
-        Status::Stopped => {
-            return Err(Error::WrongStatus("cannot exec in a stopped container".into()));
-        }
-        Status::Creating => {
-            let text = "cannot exec in a container that is being created";
-            return Err(Error::WrongStatus(text.into()));
-        }
-        Status::Paused if !exec.ignore_paused => {
-            return Err(Error::WrongStatus(
-                "cannot exec in a paused container (use --ignore-paused to override)".into(),
-            ));
-        }
-        _ => {}
-    }
+    check_status(container.status()?, exec.ignore_paused)?;
     process::check_terminal(exec.process.terminal, &exec.stdio)?;
-    let stopped = || Error::WrongStatus("cannot exec in a stopped container".into());
-    let target = container.pidfd()?.ok_or_else(stopped)?;
+    let target = container.pidfd()?;
+    let target = target.ok_or_else(|| Error::WrongStatus(STOPPED.into()))?;
     let filter = container.filter()?;
     let record = &container.record;
     let sub = SubCgroup::parse(exec.cgroup.as_deref().unwrap_or_default())?;
@@ -131,6 +117,20 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
             Err(e)
         }
     }
+}
+
+const STOPPED: &str = "cannot exec in a stopped container";
+
+fn check_status(status: Status, ignore_paused: bool) -> Result<()> {
+    let why = match status {
+        Status::Stopped => STOPPED,
+        Status::Creating => "cannot exec in a container that is being created",
+        Status::Paused if !ignore_paused => {
+            "cannot exec in a paused container (use --ignore-paused to override)"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::WrongStatus(why.into()))
 }
 
 /// How long a process may take on its way into the container; a program on a file system that does

@@ -295,13 +295,8 @@ pub(super) fn difference(wanted: &OwnedFd, found: &OwnedFd, fresh: i64) -> Resul
         }
         match kind(&stat) {
             FileType::Directory => {
-                let enter = || -> Result<Level, Errno> {
-                    let from = open_directory(from, &name)?;
-                    let names = names(from.as_fd())?;
-                    let to = open_directory(to, &name)?;
-                    Ok(Level { from, to, names, path_bytes: path.len() })
-                };
-                let next = enter().map_err(failed("read directory", &path))?;
+                let next = enter(from, to, &name, path.len());
+                let next = next.map_err(failed("read directory", &path))?;
                 if let Some(name) = extra(&next).map_err(failed("read directory", &path))? {
                     path.push(b'/');
                     path.extend_from_slice(name.as_bytes());
@@ -322,6 +317,17 @@ pub(super) fn difference(wanted: &OwnedFd, found: &OwnedFd, fresh: i64) -> Resul
         }
     }
     Ok(None)
+}
+
+fn enter(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+    path_bytes: usize,
+) -> Result<Level, Errno> {
+    let from = open_directory(from, name)?;
+    let names = names(from.as_fd())?;
+    Ok(Level { from, to: open_directory(to, name)?, names, path_bytes })
 }
 
 /// How the contents of two files of a kind differ.
