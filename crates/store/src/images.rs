@@ -54,6 +54,8 @@ enum Name {
     Free,
     Taken,
     Any,
+    /// As `Any`; who loses the name stays for a while.
+    Moved,
 }
 
 impl Core {
@@ -90,7 +92,8 @@ impl Core {
         let now = Timestamp::now();
         let labels = Labels::new();
         let name = name.into();
-        self.image_put(ns, Image { name, target, labels, created_at: now, updated_at: now })
+        let image = Image { name, target, labels, created_at: now, updated_at: now };
+        self.image_write(ns, image, Name::Moved, &[])
     }
 
     pub(crate) fn image_update(&self, ns: &str, image: Image, paths: &[String]) -> Result<Image> {
@@ -125,7 +128,9 @@ impl Core {
                 },
             };
             tx.put(Table::Images, ns, &name, &record)?;
-            if let Some(old) = present.as_ref().filter(|p| p.target.digest != record.target.digest)
+            if wanted == Name::Moved
+                && let Some(old) =
+                    present.as_ref().filter(|p| p.target.digest != record.target.digest)
             {
                 let left = vec![(ResourceKind::Content, old.target.digest.to_string())];
                 self.guard.linger(ns, self.closure(ns, left)?);
