@@ -31,10 +31,8 @@ fn main() -> std::io::Result<()> {
             break;
         }
     }
-    if hold {
-        loop {
-            std::thread::park();
-        }
+    while hold {
+        std::thread::park();
     }
     writeln!(out, "done")
 }

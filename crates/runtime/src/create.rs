@@ -13,7 +13,7 @@ use sys::clone as flag;
 use launch::run_parent;
 
 use crate::cgroup::{self, Cgroup, Host, Unit};
-use crate::error::{Context, Error, Result, Step};
+use crate::error::{Context, Error, Result};
 use crate::init::Init;
 use crate::namespaces::{self, Namespaces};
 use crate::netdev::NetDevices;
@@ -392,11 +392,9 @@ fn root_plan(
 ) -> Result<rootfs::Plan> {
     let linux = spec.linux.as_ref();
     let word = linux.map(|l| l.rootfs_propagation.as_str()).unwrap_or_default();
-    let propagation = rootfs::propagation(word)?;
-    let userns = namespaces.has(flag::CLONE_NEWUSER);
     let mut sources = Vec::new();
     for m in &spec.mounts {
-        sources.push(source(bundle, m, linux, proc, userns, propagation)?);
+        sources.push(idmapped(bundle, m, linux, proc)?);
     }
     Ok(rootfs::Plan {
         bundle: bundle.to_owned(),
@@ -405,40 +403,23 @@ fn root_plan(
         cgroupns: namespaces.has(flag::CLONE_NEWCGROUP),
         rootless: caller.rootless,
         no_pivot: create.no_pivot,
-        propagation,
+        propagation: rootfs::propagation(word)?,
         view: record.cgroup.view(host),
         sources,
     })
 }
 
-/// The bind source of a mount that the caller opens: with id mapping (the container's own where it
-/// names none), and any of a container in a user namespace.
-fn source(
+/// The bind source of a mount with id mapping; the container's own mapping where it names none.
+fn idmapped(
     bundle: &Path,
     m: &crate::spec::Mount,
     linux: Option<&Linux>,
     proc: &ProcFs,
-    userns: bool,
-    propagation: Option<(rustix::mount::MountPropagationFlags, bool)>,
 ) -> Result<Option<OwnedFd>> {
     let options = rootfs::options::parse(&m.options);
     let own = !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty();
     if !options.idmap && !own {
-        let is_bind = (options.bind || m.kind == "bind") && !options.remount;
-        if !userns || !is_bind {
-            return Ok(None);
-        }
-        return match rootfs::source(bundle, m, None, propagation) {
-            Ok(source) => Ok(Some(source)),
-            // An ordinary caller: it is the container's root, who sees what the caller sees.
-            Err(e) if e.errno() == Some(Errno::PERM) => Ok(None),
-            // As from the process, where all others are opened.
-            Err(e) => {
-                let e = Err::<(), _>(e).step(|| rootfs::mounts::step_text(m));
-                e.map_err(|e| Error::Init(format!("error during container init: {}", e.chain())))
-                    .map(|()| None)
-            }
-        };
+        return Ok(None);
     }
     let (uid, gid) = match (own, linux) {
         (false, Some(l)) => (&l.uid_mappings, &l.gid_mappings),
@@ -448,7 +429,7 @@ fn source(
         return Err(Error::config("mounts.uidMappings", "idmap without any mapping"));
     }
     let userns = namespaces::user_namespace(proc, uid, gid)?;
-    rootfs::source(bundle, m, Some(&userns), propagation).map(Some)
+    rootfs::idmapped_source(bundle, m, &userns).map(Some)
 }
 
 /// The fifo is opened for both directions: such an open never waits, and a read then waits for

@@ -30,15 +30,6 @@ fn until_executed(fifo: &OwnedFd) -> Result<(), Errno> {
 
 /// See [`crate::start`].
 pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
-    start_with(opts, id, |_| Ok(()))
-}
-
-/// As [`start`]; `before` is done when it is certain that this start is the one.
-pub(crate) fn start_with<T>(
-    opts: &Options,
-    id: &ContainerId,
-    before: impl FnOnce(&Container) -> Result<T>,
-) -> Result<T> {
     let container = Container::load(opts, id)?;
     let wrong = |text: &str| Err(Error::WrongStatus(text.into()));
     if container.is_cut_short() {
@@ -62,7 +53,6 @@ pub(crate) fn start_with<T>(
         Err(Errno::NXIO) => return wrong("cannot start a container that has stopped"),
         Err(e) => return Err(e).ctx("open", name),
     };
-    let prepared = before(&container)?;
     rustix::io::write(&fifo, b"0").ctx("write", name)?;
     // A fifo without a reader says the same: the process has gone on.
     rustix::fs::unlink(&path).ctx("unlink", name)?;
@@ -79,5 +69,5 @@ pub(crate) fn start_with<T>(
             return Err(e);
         }
     }
-    Ok(prepared)
+    Ok(())
 }

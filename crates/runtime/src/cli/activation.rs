@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::error::{Context, Result};
-use crate::state::Container;
+use crate::{ContainerId, Options};
 
 /// Longest message of sd_notify(3) that is read.
 const MESSAGE_LIMIT_BYTES: usize = 4096;
@@ -36,19 +36,14 @@ pub(super) struct Notify {
 }
 
 impl Notify {
-    /// Makes the container's socket, where `create` has made a place for it. Only the one start that
-    /// goes through may do so: what is there already was left by one that was killed.
-    pub(super) fn new(container: &Container) -> Result<Option<Notify>> {
+    /// Makes the container's socket, where `create` has made a place for it.
+    pub(super) fn new(options: &Options, id: &ContainerId) -> Result<Option<Notify>> {
         let Some(manager) = notify_socket() else { return Ok(None) };
-        let path = container.dir.join(crate::NOTIFY_FILE);
+        let path = options.root.join(id.as_str()).join(crate::NOTIFY_FILE);
         let name = || path.display().to_string();
         if !path.parent().is_some_and(Path::exists) {
             // Created without NOTIFY_SOCKET.
             return Ok(None);
-        }
-        match rustix::fs::unlink(&path) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(e).ctx("unlink", name),
         }
         let container = UnixDatagram::bind(&path).ctx("bind", name)?;
         // Every user of the container may tell.
@@ -67,14 +62,7 @@ impl Notify {
     pub(super) fn forward(&mut self, main: Option<i32>) -> Result<()> {
         let name = || "NOTIFY_SOCKET";
         let mut buf = [0u8; MESSAGE_LIMIT_BYTES];
-        let n = match self.container.recv(&mut buf) {
-            Ok(n) => n,
-            Err(e) => {
-                // It would be so the next time.
-                self.done = true;
-                return Err(e).ctx("receive", name);
-            }
-        };
+        let n = self.container.recv(&mut buf).ctx("receive", name)?;
         let text = String::from_utf8_lossy(&buf[..n]);
         let Some(ready) = text.lines().find(|l| l.starts_with("READY=")) else { return Ok(()) };
         self.done = true;

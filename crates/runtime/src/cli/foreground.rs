@@ -53,16 +53,12 @@ impl Drop for Raw {
     }
 }
 
-/// Hears what became of passing readiness on.
-pub(super) type Told<'a> = &'a dyn Fn(Result<()>);
-
-/// Waits for the process; its exit code, 128 + n for signal n. With `notify` comes who hears what became
-/// of passing it on, which changes nothing else.
+/// Waits for the process; its exit code, 128 + n for signal n.
 pub(super) fn wait(
     signals: &Signals,
     created: &Created,
     kill: &dyn Fn(i32) -> Result<()>,
-    mut notify: Option<(&mut Notify, Told<'_>)>,
+    mut notify: Option<&mut Notify>,
 ) -> Result<i32> {
     let master = created.console_master.as_ref();
     let raw = master.map(|_| Raw::new());
@@ -82,7 +78,7 @@ pub(super) fn wait(
                 fds.push(PollFd::new(&stdin, PollFlags::IN));
             }
         }
-        let told = notify.as_ref().and_then(|(n, _)| n.fd());
+        let told = notify.as_ref().and_then(|n| n.fd());
         let told_at = fds.len();
         fds.extend(told.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut fds, None) {
@@ -92,10 +88,10 @@ pub(super) fn wait(
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
         drop(fds);
         if ready.get(told_at) == Some(&true)
-            && let Some((notify, result)) = &mut notify
+            && let Some(notify) = &mut notify
         {
             // The manager is to watch this process.
-            result(notify.forward(None));
+            notify.forward(None)?;
         }
         if ready[0] {
             forward(signals, master, kill)?;

@@ -6,7 +6,7 @@ mod cgroup;
 mod copyup;
 mod devices;
 mod masks;
-pub(crate) mod mounts;
+mod mounts;
 pub(crate) mod options;
 pub(crate) mod resolve;
 
@@ -44,9 +44,8 @@ pub(crate) struct Plan {
     pub(crate) propagation: Option<(MountPropagationFlags, bool)>,
     /// Where the container's cgroup is.
     pub(crate) view: View,
-    /// Bind sources by index of the spec's mounts that the caller has opened: id-mapped ones, which only
-    /// it, in the host's user namespace, may make; and in a user namespace all, whose directories need
-    /// not be open to the container's root.
+    /// Id-mapped bind sources by index of the spec's mounts: only the caller, in the host's user
+    /// namespace, may make them.
     pub(crate) sources: Vec<Option<OwnedFd>>,
 }
 
@@ -83,9 +82,9 @@ impl Root<'_> {
         (!self.label.is_empty()).then(|| format!("{CONTEXT}{}", self.label))
     }
 
-    fn opened(&self) -> Result<Option<OwnedFd>> {
+    fn idmapped(&self) -> Result<Option<OwnedFd>> {
         match self.sources.get(self.index) {
-            Some(Some(fd)) => fd.try_clone().ctx("dup", || "bind source").map(Some),
+            Some(Some(fd)) => fd.try_clone().ctx("dup", || "id-mapped mount").map(Some),
             _ => Ok(None),
         }
     }
@@ -111,15 +110,9 @@ pub(crate) fn propagation(word: &str) -> Result<Option<(MountPropagationFlags, b
     Ok(Some((flags, recursive)))
 }
 
-/// The detached copy of a bind mount's source, made by the caller before there is a process;
-/// id-mapped if `userns` has a mapping. It is cut off from the host as the process's own copies are by
-/// [`isolate`].
-pub(crate) fn source(
-    bundle: &Path,
-    m: &Mount,
-    userns: Option<&OwnedFd>,
-    propagation: Option<(MountPropagationFlags, bool)>,
-) -> Result<OwnedFd> {
+/// Makes the detached, id-mapped bind source of a mount that asks for one. Called before the
+/// process is made. `userns` has the mapping.
+pub(crate) fn idmapped_source(bundle: &Path, m: &Mount, userns: &OwnedFd) -> Result<OwnedFd> {
     let options = options::parse(&m.options);
     let path = bundle.join(&m.source);
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -128,21 +121,13 @@ pub(crate) fn source(
     }
     let text = || path.display().to_string();
     let source = open_tree(CWD, &path, flags).ctx("open_tree", text)?;
-    // A mount namespace of another user namespace only gets copies that follow the host's mounts.
-    let follow = MountPropagationFlags::DOWNSTREAM;
-    let wanted = propagation.filter(|(_, recursive)| *recursive).map(|(flags, _)| flags);
-    for flags in [Some(follow), wanted.filter(|flags| *flags != follow)].into_iter().flatten() {
-        mounts::propagate(&source, flags.bits().into(), true).ctx("change propagation", text)?;
-    }
-    if let Some(userns) = userns {
-        let attr = MountAttr {
-            set: ATTR_IDMAP,
-            userns: Some(userns.as_fd()),
-            recursive: options.recursive_idmap,
-            ..MountAttr::default()
-        };
-        mount_setattr(&source, &attr).ctx("idmap", text)?;
-    }
+    let attr = MountAttr {
+        set: ATTR_IDMAP,
+        userns: Some(userns.as_fd()),
+        recursive: options.recursive_idmap,
+        ..MountAttr::default()
+    };
+    mount_setattr(&source, &attr).ctx("idmap", text)?;
     Ok(source)
 }
 

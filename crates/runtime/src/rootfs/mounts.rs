@@ -39,7 +39,7 @@ const INSIDE_PROC: [&str; 10] = [
 /// Makes one mount of the spec.
 pub(super) fn mount(root: &mut Root<'_>, m: &Mount) -> Result<()> {
     let options = options::parse(&m.options);
-    let text = || step_text(m);
+    let text = || format!("error mounting {:?} to rootfs at {:?}", m.source, m.destination);
     if options.remount {
         return remount(root, m, &options).step(text);
     }
@@ -51,11 +51,6 @@ pub(super) fn mount(root: &mut Root<'_>, m: &Mount) -> Result<()> {
         _ => file_system(root, m, &options),
     }
     .step(text)
-}
-
-/// runc's words, on which engines match.
-pub(crate) fn step_text(m: &Mount) -> String {
-    format!("error mounting {:?} to rootfs at {:?}", m.source, m.destination)
 }
 
 /// Attaches a detached mount.
@@ -207,7 +202,7 @@ fn bind(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> {
     if options.recursive_bind {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let source = match root.opened()? {
+    let source = match root.idmapped()? {
         Some(made) => made,
         None => open_tree(CWD, &path, flags).ctx("open_tree", || path.display().to_string())?,
     };
