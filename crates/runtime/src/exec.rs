@@ -103,7 +103,9 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Resul
         }
         sync.go()?;
         let master = match (&console_socket, console) {
-            (Some(path), Some(fd)) => send_fd_to(path, "/dev/ptmx", &fd).map(|()| None)?,
+            (Some(path), Some(fd)) => {
+                send_fd_to("--console-socket", path, "/dev/ptmx", &fd).map(|()| None)?
+            }
             (_, fd) => fd,
         };
         until_it_runs(&sync, &pidfd, &patience)?;
@@ -173,7 +175,7 @@ fn finish(
     pidfd: &OwnedFd,
 ) -> Result<()> {
     if let Some(path) = pidfd_socket {
-        send_fd_to(path, "pidfd", pidfd)?;
+        send_fd_to("--pidfd-socket", path, "pidfd", pidfd)?;
     }
     if let Some(path) = pid_file {
         process::write_atomically(path, pid.to_string().as_bytes(), 0o644)?;

@@ -350,8 +350,8 @@ impl Record {
             "metadata": listener.metadata,
             "state": state,
         });
-        crate::sync::send_fd_to(&listener.path, &text.to_string(), fd)
-            .step(|| "linux.seccomp.listenerPath")
+        let field = "linux.seccomp.listenerPath";
+        crate::sync::send_fd_to(field, &listener.path, &text.to_string(), fd)
     }
 
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {

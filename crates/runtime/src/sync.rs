@@ -19,17 +19,19 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::sockopt::{Timeout, set_socket_passcred, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
+    sendmsg, socket_with, socketpair,
 };
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, Step};
 
 /// Longest error text that is sent; longer ones are cut.
 const MESSAGE_LIMIT_BYTES: usize = 8192;
@@ -267,23 +269,113 @@ impl Sync {
     }
 }
 
-/// Connects to a Unix socket and sends one descriptor with a short text (console and pidfd
-/// sockets; containerd reads the descriptor only).
-pub(crate) fn send_fd_to(path: &std::path::Path, text: &str, fd: impl AsFd) -> Result<()> {
-    use rustix::net::{SocketAddrUnix, connect, socket_with};
+/// How long the one at the other end of a socket may take to accept and to read.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connects to a Unix stream socket.
+///
+/// # Errors
+/// ETIMEDOUT if the listener's queue was full up to the deadline; those of connect(2).
+pub(crate) fn connect_by(path: &Path, deadline: Instant) -> Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = SocketAddrUnix::new(path)?;
+    loop {
+        limit_sending(&socket, deadline)?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            // What a full queue ends with after SO_SNDTIMEO, or a signal.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// SO_SNDTIMEO, which counts for connect(2), too (socket(7)). ETIMEDOUT if no time is left.
+fn limit_sending(socket: &OwnedFd, deadline: Instant) -> Result<(), Errno> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Errno::TIMEDOUT);
+    }
+    set_socket_timeout(socket, Timeout::Send, Some(left))
+}
+
+/// Connects to a Unix socket and sends one descriptor with a text (console and pidfd sockets,
+/// seccomp agents; containerd reads the descriptor only). `field`: who named the socket.
+pub(crate) fn send_fd_to(
+    field: &'static str,
+    path: &Path,
+    text: &str,
+    fd: impl AsFd,
+) -> Result<()> {
+    match send_fd_within(SEND_LIMIT, path, text, fd.as_fd()) {
+        Err(e) if e.errno() == Some(Errno::TIMEDOUT) => {
+            let text = format!(
+                "nobody takes the descriptor at the socket {} within {} s (is the program that listens there held up?)",
+                path.display(),
+                SEND_LIMIT.as_secs()
+            );
+            Err(Error::config(field, text))
+        }
+        other => other.step(|| field),
+    }
+}
+
+fn send_fd_within(limit: Duration, path: &Path, text: &str, fd: BorrowedFd<'_>) -> Result<()> {
     let name = || path.display().to_string();
-    let flags = SocketFlags::CLOEXEC;
-    let sock =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ctx("socket", name)?;
-    let addr = SocketAddrUnix::new(path).ctx("connect", name)?;
-    connect(&sock, &addr).ctx("connect", name)?;
-    let fds = [fd.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&sock, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)
-        .ctx("send", name)
-        .map(drop)
+    let deadline = Instant::now() + limit;
+    let socket = connect_by(path, deadline).ctx("connect", name)?;
+    let mut rest = text.as_bytes();
+    let mut fds = Some([fd]);
+    // The descriptor goes with the first part.
+    while fds.is_some() || !rest.is_empty() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if let Some(fds) = &fds {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        limit_sending(&socket, deadline).ctx("send", name)?;
+        match sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(n) => {
+                rest = &rest[n..];
+                fds = None;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(e) => return Err(e).ctx("send", name),
+        }
+    }
+    Ok(())
+}
+
+/// A path for a socket, of this process and of one caller.
+#[cfg(test)]
+pub(crate) fn test_socket() -> std::path::PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("gantry-socket-{}-{n}", std::process::id()))
+}
+
+/// A listener that accepts nobody, its queue full; with those that wait in it.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) fn full_listener(path: &Path) -> Vec<OwnedFd> {
+    use rustix::net::{bind, listen};
+    let new = |flags| socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    let address = SocketAddrUnix::new(path).unwrap();
+    let listener = new(SocketFlags::CLOEXEC);
+    bind(&listener, &address).unwrap();
+    listen(&listener, 0).unwrap();
+    let mut out = vec![listener];
+    loop {
+        let socket = new(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+        match connect(&socket, &address) {
+            Ok(()) => out.push(socket),
+            Err(e) => {
+                assert_eq!(e, Errno::AGAIN);
+                return out;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -304,5 +396,45 @@ mod tests {
             assert!(matches!(ours.receive().unwrap(), Message::End));
             sender.join().unwrap();
         }
+    }
+
+    #[test]
+    fn a_socket_whose_owner_takes_nothing_is_given_up() {
+        let path = test_socket();
+        let full = full_listener(&path);
+        let limit = Duration::from_millis(200);
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        let e = send_fd_within(limit, &path, "x", fd.as_fd()).unwrap_err();
+        assert_eq!(e.errno(), Some(Errno::TIMEDOUT), "{}", e.chain());
+        drop(full);
+        std::fs::remove_file(&path).unwrap();
+
+        // Accepted, but not read: more than a socket's buffer holds.
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let text = "x".repeat(16 << 20);
+        let e = send_fd_within(limit, &path, &text, fd.as_fd()).unwrap_err();
+        assert_eq!(e.errno(), Some(Errno::TIMEDOUT), "{}", e.chain());
+        drop(listener);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_long_text_arrives_whole_and_the_error_names_socket_and_field() {
+        use std::io::Read;
+        let path = test_socket();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        send_fd_to("field", &path, &"x".repeat(4 << 20), &fd).unwrap();
+        assert_eq!(reader.join().unwrap(), 4 << 20);
+        // The listener is gone, its socket is there.
+        let e = send_fd_to("field", &path, "x", &fd).unwrap_err().chain();
+        let want = format!("field: connect {}: connection refused", path.display());
+        assert_eq!(e, want);
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -183,7 +183,7 @@ fn drive(
                 sync.go()?;
             }
             Message::Console(fd) => match &parent.create.console_socket {
-                Some(path) => send_fd_to(path, "/dev/ptmx", &fd)?,
+                Some(path) => send_fd_to("--console-socket", path, "/dev/ptmx", &fd)?,
                 None => master = Some(fd),
             },
             Message::Listener(handle) => {
@@ -207,7 +207,7 @@ fn drive(
     parent.record.unfinished = None;
     parent.record.save(&made.dir)?;
     if let Some(path) = &parent.create.pidfd_socket {
-        send_fd_to(path, "pidfd", &process.pidfd)?;
+        send_fd_to("--pidfd-socket", path, "pidfd", &process.pidfd)?;
     }
     if let Some(path) = &parent.create.pid_file {
         process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
