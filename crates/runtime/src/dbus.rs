@@ -4,17 +4,25 @@
 //! authentication by the socket's credentials (no user id is sent, so that it also works from
 //! within a user namespace). Types beyond those that systemd's manager is asked with are refused.
 
-use std::io::{Read, Write};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
+use crate::sync::connect_by;
 
 /// A message of systemd's manager is below 64 KiB; the specification allows 128 MiB.
 const MESSAGE_LIMIT_BYTES: usize = 1 << 20;
-/// How long an answer or a job's end may take; runc's value.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long all of a connection may take, from connecting to the end of the job that was asked for;
+/// runc's value for the job alone.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Signals that are kept for [`Bus::wait_signal`]; the oldest gives way to a new one.
+const SIGNAL_LIMIT: usize = 16;
+const AUTHENTICATION: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n";
 const AUTH_LINE_LIMIT_BYTES: usize = 512;
 
 const CALL: u8 = 1;
@@ -93,20 +101,42 @@ pub(crate) struct Bus {
     path: PathBuf,
     serial: u32,
     is_bus: bool,
-    /// Signals that came while an answer was waited for.
-    signals: Vec<Message>,
+    /// When everything has to be over.
+    deadline: Instant,
+    /// What the deadline was, for the error.
+    limit: Duration,
+    listened: Option<Listened>,
+    /// Signals of that kind that came while an answer was waited for.
+    signals: VecDeque<Message>,
+}
+
+/// Signals that are waited for; others are not kept.
+#[derive(Debug)]
+struct Listened {
+    member: &'static str,
+    /// One of the arguments.
+    argument: String,
 }
 
 impl Bus {
     /// Connects and authenticates. `bus`: a message bus, which wants to be greeted, and not a
-    /// service's private socket.
-    pub(crate) fn connect(path: &Path, bus: bool) -> Result<Bus> {
-        let name = || path.display().to_string();
-        let stream = UnixStream::connect(path).ctx("connect to D-Bus", name)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).ctx("set timeout of D-Bus", name)?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT)).ctx("set timeout of D-Bus", name)?;
-        let mut bus_ =
-            Bus { stream, path: path.to_owned(), serial: 0, is_bus: bus, signals: Vec::new() };
+    /// service's private socket. `limit`: for this and all that follows on the connection.
+    pub(crate) fn connect(path: &Path, bus: bool, limit: Duration) -> Result<Bus> {
+        let deadline = Instant::now() + limit;
+        let stream = match connect_by(path, deadline) {
+            Err(Errno::TIMEDOUT) => return Err(late(path, limit)),
+            other => other.ctx("connect to D-Bus", || path.display().to_string())?,
+        };
+        let mut bus_ = Bus {
+            stream: stream.into(),
+            path: path.to_owned(),
+            serial: 0,
+            is_bus: bus,
+            deadline,
+            limit,
+            listened: None,
+            signals: VecDeque::new(),
+        };
         bus_.authenticate()?;
         if bus {
             let hello = Method {
@@ -120,14 +150,21 @@ impl Bus {
         Ok(bus_)
     }
 
-    /// Asks a message bus for the signals that a rule names; a private socket gives all.
-    pub(crate) fn listen(&mut self, rule: &str) -> Result<()> {
+    /// Asks a message bus for the signals that `rule` names (a private socket gives all), and keeps
+    /// those of this member with this text among their arguments.
+    pub(crate) fn listen(
+        &mut self,
+        rule: &str,
+        member: &'static str,
+        argument: &str,
+    ) -> Result<()> {
         let add_match = Method {
             destination: "org.freedesktop.DBus",
             path: "/org/freedesktop/DBus",
             interface: "org.freedesktop.DBus",
             member: "AddMatch",
         };
+        self.listened = Some(Listened { member, argument: argument.to_owned() });
         match self.is_bus {
             true => self.call(add_match, &[Value::Str(rule.into())]).map(drop),
             false => Ok(()),
@@ -141,7 +178,7 @@ impl Bus {
     fn authenticate(&mut self) -> Result<()> {
         // All at once, as systemd's own clients do: its server would leave a message alone that comes
         // together with a BEGIN, until there is another.
-        self.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
+        self.write(AUTHENTICATION)?;
         for _ in 0..4 {
             let line = self.line()?;
             if line.starts_with("OK") {
@@ -161,16 +198,47 @@ impl Bus {
             if line.len() > AUTH_LINE_LIMIT_BYTES {
                 return Err(self.bad("a line is too long"));
             }
-            let read = self.stream.read_exact(&mut byte);
-            read.ctx("read from D-Bus", || self.name())?;
+            self.read(&mut byte)?;
             line.push(byte[0]);
         }
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
+    /// What is left of the time; an error if nothing is.
+    fn left(&self) -> Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(late(&self.path, self.limit)) } else { Ok(left) }
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> Result<()> {
+        let mut at = 0;
+        while at < buf.len() {
+            let left = self.left()?;
+            self.stream.set_read_timeout(Some(left)).ctx("set timeout of D-Bus", || self.name())?;
+            match self.stream.read(&mut buf[at..]) {
+                Ok(0) => return Err(self.bad("the connection was closed")),
+                Ok(n) => at += n,
+                Err(e) if is_early(&e) => {}
+                Err(e) => return Err(e).ctx("read from D-Bus", || self.name()),
+            }
+        }
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let written = self.stream.write_all(bytes);
-        written.ctx("write to D-Bus", || self.name())
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let left = self.left()?;
+            self.stream
+                .set_write_timeout(Some(left))
+                .ctx("set timeout of D-Bus", || self.name())?;
+            match self.stream.write(rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(e) if is_early(&e) => {}
+                Err(e) => return Err(e).ctx("write to D-Bus", || self.name()),
+            }
+        }
+        Ok(())
     }
 
     fn bad(&self, problem: &str) -> Error {
@@ -185,7 +253,7 @@ impl Bus {
         loop {
             let message = self.receive()?;
             match message.kind {
-                SIGNAL => self.signals.push(message),
+                SIGNAL => self.keep(message),
                 RETURN if message.reply_to == self.serial => return Ok(message),
                 ERROR if message.reply_to == self.serial => {
                     let text = Reader::new(&message.body).string().unwrap_or_default();
@@ -200,20 +268,32 @@ impl Bus {
         }
     }
 
-    /// Waits for a signal of this name whose body `f` takes (`Some`).
-    pub(crate) fn wait_signal<T>(
-        &mut self,
-        member: &str,
-        f: impl Fn(&Message) -> Option<T>,
-    ) -> Result<T> {
-        let found = self.signals.iter().filter(|m| m.member == member).find_map(&f);
-        if let Some(found) = found {
+    fn keep(&mut self, signal: Message) {
+        if !self.is_listened(&signal) {
+            return;
+        }
+        if self.signals.len() == SIGNAL_LIMIT {
+            self.signals.pop_front();
+        }
+        self.signals.push_back(signal);
+    }
+
+    fn is_listened(&self, message: &Message) -> bool {
+        self.listened.as_ref().is_some_and(|wanted| {
+            message.kind == SIGNAL
+                && message.member == wanted.member
+                && message.strings().is_some_and(|all| all.contains(&wanted.argument))
+        })
+    }
+
+    /// Waits for a signal of those listened for whose body `f` takes (`Some`).
+    pub(crate) fn wait_signal<T>(&mut self, f: impl Fn(&Message) -> Option<T>) -> Result<T> {
+        if let Some(found) = self.signals.iter().find_map(&f) {
             return Ok(found);
         }
         loop {
             let message = self.receive()?;
-            if message.kind == SIGNAL
-                && message.member == member
+            if self.is_listened(&message)
                 && let Some(found) = f(&message)
             {
                 return Ok(found);
@@ -223,8 +303,7 @@ impl Bus {
 
     fn receive(&mut self) -> Result<Message> {
         let mut fixed = [0u8; 16];
-        let read = self.stream.read_exact(&mut fixed);
-        read.ctx("read from D-Bus", || self.name())?;
+        self.read(&mut fixed)?;
         if fixed[0] != b'l' || fixed[3] != 1 {
             return Err(self.bad("a message in another byte order or version"));
         }
@@ -238,12 +317,25 @@ impl Bus {
         }
         let fields_padded = fields.next_multiple_of(8);
         let mut rest = vec![0u8; fields_padded + body];
-        let read = self.stream.read_exact(&mut rest);
-        read.ctx("read from D-Bus", || self.name())?;
+        self.read(&mut rest)?;
         let body = rest.split_off(fields_padded);
         decode_fields(fixed[1], &rest[..fields], body)
             .ok_or_else(|| self.bad("a message cannot be read"))
     }
+}
+
+fn late(path: &Path, limit: Duration) -> Error {
+    let text = format!(
+        "{}: no end of the call within {} s (is systemd, or the message bus, held up?)",
+        path.display(),
+        limit.as_secs_f32()
+    );
+    Error::config("D-Bus", text)
+}
+
+/// To be tried again, while there is time.
+fn is_early(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 impl Message {
@@ -503,5 +595,103 @@ mod tests {
         assert_eq!(w.bytes[..8], [24, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(w.bytes.len(), 32);
         assert!(decode_fields(SIGNAL, &[3, 1, b's', 0, 200, 0, 0, 0], Vec::new()).is_none());
+    }
+
+    /// A bus at a path of its own: `serve` gets the connection when it is authenticated.
+    fn bus<F>(serve: F) -> (PathBuf, std::thread::JoinHandle<()>)
+    where
+        F: FnOnce(UnixStream) + Send + 'static,
+    {
+        let path = crate::sync::test_socket();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut hello = [0u8; AUTHENTICATION.len()];
+            stream.read_exact(&mut hello).unwrap();
+            stream.write_all(b"DATA\r\nOK 1\r\n").unwrap();
+            serve(stream);
+        });
+        (path, thread)
+    }
+
+    fn signal(member: &str, unit: &str, job: usize) -> Vec<u8> {
+        let mut body = Writer::default();
+        body.u32(1);
+        for text in [&format!("/job/{job}"), unit, "done"] {
+            body.string(text);
+        }
+        let mut out = Writer::default();
+        out.bytes.extend([b'l', SIGNAL, 0, 1]);
+        out.u32(length(&body.bytes));
+        out.u32(9);
+        let fields = out.array_start(8);
+        out.bytes.extend([3, 1, b's', 0]);
+        out.string(member);
+        out.pad(8);
+        out.bytes.extend([8, 1, b'g', 0]);
+        out.signature("uoss");
+        out.array_end(fields);
+        out.pad(8);
+        out.bytes.extend(body.bytes);
+        out.bytes
+    }
+
+    const METHOD: Method<'_> = Method { destination: "d", path: "/p", interface: "i", member: "m" };
+
+    #[test]
+    fn a_bus_that_talks_on_and_on_gains_no_time() {
+        let (path, server) = bus(|mut stream| {
+            // Until the other end has had enough.
+            while stream.write_all(&signal("UnitNew", "other", 0)).is_ok() {}
+        });
+        let mut bus = Bus::connect(&path, false, Duration::from_millis(300)).unwrap();
+        let e = bus.call(METHOD, &[]).unwrap_err().chain();
+        assert!(e.contains("no end of the call within 0.3 s"), "{e}");
+        assert!(e.contains(&path.display().to_string()), "{e}");
+        drop(bus);
+        server.join().unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_bus_that_takes_nobody_is_given_up() {
+        let path = crate::sync::test_socket();
+        let full = crate::sync::full_listener(&path);
+        let e = Bus::connect(&path, false, Duration::from_millis(200)).unwrap_err().chain();
+        assert!(e.contains("no end of the call within 0.2 s"), "{e}");
+        drop(full);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn only_the_last_signals_of_the_unit_are_kept() {
+        let (path, server) = bus(|mut stream| {
+            let mut head = [0u8; 16];
+            stream.read_exact(&mut head).unwrap();
+            for n in 0..SIGNAL_LIMIT * 3 {
+                for (member, unit) in
+                    [("UnitNew", "u.scope"), ("JobRemoved", "other"), ("JobRemoved", "u.scope")]
+                {
+                    stream.write_all(&signal(member, unit, n)).unwrap();
+                }
+            }
+            // The answer to call 1.
+            let answer =
+                [b'l', RETURN, 0, 1, 0, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 5, 1, b'u', 0, 1, 0, 0, 0];
+            stream.write_all(&answer).unwrap();
+            // Until the other end is closed.
+            drop(stream.read_to_end(&mut Vec::new()));
+        });
+        let mut bus = Bus::connect(&path, false, ANSWER_LIMIT).unwrap();
+        bus.listen("", "JobRemoved", "u.scope").unwrap();
+        bus.call(METHOD, &[]).unwrap();
+        assert_eq!(bus.signals.len(), SIGNAL_LIMIT);
+        let last = format!("/job/{}", SIGNAL_LIMIT * 3 - 1);
+        let is_last = |m: &Message| m.strings()?.contains(&last).then_some(());
+        bus.wait_signal(is_last).unwrap();
+        assert!(bus.signals.iter().all(|m| m.strings().unwrap()[2] == "u.scope"));
+        drop(bus);
+        server.join().unwrap();
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -11,19 +11,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::v2::cpu_weight;
-use crate::dbus::{Bus, Method, Value};
+use crate::dbus::{ANSWER_LIMIT, Bus, Method, Value};
 use crate::error::{Error, Result, Step};
 use crate::spec::Resources;
 use crate::surroundings::number_list;
 
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const PRIVATE: &str = "/run/systemd/private";
-/// The end of a job, as a rule for signals.
-const JOBS: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 /// systemd's own limit for unit names.
 const NAME_LIMIT_BYTES: usize = 255;
 const CPU_LIMIT: usize = 8192;
@@ -106,18 +105,30 @@ impl Unit {
     fn connect(&self) -> Result<Bus> {
         let way_out = || "the systemd cgroup driver (--systemd-cgroup) needs a running systemd; without it there is the cgroupfs driver";
         if self.user {
-            return Bus::connect(&user_bus()?, true).step(way_out);
+            return Bus::connect(&user_bus()?, true, ANSWER_LIMIT).step(way_out);
         }
         let bus = match std::env::var("DBUS_SYSTEM_BUS_ADDRESS") {
             Ok(address) => unix_path(&address)?,
             Err(_) => SYSTEM_BUS.into(),
         };
         // Early in the boot and in small systems there is no bus, but systemd's own socket.
-        match Bus::connect(&bus, true) {
+        let begun = Instant::now();
+        match Bus::connect(&bus, true, ANSWER_LIMIT) {
             Ok(bus) => Ok(bus),
-            Err(first) => Bus::connect(Path::new(PRIVATE), false).map_err(|_| first),
+            Err(first) => {
+                let left = ANSWER_LIMIT.saturating_sub(begun.elapsed());
+                Bus::connect(Path::new(PRIVATE), false, left).map_err(|_| first)
+            }
         }
         .step(way_out)
+    }
+
+    fn listen_for_jobs(&self, bus: &mut Bus) -> Result<()> {
+        let rule = format!(
+            "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved',arg2='{}'",
+            self.name
+        );
+        bus.listen(&rule, "JobRemoved", &self.name)
     }
 
     /// Has the unit made with the process in it. It is ours once this returns; there is a cgroup when
@@ -135,7 +146,7 @@ impl Unit {
             }
         }
         let mut bus = self.connect()?;
-        bus.listen(JOBS)?;
+        self.listen_for_jobs(&mut bus)?;
         let arguments = |properties| {
             [
                 Value::Str(self.name.clone()),
@@ -205,7 +216,7 @@ impl Unit {
     /// Stops the unit, and makes systemd forget it if it failed. One that is gone is fine.
     pub(crate) fn stop(&self) -> Result<()> {
         let mut bus = self.connect()?;
-        bus.listen(JOBS)?;
+        self.listen_for_jobs(&mut bus)?;
         let arguments = [Value::Str(self.name.clone()), Value::Str("replace".into())];
         match bus.call(manager("StopUnit"), &arguments) {
             Ok(job) => bus = Job { unit: self, path: job.strings(), bus }.wait()?,
@@ -236,7 +247,7 @@ impl Job<'_> {
         let bad = || Error::config("D-Bus", "systemd's answer names no job");
         let job = path.and_then(|j| j.into_iter().next()).ok_or_else(bad)?;
         let result = bus
-            .wait_signal("JobRemoved", |m| match m.strings()?.as_slice() {
+            .wait_signal(|m| match m.strings()?.as_slice() {
                 [_, path, _, result] if *path == job => Some(result.clone()),
                 _ => None,
             })
