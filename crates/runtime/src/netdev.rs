@@ -1,5 +1,6 @@
 //! `linux.netDevices`: network interfaces of the caller's namespace that move into the container's,
-//! over rtnetlink. Their permanent addresses of global scope go with them, and they are up there.
+//! over rtnetlink. Their permanent addresses of global scope go with them, and they are up there. If one
+//! of them cannot move, all are given back as they were, but for routes.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,7 @@ const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const REPLACE: u16 = 0x100;
+const EXCLUSIVE: u16 = 0x200;
 const MSG_ERROR: u16 = 2;
 const MSG_DONE: u16 = 3;
 const NEWLINK: u16 = 16;
@@ -78,14 +80,126 @@ impl NetDevices {
             return Ok(());
         }
         let mut netlink = Netlink::open()?;
-        let mut moved = Vec::new();
+        let mut devices = Vec::new();
+        let result = self.move_all(&mut netlink, pid, &mut devices).and_then(|()| {
+            in_network_of(pidfd, || set_up(&devices))
+                .step(|| "linux.netDevices: set up in the container")
+        });
+        result.or_else(|e| match give_back(&mut netlink, pidfd, &devices) {
+            Ok(()) => Err(e),
+            Err(back) => Err(e).step(|| {
+                format!("linux.netDevices: some were not given back to the host ({})", back.chain())
+            }),
+        })
+    }
+
+    fn move_all<'a>(
+        &'a self,
+        netlink: &mut Netlink,
+        pid: i32,
+        devices: &mut Vec<Device<'a>>,
+    ) -> Result<()> {
         for (name, inside) in &self.0 {
             let step = || format!("linux.netDevices: move {name:?} into the container");
-            let addresses = move_one(&mut netlink, name, inside, pid).step(step)?;
-            moved.push((inside.as_str(), addresses));
+            let mut device = Device::find(netlink, name).step(step)?;
+            let result = device.move_to(netlink, pid, inside).step(step);
+            devices.push(device);
+            result?;
         }
-        set_up(pidfd, &moved).step(|| "linux.netDevices: set up in the container")
+        Ok(())
     }
+}
+
+/// One of them, as it was on the host.
+#[derive(Debug)]
+struct Device<'a> {
+    name: &'a str,
+    index: i32,
+    is_up: bool,
+    /// As messages that add them.
+    addresses: Vec<Vec<u8>>,
+    /// Its name in the container, if it is there.
+    inside: Option<&'a str>,
+}
+
+impl<'a> Device<'a> {
+    fn find(netlink: &mut Netlink, name: &'a str) -> Result<Device<'a>> {
+        let (index, flags) = netlink.link(name)?;
+        let addresses = netlink.addresses(index)?;
+        Ok(Device { name, index, is_up: flags & IFF_UP != 0, addresses, inside: None })
+    }
+
+    /// The kernel sets it down itself, once it has found that it can move: one that cannot is left
+    /// alone.
+    fn move_to(&mut self, netlink: &mut Netlink, pid: i32, inside: &'a str) -> Result<()> {
+        let mut body = link_of(self.index);
+        attribute(&mut body, IFLA_NET_NS_PID, &pid.to_ne_bytes());
+        attribute(&mut body, IFLA_IFNAME, &text(inside));
+        let moved = netlink.request(NEWLINK, ACK, &body);
+        if moved.is_ok() {
+            self.inside = Some(inside);
+        } else if netlink.request(GETLINK, 0, &link_of(self.index)) == Err(Errno::NODEV) {
+            // It has moved, and its new name is taken there.
+            self.inside = Some(self.name);
+        }
+        moved.ctx("change the namespace of", || self.name).map(drop)
+    }
+
+    /// What is there in the calling process's namespace, under this name.
+    fn configure(&self, netlink: &mut Netlink, name: &str, is_up: bool, on_old: u16) -> Result<()> {
+        let index = netlink.index(name)?;
+        for address in &self.addresses {
+            let mut address = address.clone();
+            address[4..8].copy_from_slice(&index.to_ne_bytes());
+            match netlink.request(NEWADDR, ACK | CREATE | on_old, &address) {
+                Err(Errno::EXIST) if on_old == EXCLUSIVE => {}
+                other => drop(other.ctx("add an address to", || name)?),
+            }
+        }
+        if is_up {
+            netlink.request(NEWLINK, ACK, &link(index, IFF_UP)).ctx("set up", || name)?;
+        }
+        Ok(())
+    }
+}
+
+fn set_up(devices: &[Device<'_>]) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    for device in devices {
+        device.configure(&mut netlink, device.inside.unwrap_or(device.name), true, REPLACE)?;
+    }
+    Ok(())
+}
+
+/// Brings them back under their old names, with their addresses, and up if they were; the first error,
+/// after every one has been tried.
+fn give_back(netlink: &mut Netlink, pidfd: &OwnedFd, devices: &[Device<'_>]) -> Result<()> {
+    // Of the calling thread, whose namespace it is.
+    let here = rustix::thread::gettid().as_raw_nonzero().get();
+    let returned = match devices.iter().any(|d| d.inside.is_some()) {
+        true => in_network_of(pidfd, || return_to(here, devices)),
+        false => Ok(()),
+    };
+    let restore = |d: &Device<'_>| d.configure(netlink, d.name, d.is_up, EXCLUSIVE);
+    let restored = every(devices, restore);
+    returned.and(restored)
+}
+
+/// In the container's namespace: into that of the thread `to`.
+fn return_to(to: i32, devices: &[Device<'_>]) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    every(devices, |device| {
+        let Some(inside) = device.inside else { return Ok(()) };
+        let mut body = link_of(netlink.index(inside)?);
+        attribute(&mut body, IFLA_NET_NS_PID, &to.to_ne_bytes());
+        attribute(&mut body, IFLA_IFNAME, &text(device.name));
+        netlink.request(NEWLINK, ACK, &body).ctx("change the namespace of", || inside).map(drop)
+    })
+}
+
+/// The first error, after all.
+fn every(devices: &[Device<'_>], f: impl FnMut(&Device<'_>) -> Result<()>) -> Result<()> {
+    devices.iter().map(f).fold(Ok(()), Result::and)
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -100,25 +214,13 @@ fn check_name(name: &str) -> Result<()> {
     }
 }
 
-/// Moves one, and gives the addresses that it had, as messages for the other side.
-fn move_one(netlink: &mut Netlink, name: &str, inside: &str, pid: i32) -> Result<Vec<Vec<u8>>> {
-    let index = netlink.index(name)?;
-    let addresses = netlink.addresses(index)?;
-    // Some drivers refuse a new name while the interface is up.
-    netlink.request(NEWLINK, ACK, &link(index, 0)).ctx("set down", || name)?;
-    let mut body = link_of(index);
-    attribute(&mut body, IFLA_NET_NS_PID, &pid.to_ne_bytes());
-    attribute(&mut body, IFLA_IFNAME, &text(inside));
-    netlink.request(NEWLINK, ACK, &body).ctx("change the namespace of", || name)?;
-    Ok(addresses)
-}
-
-/// In a process of its own, for the calling one never changes its namespaces.
-fn set_up(pidfd: &OwnedFd, moved: &[(&str, Vec<Vec<u8>>)]) -> Result<()> {
+/// Runs `f` in the network namespace of a process; in a process of its own, for the calling one never
+/// changes its namespaces.
+fn in_network_of(pidfd: &OwnedFd, f: impl Fn() -> Result<()>) -> Result<()> {
     let (ours, theirs) = Sync::pair()?;
     let child = clone_process(&CloneOptions::default(), || {
         ours.close_in_child();
-        match configure(pidfd, moved) {
+        match namespaces::enter_those_of(pidfd, flag::CLONE_NEWNET).and_then(|()| f()) {
             Ok(()) => 0,
             Err(e) => {
                 theirs.failed(&e);
@@ -134,23 +236,6 @@ fn set_up(pidfd: &OwnedFd, moved: &[(&str, Vec<Vec<u8>>)]) -> Result<()> {
         Message::Failed(text) => Err(Error::Init(text)),
         _ => Ok(()),
     }
-}
-
-fn configure(pidfd: &OwnedFd, moved: &[(&str, Vec<Vec<u8>>)]) -> Result<()> {
-    namespaces::enter_those_of(pidfd, flag::CLONE_NEWNET)?;
-    let mut netlink = Netlink::open()?;
-    for (name, addresses) in moved {
-        let index = netlink.index(name)?;
-        for address in addresses {
-            let mut address = address.clone();
-            address[4..8].copy_from_slice(&index.to_ne_bytes());
-            netlink
-                .request(NEWADDR, ACK | CREATE | REPLACE, &address)
-                .ctx("add an address to", || *name)?;
-        }
-        netlink.request(NEWLINK, ACK, &link(index, IFF_UP)).ctx("set up", || *name)?;
-    }
-    Ok(())
 }
 
 /// Brings up `lo` of the calling process's new network namespace.
@@ -219,12 +304,19 @@ impl Netlink {
     }
 
     fn index(&mut self, name: &str) -> Result<i32> {
+        self.link(name).map(|(index, _)| index)
+    }
+
+    /// Index and flags.
+    fn link(&mut self, name: &str) -> Result<(i32, u32)> {
         let mut body = link_of(0);
         attribute(&mut body, IFLA_IFNAME, &text(name));
         let answer = self.request(GETLINK, 0, &body).ctx("look up interface", || name)?;
-        let index = answer.iter().find(|(kind, _)| *kind == NEWLINK);
-        let index = index.and_then(|(_, body)| body.get(4..8)?.try_into().ok());
-        index.map(i32::from_ne_bytes).ok_or(Errno::NODEV).ctx("look up interface", || name)
+        let found = answer.iter().find(|(kind, _)| *kind == NEWLINK).and_then(|(_, body)| {
+            let index = i32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+            Some((index, u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?)))
+        });
+        found.ok_or(Errno::NODEV).ctx("look up interface", || name)
     }
 
     /// Permanent addresses of global scope, each as the body of a message that adds it.

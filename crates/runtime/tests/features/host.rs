@@ -48,6 +48,51 @@ fn interfaces_move_in_with_their_addresses() {
     assert!(text(&in_network(&b, "true")).contains("needs a network namespace"));
 }
 
+/// Interfaces that cannot all move stay with the host, with their addresses, and up.
+#[test]
+fn interfaces_come_back_if_one_cannot_move() {
+    let third = random() % 250 + 1;
+    let mut b = Bundle::new("true");
+    let show = |rest: &str| {
+        format!(
+            "ip link add gt0 type veth peer name gt1; ip addr add 10.9.{third}.3/24 dev gt0; \
+             ip addr add fd00:{third}::3/64 dev gt0 nodad; ip link set gt0 up; ip link set gt1 up; \
+             {rest} ip -o link show gt0; ip -o addr show gt0; exit 7"
+        )
+    };
+    let run = format!("{} --root state run {} || true;", binary().display(), b.id);
+    let whole = |got: &str| {
+        let line = got.lines().find(|l| l.contains(": gt0@")).unwrap_or_default();
+        assert!(line.contains(",UP"), "{got}");
+        for address in [format!("inet 10.9.{third}.3/24"), format!("inet6 fd00:{third}::3/64")] {
+            assert!(got.contains(&address), "{address}: {got}");
+        }
+    };
+    // The second is not there.
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "inside"}, "gtabsent": {}});
+    let got = text(&in_network(&b, &show(&run)));
+    assert!(got.contains("move \\\"gtabsent\\\"") && got.contains("no such device"), "{got}");
+    whole(&got);
+
+    // The name is taken in the container's namespace, which shows after the move.
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "lo"}});
+    let got = text(&in_network(&b, &show(&run)));
+    assert!(got.contains("move \\\"gt0\\\"") && got.contains("file exists"), "{got}");
+    whole(&got);
+
+    // A bridge stays in its namespace.
+    b.config["linux"]["netDevices"] = json!({"gtb": {}});
+    let bridge = format!(
+        "ip link add gtb type bridge; ip addr add 10.8.{third}.1/24 dev gtb; ip link set gtb up; \
+         ip route add 10.7.{third}.0/24 dev gtb; {run} ip -o link show gtb; ip route; exit 7"
+    );
+    let got = text(&in_network(&b, &bridge));
+    assert!(got.contains("move \\\"gtb\\\"") && got.contains("invalid argument"), "{got}");
+    let line = got.lines().find(|l| l.contains(": gtb:")).unwrap_or_default();
+    assert!(line.contains(",UP"), "{got}");
+    assert!(got.contains(&format!("10.7.{third}.0/24 dev gtb")), "{got}");
+}
+
 #[test]
 fn a_cgroup_of_its_own_belongs_to_the_containers_root() {
     for writable in [true, false] {
