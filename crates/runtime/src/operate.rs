@@ -162,16 +162,22 @@ pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) ->
         return Err(Error::WrongStatus("container not running".into()));
     }
     let r = &container.record;
-    if let Some(unit) = &r.unit {
-        unit.set(resources, r.cgroup.is_v2())?;
-    }
-    r.cgroup.set(resources)?;
+    // systemd forgets the device rules of v1 with every change.
+    let forgets = r.unit.is_some() && !r.cgroup.is_v2();
+    let now = match resources.devices.is_empty() && !forgets {
+        true => Vec::new(),
+        false => container.spec()?.linux.and_then(|l| l.resources).unwrap_or_default().devices,
+    };
     // Kubernetes' engines send the device rules with every update; most often they are the same.
-    if resources.devices.is_empty() {
-        return Ok(());
+    let changed = !resources.devices.is_empty() && now != resources.devices;
+    match &r.unit {
+        Some(unit) => {
+            let rules = if changed { &resources.devices } else { &now };
+            unit.update(&r.cgroup, resources, rules, changed)?;
+        }
+        None => r.cgroup.set(resources)?,
     }
-    let now = container.spec()?.linux.and_then(|l| l.resources).unwrap_or_default().devices;
-    if now == resources.devices {
+    if !changed {
         return Ok(());
     }
     container.record.cgroup.change_devices(&now, &resources.devices)?;

@@ -9,27 +9,26 @@
 //!  a-b.slice::x.slice         /a.slice/a-b.slice/x.slice
 //! ```
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::v2::cpu_weight;
+use self::limits::{InForce, devices, limits};
+use super::{Cgroup, files, v1};
 use crate::dbus::{ANSWER_LIMIT, Bus, Method, Value};
 use crate::error::{Error, Result, Step};
-use crate::spec::Resources;
-use crate::surroundings::number_list;
+use crate::spec::{DeviceRule, Resources};
 
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const PRIVATE: &str = "/run/systemd/private";
 /// systemd's own limit for unit names.
 const NAME_LIMIT_BYTES: usize = 255;
-const CPU_LIMIT: usize = 8192;
 /// Annotations with this prefix are properties of the unit.
 const PROPERTY: &str = "org.systemd.property.";
-/// The kernel's period where none is given.
-const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// A container's unit; part of the state file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,17 +85,8 @@ impl Unit {
 
     /// Cgroup of the user's systemd.
     fn user_manager(&self) -> Result<PathBuf> {
-        let method = Method {
-            destination: "org.freedesktop.systemd1",
-            path: "/org/freedesktop/systemd1",
-            interface: "org.freedesktop.DBus.Properties",
-            member: "Get",
-        };
-        let arguments = [
-            Value::Str("org.freedesktop.systemd1.Manager".into()),
-            Value::Str("ControlGroup".into()),
-        ];
-        let answer = self.connect()?.call(method, &arguments)?;
+        let arguments = property_of_manager("ControlGroup");
+        let answer = self.connect()?.call(PROPERTY_OF_MANAGER, &arguments)?;
         let path = answer.strings().and_then(|s| s.into_iter().next());
         path.map(PathBuf::from)
             .ok_or_else(|| Error::config("D-Bus", "the user's systemd does not tell its cgroup"))
@@ -134,18 +124,17 @@ impl Unit {
     /// Has the unit made with the process in it. It is ours once this returns; there is a cgroup when
     /// the job has ended.
     pub(crate) fn start(&self, launch: &Launch<'_>, resources: &Resources) -> Result<Job<'_>> {
+        let mut bus = self.connect()?;
         let mut properties = self.properties(launch)?;
-        properties.extend(limits(resources, launch.v2)?);
+        properties.extend(understood(&mut bus, resources, launch.v2)?);
         if !launch.v2 {
-            let known = std::fs::read_to_string("/proc/devices").unwrap_or_default();
-            properties.extend(devices(resources, &known)?);
+            properties.extend(devices(&resources.devices, &known_devices())?);
         }
         for (key, text) in launch.annotations {
             if let Some(name) = key.strip_prefix(PROPERTY) {
                 properties.push(annotation(name, text)?);
             }
         }
-        let mut bus = self.connect()?;
         self.listen_for_jobs(&mut bus)?;
         let arguments = |properties| {
             [
@@ -196,9 +185,37 @@ impl Unit {
         Ok(out)
     }
 
-    /// Tells systemd of changed limits; what it does not know of is written by us alone.
-    pub(crate) fn set(&self, resources: &Resources, v2: bool) -> Result<()> {
-        let properties = limits(resources, v2)?;
+    /// What is both told to systemd and written by us for a unit that is still to be made: a quota as
+    /// systemd will write it.
+    pub(crate) fn agreed(resources: &Resources) -> Resources {
+        limits::agreed(resources, &InForce::default())
+    }
+
+    /// Changes limits: systemd is told, and then they are written by us; what systemd does not know of
+    /// is only written. `rules`: the device rules that are to be in force afterwards; `changed`: they
+    /// are not those that systemd knows. On v2 they are not systemd's business.
+    pub(crate) fn update(
+        &self,
+        cgroup: &Cgroup,
+        resources: &Resources,
+        rules: &[DeviceRule],
+        changed: bool,
+    ) -> Result<()> {
+        let v2 = cgroup.is_v2();
+        let resources = limits::agreed(resources, &InForce::read(cgroup, resources)?);
+        let changed = changed && !v2;
+        if changed || !limits(&resources, v2, u32::MAX)?.is_empty() {
+            let mut bus = self.connect()?;
+            let mut properties = understood(&mut bus, &resources, v2)?;
+            if changed {
+                properties.extend(devices(rules, &known_devices())?);
+            }
+            undisturbed(cgroup, rules, changed, || self.set(&mut bus, properties))?;
+        }
+        cgroup.set(&resources)
+    }
+
+    fn set(&self, bus: &mut Bus, properties: Vec<(String, Value)>) -> Result<()> {
         if properties.is_empty() {
             return Ok(());
         }
@@ -208,7 +225,6 @@ impl Unit {
             Value::Bool(true),
             Value::Properties(properties),
         ];
-        let mut bus = self.connect()?;
         let set = bus.call(manager("SetUnitProperties"), &arguments);
         set.step(|| format!("change systemd unit {}", self.name)).map(drop)
     }
@@ -229,6 +245,47 @@ impl Unit {
             Err(e) => Err(e),
         }
     }
+}
+
+/// The limits, without what this systemd is too old for: that is only written by us.
+fn understood(bus: &mut Bus, resources: &Resources, v2: bool) -> Result<Vec<(String, Value)>> {
+    let all = limits(resources, v2, u32::MAX)?;
+    if limits(resources, v2, 0)? == all {
+        return Ok(all);
+    }
+    let answer = bus.call(PROPERTY_OF_MANAGER, &property_of_manager("Version"))?;
+    let text = answer.strings().and_then(|s| s.into_iter().next()).unwrap_or_default();
+    limits(resources, v2, limits::version(&text))
+}
+
+fn known_devices() -> String {
+    std::fs::read_to_string("/proc/devices").unwrap_or_default()
+}
+
+/// Has systemd told by `tell`. On v1 it writes its device rules again with every change, beginning with
+/// "nothing": the container does not run meanwhile, and then its own rules, which say more, are written
+/// again.
+fn undisturbed(
+    cgroup: &Cgroup,
+    rules: &[DeviceRule],
+    changed: bool,
+    tell: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let Cgroup::V1 { dirs, .. } = cgroup else { return tell() };
+    let Some(dir) = v1::dir(dirs, "devices") else { return tell() };
+    let is_open = files::read(&dir.join("devices.list"))?.trim() == "a *:* rwm";
+    if is_open && !changed {
+        return tell();
+    }
+    let freeze = v1::dir(dirs, "freezer").is_some() && !cgroup.is_frozen()?;
+    let result = if freeze { cgroup.freeze(true) } else { Ok(()) }.and_then(|()| {
+        let told = tell();
+        let rules = super::devices::effective(rules)?;
+        let written = v1::set_devices(dirs, &rules);
+        told.and(written)
+    });
+    let thawed = if freeze { cgroup.freeze(false) } else { Ok(()) };
+    result.and(thawed)
 }
 
 /// What systemd is doing with a unit.
@@ -260,6 +317,17 @@ impl Job<'_> {
             )),
         }
     }
+}
+
+const PROPERTY_OF_MANAGER: Method<'_> = Method {
+    destination: "org.freedesktop.systemd1",
+    path: "/org/freedesktop/systemd1",
+    interface: "org.freedesktop.DBus.Properties",
+    member: "Get",
+};
+
+fn property_of_manager(name: &str) -> [Value; 2] {
+    [Value::Str("org.freedesktop.systemd1.Manager".into()), Value::Str(name.into())]
 }
 
 fn manager(member: &str) -> Method<'_> {
@@ -311,124 +379,6 @@ fn expand(slice: &str) -> Option<PathBuf> {
         out.push(format!("{name}.slice"));
     }
     Some(out)
-}
-
-/// The device rules, as far as systemd can say them: on v1 it writes them again at every reload. (On
-/// v2 our program stays beside systemd's, and both must allow.) What it cannot say, our own rules
-/// forbid. `known`: /proc/devices.
-fn devices(r: &Resources, known: &str) -> Result<Vec<(String, Value)>> {
-    let rules = super::devices::effective(&r.devices)?;
-    let open = rules.iter().rev().find(|r| r.is_default()).is_some_and(|r| r.allow);
-    let allowed = rules.iter().filter(|r| r.allow && !open);
-    let mut list = Vec::new();
-    for rule in allowed {
-        let (heading, kind) = match rule.kind {
-            'b' => ("Block devices:", "block"),
-            _ => ("Character devices:", "char"),
-        };
-        let name = match (rule.major, rule.minor) {
-            (None, _) => Some(format!("{kind}-*")),
-            (Some(major), None) => group(known, heading, major).map(|g| format!("{kind}-{g}")),
-            // systemd looks the node up.
-            (Some(major), Some(minor)) => {
-                Some(format!("/dev/{kind}/{major}:{minor}")).filter(|path| Path::new(path).exists())
-            }
-        };
-        list.extend(name.map(|name| (name, rule.letters())));
-    }
-    let policy = if open { "auto" } else { "strict" };
-    Ok(vec![
-        ("DevicePolicy".to_owned(), Value::Str(policy.into())),
-        ("DeviceAllow".to_owned(), Value::Pairs(list)),
-    ])
-}
-
-/// The driver's name by its major number, from /proc/devices.
-fn group<'a>(known: &'a str, heading: &str, major: u32) -> Option<&'a str> {
-    let lines = known.lines().skip_while(|l| *l != heading).skip(1);
-    lines.take_while(|l| !l.is_empty()).find_map(|l| {
-        let (number, name) = l.trim().split_once(' ')?;
-        (number.parse() == Ok(major)).then_some(name)
-    })
-}
-
-/// Limits in systemd's terms.
-fn limits(r: &Resources, v2: bool) -> Result<Vec<(String, Value)>> {
-    let mut out: Vec<(String, Value)> = Vec::new();
-    let mut put = |name: &str, value: Value| out.push((name.to_owned(), value));
-    // Below 0 is "no limit", which to systemd is the largest number.
-    let size = |n: i64| Value::U64(u64::try_from(n).unwrap_or(u64::MAX));
-    if let Some(m) = &r.memory {
-        if let Some(limit) = m.limit.filter(|l| *l != 0) {
-            put(if v2 { "MemoryMax" } else { "MemoryLimit" }, size(limit));
-        }
-        if v2 && let Some(low) = m.reservation.filter(|l| *l != 0) {
-            put("MemoryLow", size(low));
-        }
-        if v2 && let Some(swap) = super::v2::swap_limit(m).ok().flatten() {
-            put("MemorySwapMax", size(swap));
-        }
-    }
-    if let Some(c) = &r.cpu {
-        if let Some(shares) = c.shares.filter(|s| *s != 0) {
-            match v2 {
-                true => put("CPUWeight", Value::U64(cpu_weight(shares))),
-                false => put("CPUShares", Value::U64(shares)),
-            }
-        }
-        quota(c.quota, c.period).into_iter().for_each(|(name, value)| put(name, value));
-        if v2 {
-            for (name, list, field) in [
-                ("AllowedCPUs", &c.cpus, "linux.resources.cpu.cpus"),
-                ("AllowedMemoryNodes", &c.mems, "linux.resources.cpu.mems"),
-            ] {
-                if !list.is_empty() {
-                    put(name, Value::Bytes(mask(list, field)?));
-                }
-            }
-        }
-    }
-    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit).filter(|l| *l != 0) {
-        put("TasksMax", size(limit));
-    }
-    if !v2 && let Some(w) = r.block_io.as_ref().and_then(|b| b.weight).filter(|w| *w != 0) {
-        put("BlockIOWeight", Value::U64(w.into()));
-    }
-    Ok(out)
-}
-
-fn quota(quota: Option<i64>, period: Option<u64>) -> Vec<(&'static str, Value)> {
-    /// systemd keeps whole percents: 10 ms in a second.
-    const PERCENT_US: u64 = 10_000;
-    let period = period.filter(|p| *p != 0);
-    let mut out = Vec::new();
-    if let Some(period) = period {
-        out.push(("CPUQuotaPeriodUSec", Value::U64(period)));
-    }
-    if let Some(quota) = quota.filter(|q| *q != 0) {
-        let per_second = match u64::try_from(quota) {
-            Ok(q) => q
-                .saturating_mul(1_000_000)
-                .checked_div(period.unwrap_or(DEFAULT_PERIOD_US))
-                .unwrap_or(u64::MAX)
-                .checked_next_multiple_of(PERCENT_US)
-                .unwrap_or(u64::MAX),
-            Err(_) => u64::MAX,
-        };
-        out.push(("CPUQuotaPerSecUSec", Value::U64(per_second)));
-    }
-    out
-}
-
-/// `0,9` as bytes of bits, lowest first.
-fn mask(list: &str, field: &'static str) -> Result<Vec<u8>> {
-    let bad = || Error::config(field, format!("{list:?} is no list of numbers"));
-    let numbers = number_list(list, CPU_LIMIT).ok_or_else(bad)?;
-    let mut out = vec![0u8; numbers.iter().max().map_or(0, |n| n / 8 + 1)];
-    for n in numbers {
-        out[n / 8] |= 1 << (n % 8);
-    }
-    Ok(out)
 }
 
 /// A property from an annotation, in GVariant's text form: what systemd's properties of units
@@ -490,7 +440,6 @@ fn variant(text: &str) -> Option<Value> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::spec::{Cpu, Memory, Pids};
 
     #[test]
     fn names_and_paths() {
@@ -503,44 +452,6 @@ mod tests {
         for bad in ["/a/b", "a:b", "a.slice:b:c/../d", "a--b.slice:c:d", "a:b:c", "/x.slice:b:c"] {
             assert!(path(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn limits_in_systemds_terms() {
-        let r = Resources {
-            memory: Some(Memory { limit: Some(100), swap: Some(150), ..Memory::default() }),
-            cpu: Some(Cpu {
-                shares: Some(1024),
-                quota: Some(12_345),
-                cpus: "0,9".into(),
-                ..Cpu::default()
-            }),
-            pids: Some(Pids { limit: Some(-1) }),
-            ..Resources::default()
-        };
-        let got = limits(&r, true).unwrap();
-        let find = |name: &str| got.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-        assert_eq!(find("MemoryMax"), Some(Value::U64(100)));
-        assert_eq!(find("MemorySwapMax"), Some(Value::U64(50)));
-        assert_eq!(find("CPUWeight"), Some(Value::U64(100)));
-        // 12.345 % is rounded up to 13 %.
-        assert_eq!(find("CPUQuotaPerSecUSec"), Some(Value::U64(130_000)));
-        assert_eq!(find("AllowedCPUs"), Some(Value::Bytes(vec![1, 2])));
-        assert_eq!(find("TasksMax"), Some(Value::U64(u64::MAX)));
-        let old = limits(&r, false).unwrap();
-        assert!(old.iter().any(|(n, v)| n == "CPUShares" && *v == Value::U64(1024)));
-    }
-
-    #[test]
-    fn devices_by_group_and_node() {
-        let known = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  8 sd\n";
-        assert_eq!(group(known, "Character devices:", 136), Some("pts"));
-        assert_eq!(group(known, "Character devices:", 8), None);
-        let got = devices(&Resources::default(), known).unwrap();
-        assert_eq!(got[0].1, Value::Str("strict".into()));
-        let Value::Pairs(list) = &got[1].1 else { panic!() };
-        assert!(list.contains(&("char-pts".into(), "rwm".into())), "{list:?}");
-        assert!(list.contains(&("block-*".into(), "m".into())), "{list:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
 use super::{Made, Parent};
-use crate::cgroup::Launch;
+use crate::cgroup::{Launch, Unit};
 use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
@@ -266,6 +266,7 @@ fn settle(
     }
     if cgroup_later {
         if let Some(unit) = parent.unit.take() {
+            parent.resources = Unit::agreed(&parent.resources);
             let r = &parent.record;
             let launch =
                 Launch { id: &r.id, pid, v2: r.cgroup.is_v2(), annotations: &r.annotations };
