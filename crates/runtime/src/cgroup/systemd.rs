@@ -202,6 +202,10 @@ impl Unit {
         changed: bool,
     ) -> Result<()> {
         let v2 = cgroup.is_v2();
+        // systemd would not ask.
+        if let (Cgroup::V2 { dir }, Some(m)) = (cgroup, &resources.memory) {
+            super::v2::check_usage(dir, m)?;
+        }
         let resources = limits::agreed(resources, &InForce::read(cgroup, resources)?);
         let changed = changed && !v2;
         if changed || !limits(&resources, v2, u32::MAX)?.is_empty() {
@@ -452,6 +456,19 @@ mod tests {
         for bad in ["/a/b", "a:b", "a.slice:b:c/../d", "a--b.slice:c:d", "a:b:c", "/x.slice:b:c"] {
             assert!(path(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_limit_below_the_usage_is_refused_before_systemd_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("memory.current"), "200\n").unwrap();
+        let cgroup = Cgroup::V2 { dir: dir.path().to_owned() };
+        let mut r = Resources::default();
+        r.memory = serde_json::from_str(r#"{"limit": 100, "checkBeforeUpdate": true}"#).unwrap();
+        let unit = Unit::parse(&format!(":gantry-test:{}", std::process::id()), "c1", false);
+        let e = unit.unwrap().update(&cgroup, &r, &[], false).unwrap_err().chain();
+        assert!(e.contains("100 is below the current usage 200"), "{e}");
+        assert!(!dir.path().join("memory.max").exists());
     }
 
     #[test]

@@ -133,15 +133,7 @@ fn memory(dir: &Path, m: &Memory) -> Result<()> {
         }
     }
     if let Some(limit) = limit {
-        if m.check_before_update == Some(true) && limit > 0 {
-            let usage = files::number(dir, "memory.current")?;
-            if i64::try_from(usage).is_ok_and(|u| u > limit) {
-                return Err(Error::config(
-                    "linux.resources.memory.limit",
-                    format!("{limit} is below the current usage {usage}"),
-                ));
-            }
-        }
+        check_usage(dir, m)?;
         files::write(dir, "memory.max", &max(limit))?;
     }
     if let Some(r) = m.reservation.filter(|r| *r != 0) {
@@ -160,6 +152,21 @@ fn memory(dir: &Path, m: &Memory) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `memory.checkBeforeUpdate`: refuses a limit below what is in use, for which processes would be killed.
+pub(super) fn check_usage(dir: &Path, m: &Memory) -> Result<()> {
+    let Some(limit) = m.limit.filter(|l| *l > 0 && m.check_before_update == Some(true)) else {
+        return Ok(());
+    };
+    let usage = files::number(dir, "memory.current")?;
+    match i64::try_from(usage) {
+        Ok(now) if now > limit => Err(Error::config(
+            "linux.resources.memory.limit",
+            format!("{limit} is below the current usage {usage}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// v1 counts memory and swap together, v2 swap alone; the spec speaks v1.
