@@ -34,15 +34,24 @@ const LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Makes the spec's devices, and the default ones that it does not name.
-pub(super) fn make(root: &Root<'_>, devices: &[Device]) -> Result<()> {
+/// Fills a /dev: the spec's devices, the default ones that it does not name, and the usual links.
+pub(super) fn populate(root: &Root<'_>, devices: &[Device]) -> Result<()> {
+    let (dev, _) = ensure_in(root.fd(), Path::new("/dev"), Leaf::Directory)
+        .ctx("mkdir", || "/dev")
+        .step(|| "error creating device nodes")?;
+    make(root, &dev, devices)?;
+    links(root, &dev)
+}
+
+/// `dev`: the root's /dev.
+fn make(root: &Root<'_>, dev: &OwnedFd, devices: &[Device]) -> Result<()> {
     let listed: Vec<PathBuf> = devices.iter().map(|d| clean(&d.path)).collect();
     for device in devices {
         // The pty multiplexer is the container's own, by the link below.
         if clean(&device.path) == Path::new("/dev/ptmx") {
             continue;
         }
-        one(root, device).step(|| format!("error creating device nodes: {}", device.path))?;
+        one(root, dev, device).step(|| format!("error creating device nodes: {}", device.path))?;
     }
     for (path, major, minor) in DEFAULT {
         if listed.iter().any(|p| p == Path::new(path)) {
@@ -57,12 +66,12 @@ pub(super) fn make(root: &Root<'_>, devices: &[Device]) -> Result<()> {
             uid: None,
             gid: None,
         };
-        one(root, &device).step(|| format!("error creating device nodes: {path}"))?;
+        one(root, dev, &device).step(|| format!("error creating device nodes: {path}"))?;
     }
     Ok(())
 }
 
-fn one(root: &Root<'_>, device: &Device) -> Result<()> {
+fn one(root: &Root<'_>, dev: &OwnedFd, device: &Device) -> Result<()> {
     let path = clean(&device.path);
     let text = || device.path.clone();
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -71,15 +80,22 @@ fn one(root: &Root<'_>, device: &Device) -> Result<()> {
     if root.in_userns {
         return bind(root, device, &path);
     }
-    let (dir, _) = ensure_in(root.fd(), parent, Leaf::Directory).ctx("mkdir", text)?;
+    let elsewhere;
+    let dir = match parent == Path::new("/dev") {
+        true => dev,
+        false => {
+            (elsewhere, _) = ensure_in(root.fd(), parent, Leaf::Directory).ctx("mkdir", text)?;
+            &elsewhere
+        }
+    };
     let kind = kind(device)?;
     let number = makedev(number(device.major)?, number(device.minor)?);
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match mknodat(&dir, name, kind, mode, number) {
+    match mknodat(dir, name, kind, mode, number) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             // There already (an image's own node, or a bind mount): it must be that device.
-            drop(open_node(&dir, name, device, kind, number)?);
+            drop(open_node(dir, name, device, kind, number)?);
         }
         // A sandbox without mknod.
         Err(Errno::PERM) => return bind(root, device, &path),
@@ -88,7 +104,7 @@ fn one(root: &Root<'_>, device: &Device) -> Result<()> {
     // umask is 0 here, so that mknod has set the mode of a new node.
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
-        let node = open_node(&dir, name, device, kind, number)?;
+        let node = open_node(dir, name, device, kind, number)?;
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         chownat(&node, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).ctx("chown", text)?;
         // chown clears setuid bits only; devices have none, but a mode may be asked for exactly.
@@ -152,26 +168,24 @@ fn number(n: i64) -> Result<u32> {
 }
 
 /// /dev/fd and its kin, /dev/ptmx.
-pub(super) fn links(root: &Root<'_>) -> Result<()> {
-    let (dev, _) =
-        ensure_in(root.fd(), Path::new("/dev"), Leaf::Directory).ctx("mkdir", || "/dev")?;
+fn links(root: &Root<'_>, dev: &OwnedFd) -> Result<()> {
     let mut links: Vec<(&str, &str)> = LINKS.to_vec();
     if open_in(root.fd(), Path::new("/proc/kcore"), OFlags::PATH, ResolveFlags::empty()).is_ok() {
         links.push(("core", "/proc/kcore"));
     }
     for (name, target) in links {
-        match symlinkat(target, &dev, name) {
+        match symlinkat(target, dev, name) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e).ctx("symlink", || format!("/dev/{name}")),
         }
     }
-    match unlinkat(&dev, c"ptmx", AtFlags::empty()) {
+    match unlinkat(dev, c"ptmx", AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         // Something is mounted there: the spec's own choice.
         Err(Errno::BUSY) => return Ok(()),
         Err(e) => return Err(e).ctx("unlink", || "/dev/ptmx"),
     }
-    symlinkat(c"pts/ptmx", &dev, c"ptmx").ctx("symlink", || "/dev/ptmx")
+    symlinkat(c"pts/ptmx", dev, c"ptmx").ctx("symlink", || "/dev/ptmx")
 }
 
 /// Covers /dev/console with the pty's slave.

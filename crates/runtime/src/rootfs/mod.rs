@@ -182,8 +182,7 @@ pub(crate) fn build<'a>(
     });
     if !own_dev {
         let listed = spec.linux.as_ref().map_or(&[][..], |l| &l.devices);
-        devices::make(&root, listed)?;
-        devices::links(&root)?;
+        devices::populate(&root, listed)?;
     }
     Ok(root)
 }
