@@ -31,8 +31,10 @@ fn main() -> std::io::Result<()> {
             break;
         }
     }
-    while hold {
-        std::thread::park();
+    if hold {
+        loop {
+            std::thread::park();
+        }
     }
     writeln!(out, "done")
 }
