@@ -195,7 +195,11 @@ fn engine(
         init_path: settings.text("init-path").filter(|path| !path.is_empty()).map(Into::into),
         no_new_privileges: on("no-new-privileges", false),
         registry_mirrors: checked(settings.list("registry-mirrors"), mirror)?,
-        insecure_registries: settings.list("insecure-registries").iter().map(bare_host).collect(),
+        insecure_registries: settings
+            .list("insecure-registries")
+            .iter()
+            .map(|text| bare_host(text))
+            .collect(),
         http_proxy: settings.text("http-proxy").unwrap_or_default().into(),
         https_proxy: settings.text("https-proxy").unwrap_or_default().into(),
         no_proxy: settings.text("no-proxy").unwrap_or_default().into(),
@@ -313,7 +317,7 @@ fn mirror(url: &str) -> Result<(), String> {
 }
 
 /// A scheme before an insecure registry's name says nothing, and dockerd cuts it off.
-fn bare_host(text: &String) -> String {
+fn bare_host(text: &str) -> String {
     let bare = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     bare.unwrap_or(text).to_owned()
 }
