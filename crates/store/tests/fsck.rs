@@ -225,7 +225,7 @@ async fn layers() {
             if path.exists() {
                 let how = damage(&path, *name != "index");
                 let what = format!("{name} {how}");
-                ground.found_and_repaired(&[object.clone()], &before, &what).await;
+                ground.found_and_repaired(std::slice::from_ref(&object), &before, &what).await;
             }
         }
         if !names.is_empty() {
@@ -233,7 +233,7 @@ async fn layers() {
         }
         for round in 0..6 {
             let Some(what) = spoil(&directory.join("fs"), round) else { continue };
-            ground.found_and_repaired(&[object.clone()], &before, what).await;
+            ground.found_and_repaired(std::slice::from_ref(&object), &before, what).await;
         }
         fs::remove_dir_all(directory.join("fs")).unwrap();
         ground.found_and_repaired(&[object], &before, "fs removed").await;

@@ -195,11 +195,7 @@ fn engine(
         init_path: settings.text("init-path").filter(|path| !path.is_empty()).map(Into::into),
         no_new_privileges: on("no-new-privileges", false),
         registry_mirrors: checked(settings.list("registry-mirrors"), mirror)?,
-        insecure_registries: settings
-            .list("insecure-registries")
-            .iter()
-            .map(|text| bare_host(text))
-            .collect(),
+        insecure_registries: bare_hosts(settings.list("insecure-registries")),
         http_proxy: settings.text("http-proxy").unwrap_or_default().into(),
         https_proxy: settings.text("https-proxy").unwrap_or_default().into(),
         no_proxy: settings.text("no-proxy").unwrap_or_default().into(),
@@ -317,9 +313,12 @@ fn mirror(url: &str) -> Result<(), String> {
 }
 
 /// A scheme before an insecure registry's name says nothing, and dockerd cuts it off.
-fn bare_host(text: &str) -> String {
-    let bare = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    bare.unwrap_or(text).to_owned()
+fn bare_hosts(names: &[String]) -> Vec<String> {
+    let bare = |name: &String| {
+        let bare = name.strip_prefix("http://").or_else(|| name.strip_prefix("https://"));
+        bare.unwrap_or(name).to_owned()
+    };
+    names.iter().map(bare).collect()
 }
 
 fn attempts(settings: &Settings) -> Result<u32, String> {
