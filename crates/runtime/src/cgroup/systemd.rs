@@ -463,8 +463,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("memory.current"), "200\n").unwrap();
         let cgroup = Cgroup::V2 { dir: dir.path().to_owned() };
-        let mut r = Resources::default();
-        r.memory = serde_json::from_str(r#"{"limit": 100, "checkBeforeUpdate": true}"#).unwrap();
+        let text = r#"{"limit": 100, "checkBeforeUpdate": true}"#;
+        let memory = serde_json::from_str(text).unwrap();
+        let r = Resources { memory, ..Resources::default() };
         let unit = Unit::parse(&format!(":gantry-test:{}", std::process::id()), "c1", false);
         let e = unit.unwrap().update(&cgroup, &r, &[], false).unwrap_err().chain();
         assert!(e.contains("100 is below the current usage 200"), "{e}");
