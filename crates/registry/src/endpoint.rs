@@ -183,10 +183,12 @@ impl Shared {
         known.is_none_or(|https| https == endpoint.origin.https)
     }
 
-    /// Whether another endpoint comes after this one, so that it is not worth to insist.
+    /// Whether another endpoint comes after this one, so that it is not worth to insist. That a
+    /// request beside this one has found out meanwhile that it is HTTP makes the next one no less worth
+    /// asking.
     pub(crate) fn has_next(&self, endpoint: &Endpoint) -> bool {
-        let unknown = || self.known_scheme(endpoint).is_none();
-        endpoint.mirror || (endpoint.probing && endpoint.origin.https && unknown())
+        let may_be_http = || self.known_scheme(endpoint) != Some(true);
+        endpoint.mirror || (endpoint.probing && endpoint.origin.https && may_be_http())
     }
 
     /// Whether an error is a reason to ask the next endpoint.

@@ -265,6 +265,26 @@ async fn plain_http_in_both_directions() {
     assert_eq!(pull.referrers(&by_digest, Some("z")).await.unwrap().len(), 0);
 }
 
+/// Whichever of them finds out first that the registry speaks no TLS, none fails for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_requests_beside_each_other() {
+    let registry = Registry::start(&Access::All);
+    let absent = Digest::sha256(random(9));
+    for _ in 0..20 {
+        let client = Client::new(quick()).unwrap();
+        let image = registry.image("team/app:v1");
+        let pull = std::sync::Arc::new(client.pull(&image, Credentials::Anonymous).await.unwrap());
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let (pull, absent) = (pull.clone(), absent.clone());
+            asked.spawn(async move { pull.blob_exists(&absent).await });
+        }
+        while let Some(answer) = asked.join_next().await {
+            assert_eq!(answer.unwrap().unwrap(), None);
+        }
+    }
+}
+
 #[tokio::test]
 async fn uploads_of_all_kinds() {
     let registry = Registry::start(&Access::All);
