@@ -172,6 +172,12 @@ fn a_lost_tar_is_a_lost_layer() {
         let target = load(&services).await;
         let image = services.extras.unpack(&target, None).await.unwrap();
         let shown = transfer::shown(&services, &image).await;
+        let top = image.chain_ids.last().unwrap().to_string();
+        let labels = labels(&[("containerd.io/gc.root", "1")]);
+        let mounts = services.snapshots.prepare("c", Some(&top), labels).await.unwrap();
+        let written = random::name("text");
+        let text = written.clone();
+        suite::snapshots::mounted(&mounts, move |root| std::fs::write(root.join("etc/mine"), text));
         drop((services, store));
         let tar = &files(&root).0[0];
         let file = std::fs::OpenOptions::new().write(true).open(tar).unwrap();
@@ -184,9 +190,17 @@ fn a_lost_tar_is_a_lost_layer() {
         }
         let store = Store::open(config(&root, LayerForm::Index)).await.unwrap();
         let services = store.open(NAMESPACE).unwrap();
+        // What was written on it waits for it.
+        suite::assert_kind(services.snapshots.mounts("c").await, types::ErrorKind::NotFound);
+        services.extras.collect_garbage().await.unwrap();
         let again = services.extras.unpack(&target, None).await.unwrap();
         assert_eq!(again, image);
         assert_eq!(transfer::shown(&services, &image).await, shown);
+        let mounts = services.snapshots.mounts("c").await.unwrap();
+        suite::snapshots::mounted(&mounts, move |root| {
+            assert_eq!(std::fs::read_to_string(root.join("etc/mine"))?, written);
+            Ok(())
+        });
     });
 }
 

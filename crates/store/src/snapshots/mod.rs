@@ -403,15 +403,16 @@ impl Core {
     }
 
     /// Brings records and directories together after a start: a record without its directory (the
-    /// power went before it was synced) goes, with what stands on it; a directory without a record
-    /// (an ephemeral one, or one whose record never became durable) goes into the trash, unless the
-    /// records were just rebuilt: what those miss stays until the next start.
+    /// power went before it was synced) goes, with the layers that stand on it. What somebody writes on
+    /// them stays: it is there again with the layers below it, and refused until then. A directory
+    /// without a record (an ephemeral one, or one whose record never became durable) goes into the
+    /// trash, unless the records were just rebuilt: what those miss stays until the next start.
     pub(crate) fn reconcile_snapshots(&self, opened: Opened) -> Result<()> {
         let present = self.disk.present()?;
         let mut used = BTreeSet::new();
         for ns in self.namespaces() {
             let records = self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)?;
-            let mut lost = BTreeSet::new();
+            let (mut lost, mut waiting) = (BTreeSet::new(), BTreeSet::new());
             loop {
                 let before = lost.len();
                 for (key, record) in &records {
@@ -420,7 +421,10 @@ impl Core {
                     });
                     let here = present.contains(&record.id)
                         && record.is_whole(&self.disk.directory(record.id));
-                    if parent_lost || !here {
+                    let waits = parent_lost && here && record.kind == Kind::Active;
+                    if waits {
+                        waiting.insert(key);
+                    } else if parent_lost || !here {
                         lost.insert(key.clone());
                     }
                 }
@@ -430,6 +434,12 @@ impl Core {
             }
             if !lost.is_empty() {
                 tracing::warn!(namespace = ns, snapshots = ?lost, "snapshots were lost");
+            }
+            if !waiting.is_empty() {
+                tracing::warn!(
+                    namespace = ns, snapshots = ?waiting,
+                    "layers below these writable ones were lost: pull or load their images again"
+                );
             }
             self.db.write(Durable::Soon, |tx| {
                 for (key, record) in &records {
