@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     attempts: u32,
     /// By host and port: whether HTTPS was spoken, and when.
     pub(crate) schemes: Mutex<HashMap<String, (bool, Instant)>>,
+    /// The unknown keys of each `hosts.toml` that were warned of.
+    pub(crate) warned: Mutex<HashMap<PathBuf, Vec<String>>>,
 }
 
 /// What a successful login gives.
@@ -89,6 +91,7 @@ impl Client {
             certs_dirs: config.certs_dirs,
             attempts: config.attempts.max(1),
             schemes: Mutex::default(),
+            warned: Mutex::default(),
         })))
     }
 

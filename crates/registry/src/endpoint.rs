@@ -23,6 +23,9 @@ pub(crate) const HUB_HOST: &str = "registry-1.docker.io";
 /// How long it is remembered that an insecure registry speaks HTTPS or does not.
 const SCHEME_FOR: Duration = Duration::from_secs(600);
 const SCHEMES_MAX: usize = 1024;
+/// Files whose unknown keys are remembered, and how many of them a warning names.
+const FILES_MAX: usize = 256;
+const NAMED_MAX: usize = 8;
 
 /// One server that may have a repository.
 pub(crate) struct Endpoint {
@@ -110,10 +113,34 @@ impl Shared {
     async fn hosts_file(&self, registry: &str) -> Result<Option<Hosts>, Error> {
         let (dirs, name) = (self.certs_dirs.clone(), registry.to_owned());
         let read = tokio::task::spawn_blocking(move || hosts::find(&dirs, &name));
-        read.await.unwrap_or_else(|error| {
+        let file = read.await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
             Err(Error::File { path: hosts::FILE_NAME.into(), source })
-        })
+        })?;
+        if let Some(file) = &file {
+            self.warn_of_unknown(file);
+        }
+        Ok(file)
+    }
+
+    /// Once for as long as the file has the same unknown keys.
+    fn warn_of_unknown(&self, file: &Hosts) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.unknown.is_empty() {
+            warned.remove(&file.path);
+            return;
+        }
+        if warned.get(&file.path) == Some(&file.unknown) {
+            return;
+        }
+        if warned.len() >= FILES_MAX {
+            warned.clear();
+        }
+        warned.insert(file.path.clone(), file.unknown.clone());
+        let (path, more) = (file.path.display(), file.unknown.len().saturating_sub(NAMED_MAX));
+        let keys = file.unknown.iter().take(NAMED_MAX).map(String::as_str);
+        let keys = keys.collect::<Vec<_>>().join(", ");
+        tracing::warn!(%path, keys, more, "unknown keys are passed over");
     }
 
     /// A host of `hosts.toml`, or the `server` that it names in place of the registry's own.

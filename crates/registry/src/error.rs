@@ -280,6 +280,16 @@ impl Error {
         }
     }
 
+    /// Whether a registry's answer for a list of referrers says that it has no such list.
+    pub(crate) fn is_without_referrers(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 404 | 405),
+            // A registry without the API may say that it knows no such name.
+            Self::PullDenied { .. } | Self::RepositoryUnknown { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the registry, rather than the network, said that it has no such thing.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use toml::{Table, Value};
 
 use crate::{
@@ -23,6 +23,8 @@ const HOSTS_MAX: usize = 32;
 /// The directory for registries that have none of their own.
 const DEFAULT_NAME: &str = "_default";
 pub(crate) const FILE_NAME: &str = "hosts.toml";
+/// Headers that say where a message goes and where it ends (RFC 9112 section 6, RFC 9110 section 7.2).
+const FRAMING: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
 
 /// Why a `hosts.toml` is no good.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +37,6 @@ pub enum HostsError {
     TooMany,
     #[error("{key}: {problem}")]
     Key { key: String, problem: &'static str },
-    #[error(
-        "{key}: unknown key; a file in /etc/gantry/certs.d for this registry comes before this one"
-    )]
-    UnknownKey { key: String },
 }
 
 /// What a server may be asked for.
@@ -101,6 +99,8 @@ pub(crate) struct Hosts {
     pub(crate) path: PathBuf,
     pub(crate) mirrors: Vec<Host>,
     pub(crate) server: Host,
+    /// Keys that mean nothing here, as `host."https://a".key`. As with containerd they are no error.
+    pub(crate) unknown: Vec<String>,
 }
 
 /// The file for a registry: the first of its own in any of the directories, else the first for all
@@ -158,11 +158,13 @@ fn read(dir: &Path) -> Result<Option<Hosts>, Error> {
     if text.trim().is_empty() {
         return Ok(None);
     }
-    let (mirrors, server) = parse(&text, dir).map_err(invalid)?;
-    Ok(Some(Hosts { path: path.clone(), mirrors, server }))
+    parse(&text, &path).map(Some).map_err(invalid)
 }
 
-fn parse(text: &str, dir: &Path) -> Result<(Vec<Host>, Host), HostsError> {
+/// `path`: where the file lies; names of files in it are relative to its directory.
+fn parse(text: &str, path: &Path) -> Result<Hosts, HostsError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut unknown = Vec::new();
     let mut own = Table::new();
     let mut server = None;
     let mut mirrors = Vec::new();
@@ -177,22 +179,35 @@ fn parse(text: &str, dir: &Path) -> Result<(Vec<Host>, Host), HostsError> {
                 for (address, value) in hosts {
                     let at = format!("host.{address:?}");
                     let Value::Table(table) = value else { return Err(wrong(&at, "not a table")) };
-                    mirrors.push(host(Some(&address), table, dir, &format!("{at}."))?);
+                    let place = Place { dir, at: &format!("{at}.") };
+                    mirrors.push(host(Some(&address), table, place, &mut unknown)?);
                 }
             }
             ("host", _) => return Err(wrong("host", "not a table of hosts")),
             (_, value) => drop(own.insert(key, value)),
         }
     }
-    let server = host(server.as_deref(), own, dir, "")?;
-    Ok((mirrors, server))
+    let server = host(server.as_deref(), own, Place { dir, at: "" }, &mut unknown)?;
+    Ok(Hosts { path: path.to_owned(), mirrors, server, unknown })
 }
 
 fn wrong(key: &str, problem: &'static str) -> HostsError {
     HostsError::Key { key: key.to_owned(), problem }
 }
 
-fn host(address: Option<&str>, table: Table, dir: &Path, at: &str) -> Result<Host, HostsError> {
+/// The file's directory, and what stands in front of a table's keys.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    dir: &'a Path,
+    at: &'a str,
+}
+
+fn host(
+    address: Option<&str>,
+    table: Table,
+    Place { dir, at }: Place<'_>,
+    unknown: &mut Vec<String>,
+) -> Result<Host, HostsError> {
     let mut may = Capabilities::ALL;
     let mut headers = HeaderMap::new();
     let mut settings = Settings::default();
@@ -218,7 +233,7 @@ fn host(address: Option<&str>, table: Table, dir: &Path, at: &str) -> Result<Hos
                     |_| wrong(&name, "not the address of an http proxy; others are not supported");
                 settings.proxy = Some(proxy_server(text).map_err(wrong)?);
             }
-            _ => return Err(HostsError::UnknownKey { key: name }),
+            _ => unknown.push(name),
         }
     }
     let address = address.map(|text| {
@@ -314,6 +329,9 @@ fn header_lines(name: &str, value: Value) -> Result<HeaderMap, HostsError> {
     for (key, value) in table {
         let at = format!("{name}.{key}");
         let header: HeaderName = key.parse().map_err(|_| wrong(&at, "not a header's name"))?;
+        if FRAMING.contains(&header) {
+            return Err(wrong(&at, "follows from the request and cannot be set; remove it"));
+        }
         for text in texts(&at, value)? {
             let mut line =
                 HeaderValue::from_str(&text).map_err(|_| wrong(&at, "not a header's value"))?;
@@ -384,7 +402,9 @@ mod tests {
 
     #[test]
     fn files_as_documented() {
-        let (mirrors, server) = parse(DOCUMENTED, Path::new("/d")).unwrap();
+        let Hosts { mirrors, server, unknown, .. } =
+            parse(DOCUMENTED, Path::new("/d/hosts.toml")).unwrap();
+        assert_eq!(unknown, [""; 0]);
         let shown: Vec<String> = mirrors
             .iter()
             .map(|host| {
@@ -418,7 +438,8 @@ mod tests {
         assert_eq!(mirrors[3].settings.ca, [Path::new("/etc/certs/1.pem"), Path::new("/d/2.pem")]);
         assert_eq!(mirrors[5].settings.client.len(), 2);
         assert_eq!(server.address.unwrap().authority, "docker.io");
-        let (none, server) = parse("skip_verify = true", Path::new("/d")).unwrap();
+        let Hosts { mirrors: none, server, .. } =
+            parse("skip_verify = true", Path::new("/d/hosts.toml")).unwrap();
         assert!(none.is_empty() && server.address.is_none());
         assert_eq!(server.settings.skip_verify, Some(true));
     }
@@ -432,7 +453,6 @@ mod tests {
             ("[host.\"https://x?y\"]", "host.\"https://x?y\": not an address"),
             ("host = 1", "host: not a table"),
             ("capabilities = [\"fly\"]", "capabilities: use \"pull\""),
-            ("capabilites = [\"pull\"]", "capabilites: unknown key"),
             ("ca = 1", "ca: neither"),
             ("client = [[\"a\"]]", "client: neither"),
             ("skip_verify = \"yes\"", "skip_verify: neither true"),
@@ -441,14 +461,30 @@ mod tests {
             ("proxy = \"socks5://x\"", "proxy: not the address"),
             ("[header]\n\"a b\" = \"c\"", "header.a b: not a header's name"),
             ("[header]\na = \"b\\nc\"", "header.a: not a header's value"),
-            ("[host.\"http://a\"]\n[host.\"http://a\".host.\"http://b\"]", ".host: unknown key"),
+            ("[header]\nHOST = \"c\"", "header.HOST: follows from the request"),
+            ("[header]\nContent-length = \"1\"", "header.Content-length: follows"),
+            (
+                "[host.\"http://a\".header]\ntransfer-encoding = \"chunked\"",
+                "host.\"http://a\".header.transfer-encoding: follows",
+            ),
             ("x = ", "TOML parse error"),
         ] {
-            let error = parse(text, Path::new("/d")).unwrap_err().to_string();
+            let error = parse(text, Path::new("/d/hosts.toml")).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
         let many: String = (0..=HOSTS_MAX).map(|n| format!("[host.\"http://h{n}\"]\n")).collect();
-        assert!(matches!(parse(&many, Path::new("/d")), Err(HostsError::TooMany)));
+        let parsed = parse(&many, Path::new("/d/hosts.toml"));
+        assert!(matches!(parsed, Err(HostsError::TooMany)));
+    }
+
+    #[test]
+    fn unknown_keys_are_passed_over_and_named() {
+        let text = "capabilites = [\"pull\"]\nskip_verify = true\n\
+                    [host.\"http://a\"]\nserver = \"x\"\ncapabilities = [\"pull\"]\n";
+        let hosts = parse(text, Path::new("/d/hosts.toml")).unwrap();
+        assert_eq!(hosts.unknown, ["host.\"http://a\".server", "capabilites"]);
+        assert_eq!(hosts.server.settings.skip_verify, Some(true));
+        assert!(!hosts.mirrors[0].may.push);
     }
 
     #[test]

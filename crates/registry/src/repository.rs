@@ -208,55 +208,50 @@ impl Repository {
     /// # Errors
     /// When the registry refuses or cannot be reached.
     pub async fn head_manifest(&self, target: Target<'_>) -> Result<Option<Descriptor>, Error> {
-        match target {
+        let found = match target {
             Target::Tag(_) => {
                 route!(self, resolve, endpoint => self.head_manifest_at(&endpoint, target))
             }
             Target::Digest(_) => {
                 route!(self, pull, endpoint => self.head_manifest_at(&endpoint, target))
             }
-        }
+        };
+        or_none(found)
     }
 
     async fn head_manifest_at(
         &self,
         endpoint: &Endpoint,
         target: Target<'_>,
-    ) -> Result<Option<Descriptor>, Error> {
+    ) -> Result<Descriptor, Error> {
         let reference = self.shown(target);
         let context = Context::Manifest { reference: &reference };
         let rest = format!("manifests/{target}");
         let mut call = self.request(endpoint, Method::HEAD, &rest, context)?;
         call.headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-        let response = match self.shared.call(endpoint, &call).await {
-            Err(error) if error.is_not_found() => return Ok(None),
-            other => other?,
-        };
+        let response = self.shared.call(endpoint, &call).await?;
         let headers = response.headers();
         let digest = text(headers, CONTENT_DIGEST).and_then(|d| d.parse::<Digest>().ok());
         let size = text(headers, header::CONTENT_LENGTH).and_then(|s| s.parse().ok());
         let kind = text(headers, header::CONTENT_TYPE).map(str::to_owned);
         let (Some(digest), Some(size), Some(media_type)) = (digest, size, kind) else {
             // Not all registries say all of it.
-            return match self.get_manifest_at(endpoint, target).await {
-                Ok(manifest) => Ok(Some(manifest.descriptor)),
-                Err(error) if error.is_not_found() => Ok(None),
-                Err(error) => Err(error),
-            };
+            let manifest = self.get_manifest_at(endpoint, target).await?;
+            return Ok(manifest.descriptor);
         };
         if let Target::Digest(expected) = target
             && digest != *expected
         {
             return Err(self.mismatch("manifest", expected.clone(), digest));
         }
-        Ok(Some(Descriptor {
+        Ok(Descriptor {
             media_type,
             digest,
             size,
             platform: None,
             artifact_type: None,
             annotations: Default::default(),
-        }))
+        })
     }
 
     pub(crate) fn mismatch(&self, what: &'static str, expected: Digest, actual: Digest) -> Error {
@@ -440,7 +435,7 @@ impl Repository {
     /// # Errors
     /// When the registry refuses or cannot be reached.
     pub async fn blob_exists(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        route!(self, pull, endpoint => self.blob_exists_at(&endpoint, digest))
+        or_none(route!(self, pull, endpoint => self.blob_size_at(&endpoint, digest)))
     }
 
     pub(crate) async fn blob_exists_at(
@@ -448,17 +443,15 @@ impl Repository {
         endpoint: &Endpoint,
         digest: &Digest,
     ) -> Result<Option<u64>, Error> {
+        or_none(self.blob_size_at(endpoint, digest).await)
+    }
+
+    async fn blob_size_at(&self, endpoint: &Endpoint, digest: &Digest) -> Result<u64, Error> {
         let rest = format!("blobs/{digest}");
         let call = self.request(endpoint, Method::HEAD, &rest, Context::Blob { digest })?;
-        match self.shared.call(endpoint, &call).await {
-            Ok(response) => {
-                let size = text(response.headers(), header::CONTENT_LENGTH);
-                let size = size.and_then(|s| s.parse().ok());
-                size.map(Some).ok_or_else(|| self.malformed("answer", Problem::Header("size")))
-            }
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let response = self.shared.call(endpoint, &call).await?;
+        let size = text(response.headers(), header::CONTENT_LENGTH).and_then(|s| s.parse().ok());
+        size.ok_or_else(|| self.malformed("answer", Problem::Header("size")))
     }
 
     /// Stores a manifest under a tag or its digest; gives its digest.
@@ -552,10 +545,11 @@ impl Repository {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let found = route!(self, referrers, endpoint => self.referrers_at(&endpoint, digest, artifact_type))?;
+        let found = route!(self, referrers, endpoint => self.referrers_at(&endpoint, digest, artifact_type));
         let mut found = match found {
-            Some(found) => found,
-            None => {
+            Ok(found) => found,
+            Err(error) if !error.is_without_referrers() => return Err(error),
+            Err(_) => {
                 let tag = format!("{}-{}", digest.algorithm().name(), digest.hex());
                 match self.get_manifest(Target::Tag(&tag)).await {
                     Ok(index) if index.is_index() => index.entries(self.image.domain())?,
@@ -577,22 +571,15 @@ impl Repository {
         endpoint: &Endpoint,
         digest: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, Error> {
+    ) -> Result<Vec<Descriptor>, Error> {
         let filter = artifact_type.map(|t| format!("?artifactType={}", encode(t)));
         let rest = format!("referrers/{digest}{}", filter.unwrap_or_default());
         let mut call = self.request(endpoint, Method::GET, &rest, Context::Other)?;
         call.headers.insert(header::ACCEPT, HeaderValue::from_static(INDEX_TYPES[0]));
         let mut found = Vec::new();
         for _ in 0..PAGES_MAX {
-            let read = self.read_whole(endpoint, &call, "list of referrers", PAGE_BYTES_MAX).await;
-            let (headers, bytes) = match read {
-                Err(Error::Status { status: 404 | 405, .. }) => return Ok(None),
-                // A registry without the API may say that it knows no such name.
-                Err(Error::PullDenied { .. } | Error::RepositoryUnknown { .. }) => {
-                    return Ok(None);
-                }
-                other => other?,
-            };
+            let (headers, bytes) =
+                self.read_whole(endpoint, &call, "list of referrers", PAGE_BYTES_MAX).await?;
             let size = bytes.len() as u64;
             let descriptor = Descriptor {
                 media_type: INDEX_TYPES[0].into(),
@@ -607,7 +594,7 @@ impl Repository {
                 break;
             }
             match next_page(&headers).and_then(|next| resolve(&call.uri, next)) {
-                None => return Ok(Some(found)),
+                None => return Ok(found),
                 Some(next) => call.uri = endpoint.next_page(next)?,
             }
         }
@@ -627,6 +614,15 @@ impl Repository {
             return Ok(response);
         }
         Err(self.shared.refused(endpoint, call, response).await.0)
+    }
+}
+
+/// After the last endpoint was asked: that there is no such thing is no error.
+fn or_none<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -257,7 +257,10 @@ impl Transport {
         *request.uri_mut() = target;
         let all = request.headers_mut();
         all.insert(header::HOST, host);
-        all.insert(header::USER_AGENT, self.user_agent.clone());
+        // One that is given takes the place of ours.
+        if !headers.contains_key(header::USER_AGENT) {
+            all.insert(header::USER_AGENT, self.user_agent.clone());
+        }
         all.extend(headers.iter().map(|(k, v)| (k.clone(), v.clone())));
         if let Some(authorization) = proxy.and_then(|p| p.authorization.clone()) {
             all.insert(header::PROXY_AUTHORIZATION, authorization);

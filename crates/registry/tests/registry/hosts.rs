@@ -180,7 +180,7 @@ async fn paths_headers_and_credentials() {
     let text = format!(
         "server = \"{}/root/\"\n[host.\"{}/v2/upstream\"]\noverride_path = true\n\
          [host.\"{}/v2/upstream\".header]\nAuthorization = \"Bearer of-the-file\"\n\
-         x-several = [\"a\", \"b\"]\n",
+         x-several = [\"a\", \"b\"]\nuser-agent = \"of-the-file/1\"\n",
         url(&server),
         url(&odd),
         url(&odd)
@@ -192,9 +192,14 @@ async fn paths_headers_and_credentials() {
     assert!(seen.target.starts_with("/v2/upstream/some/repo/manifests/t?ns="), "{}", seen.target);
     assert_eq!(seen.header("authorization"), Some("Bearer of-the-file"));
     assert_eq!(seen.header("x-several"), Some("b"), "the last of both");
+    let agents = |seen: &Seen| {
+        seen.lines.iter().filter(|(name, _)| name == "user-agent").cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(agents(seen), [("user-agent".to_owned(), "of-the-file/1".to_owned())]);
     // Where it leads, nothing of that is told.
     let seen = &elsewhere.seen()[0];
     assert_eq!((seen.header("authorization"), seen.header("x-several")), (None, None));
+    assert!(agents(seen).len() == 1 && agents(seen)[0].1 != "of-the-file/1");
 
     // The server that the file names in place of the registry gets the registry's credentials.
     ground.write(FAR, &format!("server = \"{}/root/\"\n", url(&server)));
@@ -312,13 +317,13 @@ async fn proxies_of_a_host_and_plain_http_behind_tls_settings() {
 
 #[tokio::test]
 async fn mistakes_in_the_file_are_errors() {
-    let ground = Ground::new(FAR, "capabilites = [\"pull\"]");
+    let ground = Ground::new(FAR, "capabilities = [\"fly\"]");
     let image: ImageRef = format!("{FAR}/some/repo").parse().unwrap();
     let error = ground.client().pull(&image, Credentials::Anonymous).await.err().unwrap();
     let path = ground.dir.path().join(FAR).join("hosts.toml");
     assert_eq!(error.to_string(), format!("invalid {}", path.display()));
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.starts_with("capabilites: unknown key"), "{cause}");
+    assert!(cause.starts_with("capabilities: use \"pull\""), "{cause}");
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     // Mended without a new client.
     assert!(Path::new(&path).exists());
@@ -326,4 +331,58 @@ async fn mistakes_in_the_file_are_errors() {
     assert!(client.pull(&image, Credentials::Anonymous).await.is_err());
     ground.write(FAR, "");
     assert!(client.pull(&image, Credentials::Anonymous).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_a_mirror_lacks_the_registry_is_asked_for() {
+    let data = random(1000);
+    let digest = Digest::sha256(&data);
+    let empty = Server::start(|_, _| reply(404, &[], "")).await;
+    let manifest_digest = Digest::sha256(r#"{"layers":[]}"#).to_string();
+    let length = data.len().to_string();
+    let index = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json",
+        "manifests":[{{"mediaType":{MANIFEST:?},"digest":"{manifest_digest}","size":13}}]}}"#
+    );
+    let told = manifest_digest.clone();
+    let registry = Server::start(move |seen, _| {
+        let target = &seen.target;
+        if target.contains("/absent") || target.contains(&Digest::sha256("absent").to_string()) {
+            return reply(404, &[], "");
+        }
+        if target.contains("/manifests/") {
+            let headers = [("Content-Type", MANIFEST), ("Docker-Content-Digest", &told)];
+            return reply(200, &headers, r#"{"layers":[]}"#);
+        }
+        if target.contains("/referrers/") {
+            return reply(200, &[], index.clone());
+        }
+        reply(200, &[], vec![0; length.parse().unwrap()])
+    })
+    .await;
+    let ground = Ground::new(
+        "_default",
+        &format!("server = {:?}\n[host.{:?}]\n", url(&registry), url(&empty)),
+    );
+    let repository = ground.pull(&format!("{FAR}/some/repo")).await;
+    let found = repository.head_manifest(Target::Tag("t")).await.unwrap();
+    assert_eq!(found.unwrap().digest.to_string(), manifest_digest);
+    assert_eq!(repository.blob_exists(&digest).await.unwrap(), Some(1000));
+    let found = repository.referrers(&digest, None).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((empty.seen().len(), registry.seen().len()), (3, 3));
+    // What nobody has is no error.
+    assert!(repository.head_manifest(Target::Tag("absent")).await.unwrap().is_none());
+    assert!(repository.blob_exists(&Digest::sha256("absent")).await.unwrap().is_none());
+    assert_eq!((empty.seen().len(), registry.seen().len()), (5, 5));
+}
+
+#[tokio::test]
+async fn unknown_keys_are_passed_over() {
+    let server = Server::start(|seen, _| manifest(seen).unwrap_or(reply(404, &[], ""))).await;
+    let text = format!("server = {:?}\ncapabilites = [\"pull\"]\n", url(&server));
+    let ground = Ground::new("_default", &text);
+    let repository = ground.pull(&format!("{FAR}/some/repo")).await;
+    repository.get_manifest(Target::Tag("t")).await.unwrap();
+    assert_eq!(server.seen().len(), 1);
 }

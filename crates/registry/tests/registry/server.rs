@@ -23,7 +23,10 @@ pub(crate) struct Seen {
     pub(crate) method: String,
     /// As in the request line.
     pub(crate) target: String,
+    /// The last of each name, in lower case.
     pub(crate) headers: HashMap<String, String>,
+    /// All of them.
+    pub(crate) lines: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -138,15 +141,16 @@ async fn serve(
     let mut lines = text.split("\r\n");
     let mut first = lines.next()?.split(' ');
     let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
-    let headers: HashMap<String, String> = lines
+    let lines: Vec<(String, String)> = lines
         .filter_map(|l| l.split_once(": "))
         .map(|(k, v)| (k.to_lowercase(), v.to_owned()))
         .collect();
+    let headers: HashMap<String, String> = lines.iter().cloned().collect();
     let length: usize = headers.get("content-length").map_or(0, |l| l.parse().unwrap());
     let cut_now = length > cut && !std::mem::replace(&mut *was_cut.lock().unwrap(), true);
     let mut body = vec![0; if cut_now { cut } else { length }];
     stream.read_exact(&mut body).await.ok()?;
-    let seen = Seen { method, target, headers, body };
+    let seen = Seen { method, target, headers, lines, body };
     let count = {
         let mut log = log.lock().unwrap();
         log.push(seen.clone());
