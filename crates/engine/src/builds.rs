@@ -106,6 +106,7 @@ impl Host for BuildHost {
                 all_platforms: false,
                 access,
                 unpack: true,
+                records: Default::default(),
             },
             progress,
         );

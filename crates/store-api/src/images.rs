@@ -1,6 +1,9 @@
 use async_trait::async_trait;
 
-use crate::{Descriptor, Labels, Result, Timestamp};
+use crate::{Descriptor, Error, Labels, Result, Timestamp};
+
+/// Bytes of an image's name: a reference has 255 and a tag or digest, clients' own names little more.
+pub const IMAGE_NAME_BYTES: usize = 1024;
 
 /// A name for a piece of content: containerd's image record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +14,22 @@ pub struct Image {
     pub labels: Labels,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl Image {
+    /// Whether an image may have this name.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, with the name's beginning.
+    pub fn check_name(name: &str) -> Result<()> {
+        if (1..=IMAGE_NAME_BYTES).contains(&name.len()) && !name.contains('\0') {
+            return Ok(());
+        }
+        let begin: String = name.chars().take(64).collect();
+        Err(Error::invalid(format!(
+            "image name {begin:?}: a name has 1 to {IMAGE_NAME_BYTES} bytes and no zero byte"
+        )))
+    }
 }
 
 /// containerd's images service. An image's content is kept for as long as its record is.

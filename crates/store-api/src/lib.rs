@@ -32,7 +32,7 @@ pub use events::{Envelope, Event, EventStream, Events};
 pub use extras::{
     AttachPoint, Extras, Finding, FsckReport, FsckRequest, SquashRequest, UnpackedImage,
 };
-pub use images::{Image, Images};
+pub use images::{IMAGE_NAME_BYTES, Image, Images};
 pub use leases::{Lease, Leases, Resource, ResourceKind};
 pub use snapshots::{DiffRequest, Diffs, Mount, SnapshotInfo, SnapshotKind, Snapshots, Usage};
 pub use tasks::{
@@ -40,9 +40,9 @@ pub use tasks::{
     Tasks, labels_task,
 };
 pub use transfer::{
-    ByteStream, Credentials, ExportRequest, Fetched, ImportRequest, Imported, Progress,
-    ProgressSender, ProgressState, ProxyAccess, PullRequest, Pulled, PushRequest, RegistryAccess,
-    Transfer,
+    ByteStream, Credentials, ExportRequest, Fetched, ImportRequest, Imported, PULL_NAMES_MAX,
+    Progress, ProgressSender, ProgressState, ProxyAccess, PullRecords, PullRequest, Pulled,
+    PushRequest, RegistryAccess, Transfer,
 };
 
 /// Labels as containerd keeps them. A key and its value together have at most 4096 bytes

@@ -5,7 +5,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use types::{Digest, ImageRef, Platform};
 
-use crate::{Descriptor, Result};
+use crate::{Descriptor, Labels, Result};
+
+/// Names that one pull may give an image.
+pub const PULL_NAMES_MAX: usize = 256;
 
 /// Bytes that arrive bit by bit; an error ends them.
 pub type ByteStream = mpsc::Receiver<Result<Bytes>>;
@@ -73,6 +76,16 @@ pub struct PullRequest {
     pub access: RegistryAccess,
     /// Extract the layers into snapshots too.
     pub unpack: bool,
+    pub records: PullRecords,
+}
+
+/// The image records that a pull writes once all content is there.
+#[derive(Clone, Debug, Default)]
+pub struct PullRecords {
+    /// At most [`PULL_NAMES_MAX`]; none: the reference's own name. No other record is touched.
+    pub names: Vec<String>,
+    /// Labels of the records; none: a record that points at the image already keeps its own.
+    pub labels: Labels,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,8 @@ use protos::containerd::{
 };
 use store_api::{
     Credentials, Descriptor, Error, ExportRequest, Image, ImportRequest, Labels, Progress,
-    ProgressSender, ProgressState, PullRequest, PushRequest, RegistryAccess, Services, Timestamp,
+    ProgressSender, ProgressState, PullRecords, PullRequest, PushRequest, RegistryAccess, Services,
+    Timestamp,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tonic::{Request, Response, Status};
@@ -128,22 +129,12 @@ impl Work<'_> {
         let unpack = self.unpack(&to, platform.as_ref())?;
         self.progress.say(&format!("Resolving from OCI Registry ({})", from.reference)).await;
         let access = self.access(&from).await?;
-        let request =
-            PullRequest { reference: reference.clone(), platform, all_platforms, access, unpack };
-        let images = &self.services.images;
-        let canonical = reference.with_default_tag().to_string();
-        let before = images.get(&canonical).await;
+        let records = PullRecords { names: names.clone(), labels: to.labels };
+        let request = PullRequest { reference, platform, all_platforms, access, unpack, records };
         let pulled = self.services.transfer.pull(request, self.progress.sender.clone()).await;
-        let pulled = pulled.map_err(status)?;
+        pulled.map_err(status)?;
         for name in &names {
-            self.put(name, &pulled.target, &to.labels).await?;
-        }
-        if !names.contains(&pulled.name) {
-            // The store names an image by its reference; here another name was wanted.
-            match before {
-                Ok(image) => drop(images.put(image).await.map_err(status)?),
-                Err(_) => images.delete(&pulled.name, false).await.map_err(status)?,
-            }
+            self.progress.saved(name).await;
         }
         self.progress.say(&format!("Completed pull from OCI Registry ({})", from.reference)).await;
         Ok(())
@@ -375,6 +366,7 @@ fn whole_names(store: &proto::ImageStore) -> Result<Vec<String>, Status> {
     if names.is_empty() {
         return Err(status(Error::invalid("no image name is given: invalid argument")));
     }
+    names.iter().try_for_each(|name| Image::check_name(name)).map_err(status)?;
     Ok(names)
 }
 

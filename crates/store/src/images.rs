@@ -11,9 +11,6 @@ use crate::{
     gc, labels,
 };
 
-/// Bytes of an image's name: a reference has 255 and a tag or digest, clients' own names little more.
-const NAME_BYTES: usize = 1024;
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub(crate) target: Descriptor,
@@ -88,9 +85,9 @@ impl Core {
         ns: &str,
         name: &str,
         target: Descriptor,
+        labels: Labels,
     ) -> Result<Image> {
         let now = Timestamp::now();
-        let labels = Labels::new();
         let name = name.into();
         let image = Image { name, target, labels, created_at: now, updated_at: now };
         self.image_write(ns, image, Name::Moved, &[])
@@ -169,11 +166,7 @@ impl Core {
 }
 
 fn validate(image: &Image) -> Result<()> {
-    if image.name.is_empty() || image.name.len() > NAME_BYTES || image.name.contains('\0') {
-        return Err(Error::invalid(format!(
-            "an image's name has 1 to {NAME_BYTES} bytes and no zero byte"
-        )));
-    }
+    Image::check_name(&image.name)?;
     labels::validate(&image.labels)
 }
 

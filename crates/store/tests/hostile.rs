@@ -229,6 +229,7 @@ async fn pull_with(
         all_platforms: false,
         access,
         unpack: true,
+        records: Default::default(),
     };
     let pulled = services.transfer.pull(request, progress).await;
     (pulled, collected.await.unwrap())

@@ -93,6 +93,7 @@ async fn pull_as(
         all_platforms: false,
         access: RegistryAccess::default(),
         unpack,
+        records: Default::default(),
     };
     let pulled = services.transfer.pull(request, progress).await;
     (pulled, collected.await.unwrap())
@@ -336,6 +337,7 @@ async fn stalled_client() {
         all_platforms: false,
         access: RegistryAccess::default(),
         unpack: true,
+        records: Default::default(),
     };
     let stalled = here.transfer.pull(request, progress);
     let (stalled, (other, _)) = tokio::join!(stalled, pull(&here, &reference));
@@ -347,4 +349,69 @@ async fn stalled_client() {
         last = step;
     }
     assert_eq!(last.state, ProgressState::Complete);
+}
+
+/// A pull under other names writes these alone, even for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_other_names() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let reference = registry.reference();
+    let own_name = reference.to_string();
+    let first = transfer::import(&here, transfer::image().oci_archive(&own_name)).await.unwrap();
+    push(&here, &own_name, &reference).await.0.unwrap();
+    // What has the reference's name here is another image than the registry's meanwhile.
+    let other = transfer::import(&here, transfer::image().oci_archive(&own_name)).await.unwrap();
+    let (target, before) = (first[0].target.clone(), here.images.get(&own_name).await.unwrap());
+    assert!(target.digest != other[0].target.digest && before.target == other[0].target);
+    let mut events = here.events.subscribe(&["topic~=^/images/".into()], false).await.unwrap();
+
+    let names: Vec<String> = (0..2).map(|_| random::name("other")).collect();
+    let labels = store_api::Labels::from([("colour".into(), random::token(5))]);
+    let pull = async |names: Vec<String>, labels: store_api::Labels| {
+        let (progress, mut reports) = mpsc::channel(64);
+        let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
+        let request = PullRequest {
+            reference: reference.clone(),
+            platform: None,
+            all_platforms: false,
+            access: RegistryAccess::default(),
+            unpack: false,
+            records: store_api::PullRecords { names, labels },
+        };
+        let pulled = here.transfer.pull(request, progress).await;
+        drain.await.unwrap();
+        pulled
+    };
+    let pulled = pull(names.clone(), labels.clone()).await.unwrap();
+    assert_eq!((&pulled.name, pulled.up_to_date), (&names[0], false));
+    for name in &names {
+        let image = here.images.get(name).await.unwrap();
+        assert_eq!((image.target.digest, image.labels), (target.digest.clone(), labels.clone()));
+    }
+    assert!(pull(names.clone(), labels.clone()).await.unwrap().up_to_date);
+    let again = pull(vec![names[0].clone()], store_api::Labels::new()).await.unwrap();
+    assert!(again.up_to_date);
+    assert_eq!(here.images.get(&names[0]).await.unwrap().labels, labels);
+
+    // Looked at before anything is downloaded or written.
+    let bad = vec![random::name("fine"), "x".repeat(1025)];
+    assert_kind(pull(bad, labels.clone()).await, ErrorKind::InvalidArgument);
+    let long = store_api::Labels::from([("k".into(), "v".repeat(5000))]);
+    assert_kind(pull(vec![random::name("fine")], long).await, ErrorKind::InvalidArgument);
+    let many = (0..=store_api::PULL_NAMES_MAX).map(|n| format!("n{n}")).collect();
+    assert_kind(pull(many, store_api::Labels::new()).await, ErrorKind::InvalidArgument);
+
+    assert_eq!(here.images.get(&own_name).await.unwrap(), before);
+    let mut told = Vec::new();
+    while let Ok(envelope) = events.try_recv() {
+        match envelope.event {
+            store_api::Event::ImageCreate { name, .. } => told.push(name),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, names);
 }

@@ -260,6 +260,7 @@ impl Engine {
                     all_platforms: false,
                     access,
                     unpack: true,
+                    records: Default::default(),
                 },
                 steps,
             );

@@ -104,7 +104,7 @@ pub(crate) fn import(
     }
     for image in found.iter().filter(|image| !image.name.is_empty()) {
         faults::pass("import.name");
-        core.image_take_name(ns, &image.name, image.target.clone())?;
+        core.image_take_name(ns, &image.name, image.target.clone(), Labels::new())?;
     }
     Ok(found)
 }

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use registry::{Blob, Repository, Target};
 use store_api::{
-    Descriptor, Error, Labels, ProgressSender, ProgressState, PullRequest, Pulled, ResourceKind,
-    Result, UnpackedImage, WriteRequest, media_type,
+    Descriptor, Error, Image, Labels, PULL_NAMES_MAX, ProgressSender, ProgressState, PullRecords,
+    PullRequest, Pulled, ResourceKind, Result, UnpackedImage, WriteRequest, media_type,
 };
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -69,6 +69,7 @@ pub(crate) async fn pull(
 ) -> Result<Pulled> {
     let reference = request.reference.clone().with_default_tag();
     let name = reference.to_string();
+    let records = checked(request.records.clone(), &name)?;
     let _alone = local.core.async_flights.enter(&format!("pull {} {name}", local.ns)).await;
     let at_once = match request.access.max_concurrent {
         0 => AT_ONCE,
@@ -92,7 +93,8 @@ pub(crate) async fn pull(
         // Of several platforms only this machine's is worth unpacking.
         downloaded |= pull.part(part, &reference, request.unpack && parts.len() == 1).await?;
     }
-    let up_to_date = pull.finish(&name, &top).await? && !downloaded;
+    let name = records.names[0].clone();
+    let up_to_date = pull.finish(records, &top).await? && !downloaded;
     if request.unpack && parts.len() > 1 {
         let target = top.clone();
         local
@@ -436,23 +438,50 @@ impl Pull {
         }
     }
 
-    /// Labels, and the record that makes it an image; answers whether it was there already.
-    async fn finish(&self, name: &str, top: &Descriptor) -> Result<bool> {
-        let (name, top) = (name.to_string(), top.clone());
+    /// Labels, and the records that make it an image; answers whether they were there already.
+    async fn finish(&self, records: PullRecords, top: &Descriptor) -> Result<bool> {
+        let top = top.clone();
         self.local
             .quick(move |core, ns| {
                 core.label_tree(ns, &top)?;
                 faults::pass("pull.labelled");
-                match core.image_get(ns, &name) {
-                    Ok(image) if image.target.digest == top.digest => return Ok(true),
-                    Err(error) if !error.is_not_found() => return Err(error),
-                    _ => {}
+                let PullRecords { names, labels } = records;
+                let mut all_there = true;
+                for name in &names {
+                    match core.image_get(ns, name) {
+                        Ok(image)
+                            if image.target.digest == top.digest
+                                && (labels.is_empty() || image.labels == labels) =>
+                        {
+                            continue;
+                        }
+                        Err(error) if !error.is_not_found() => return Err(error),
+                        _ => all_there = false,
+                    }
+                    core.image_take_name(ns, name, top.clone(), labels.clone())?;
                 }
-                core.image_take_name(ns, &name, top)?;
-                Ok(false)
+                Ok(all_there)
             })
             .await
     }
+}
+
+/// The records to write, at least one; looked at before anything is downloaded.
+fn checked(mut records: PullRecords, own_name: &str) -> Result<PullRecords> {
+    if records.names.is_empty() {
+        records.names.push(own_name.to_string());
+    }
+    if records.names.len() > PULL_NAMES_MAX {
+        return Err(Error::invalid(format!(
+            "pull {own_name}: {} image names, at most {PULL_NAMES_MAX} are possible",
+            records.names.len()
+        )));
+    }
+    for name in &records.names {
+        Image::check_name(name)?;
+    }
+    crate::labels::validate(&records.labels)?;
+    Ok(records)
 }
 
 fn subject(layer: &Descriptor, image: Option<&UnpackedImage>, i: usize) -> Subject {

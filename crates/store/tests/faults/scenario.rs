@@ -351,6 +351,7 @@ async fn pull(services: &Services, reference: &str) -> Outcome {
         all_platforms: false,
         access: RegistryAccess::default(),
         unpack: true,
+        records: Default::default(),
     };
     let pulled = services.transfer.pull(request, progress).await;
     drain.await.unwrap();

@@ -81,6 +81,7 @@ pub async fn push_and_pull(services: &Services, name: &str, reference: &ImageRef
         all_platforms: false,
         access: RegistryAccess::default(),
         unpack: true,
+        records: Default::default(),
     };
     services.transfer.pull(pull, silent()).await.unwrap();
 }
