@@ -20,9 +20,12 @@ const RESERVED: [&str; 3] = ["info", "mon_data", "mon_groups"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rdt {
     class: PathBuf,
-    /// Made by this runtime.
+    /// Made by this runtime, or `planned` to be.
     own: bool,
     monitor: Option<PathBuf>,
+    /// From [`Rdt::plan`] until [`Rdt::make`]: what is there may be another's.
+    #[serde(default)]
+    planned: bool,
 }
 
 /// Where the host has resctrl mounted.
@@ -76,14 +79,15 @@ impl Rdt {
             return Err(Error::config("linux.intelRdt.enableMonitoring", problem));
         }
         let monitor = spec.enable_monitoring.then_some(monitor);
-        Ok(Rdt { class, own: !there, monitor })
+        Ok(Rdt { class, own: !there, monitor, planned: true })
     }
 
     /// Makes what is missing, and sets what the spec says of the class. What others have made in the
     /// meantime is theirs, and not removed by [`Rdt::delete`].
     pub(crate) fn make(&mut self, spec: &IntelRdt) -> Result<()> {
-        let monitor = self.monitor.take();
-        self.own = self.own && make(&self.class)?;
+        let (own, monitor) = (std::mem::take(&mut self.own), self.monitor.take());
+        self.planned = false;
+        self.own = own && make(&self.class)?;
         self.write_schemata(&schemata(spec))?;
         if let Some(dir) = monitor {
             if !make(&dir)? {
@@ -116,16 +120,33 @@ impl Rdt {
         self.write_schemata(&schemata(spec))
     }
 
-    /// Removes what was made for the container. What is gone already is fine.
+    /// Removes what was made for the container; of what was only planned, that in which nothing runs.
+    /// What is gone already is fine.
     pub(crate) fn delete(&self) -> Result<()> {
         let own = self.own.then_some(&self.class);
         for dir in self.monitor.iter().chain(own) {
+            if self.planned && has_tasks(dir)? {
+                continue;
+            }
             match rustix::fs::rmdir(dir) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(e).ctx("rmdir", || dir.display().to_string()),
             }
         }
         Ok(())
+    }
+}
+
+/// The kernel lets a class go that has tasks, and moves them to the default one.
+fn has_tasks(dir: &Path) -> Result<bool> {
+    let path = dir.join("tasks");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let read = rustix::fs::open(&path, flags, Mode::empty())
+        .and_then(|fd| rustix::io::read(&fd, &mut [0u8; 1]));
+    match read {
+        Ok(n) => Ok(n > 0),
+        Err(Errno::NOENT | Errno::NODEV) => Ok(false),
+        Err(e) => Err(e).ctx("read", || path.display().to_string()),
     }
 }
 
@@ -233,6 +254,31 @@ mod tests {
         late.delete().unwrap();
         assert!(!root.path().join("c1/mon_groups/c1").exists());
         assert!(root.path().join("c1/tasks").exists());
+    }
+
+    #[test]
+    fn what_was_only_planned_goes_if_nothing_runs_there() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("c1");
+        let planned = Rdt::plan(root.path(), "c1", &IntelRdt::default()).unwrap();
+        // As a state file gives it back, after a create that was killed.
+        let planned: Rdt = serde_json::from_str(&serde_json::to_string(&planned).unwrap()).unwrap();
+        class(&dir);
+        std::fs::write(dir.join("tasks"), "42\n").unwrap();
+        planned.delete().unwrap();
+        assert!(dir.exists());
+        std::fs::remove_dir_all(&dir).unwrap();
+        planned.delete().unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        planned.delete().unwrap();
+        assert!(!dir.exists());
+        // One that could not be made is not removed, whoever makes it then.
+        let spec = IntelRdt::default();
+        let mut refused = Rdt::plan(&root.path().join("absent"), "c1", &spec).unwrap();
+        assert!(refused.make(&spec).is_err());
+        std::fs::create_dir_all(root.path().join("absent/c1")).unwrap();
+        refused.delete().unwrap();
+        assert!(root.path().join("absent/c1").exists());
     }
 
     #[test]
