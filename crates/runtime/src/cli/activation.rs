@@ -4,9 +4,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::process::umask;
 
 use crate::error::{Context, Result};
 use crate::{ContainerId, Options};
@@ -45,10 +48,12 @@ impl Notify {
             // Created without NOTIFY_SOCKET.
             return Ok(None);
         }
-        let container = UnixDatagram::bind(&path).ctx("bind", name)?;
-        // Every user of the container may tell.
-        let mode = rustix::fs::Mode::from_raw_mode(0o777);
-        rustix::fs::chmod(&path, mode).ctx("chmod", name)?;
+        // Every user of the container may tell. A chmod afterwards would follow a link that the
+        // container may have put there; this process has one thread, and the mask is its own.
+        let mask = umask(Mode::empty());
+        let container = UnixDatagram::bind(&path);
+        umask(mask);
+        let container = container.ctx("bind", name)?;
         Ok(Some(Notify { container, manager, done: false }))
     }
 
@@ -82,10 +87,28 @@ impl Notify {
                 Err(e) => return Err(e).ctx("poll", || "NOTIFY_SOCKET"),
             }
             let (told, ended) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+            if ended {
+                return self.last_words(main);
+            }
             if told {
                 self.forward(Some(main))?;
-            } else if ended {
-                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in the socket when the container has ended, and no more: others may go on writing.
+    fn last_words(&mut self, main: i32) -> Result<()> {
+        /// Above what a queue holds (net.unix.max_dgram_qlen, 10 to 512 on common systems).
+        const LIMIT: usize = 4096;
+        self.container.set_nonblocking(true).ctx("fcntl", || "NOTIFY_SOCKET")?;
+        for _ in 0..LIMIT {
+            match self.forward(Some(main)) {
+                Err(e) if e.errno() == Some(Errno::AGAIN) && !self.done => return Ok(()),
+                other => other?,
+            }
+            if self.done {
+                break;
             }
         }
         Ok(())
@@ -95,7 +118,10 @@ impl Notify {
 fn send(to: &Path, message: &[u8]) -> Result<()> {
     use rustix::net::{
         AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
     };
+    /// How long the manager may take to read what it has got so far.
+    const LIMIT: Duration = Duration::from_secs(10);
     let name = || format!("NOTIFY_SOCKET {}", to.display());
     let text = to.as_os_str().as_encoded_bytes();
     let address = match text.strip_prefix(b"@") {
@@ -106,5 +132,57 @@ fn send(to: &Path, message: &[u8]) -> Result<()> {
     let kind = SocketType::DGRAM;
     let socket =
         socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).ctx("socket", name)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(LIMIT)).ctx("setsockopt", name)?;
     sendto(&socket, message, SendFlags::NOSIGNAL, &address).ctx("send", name).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ended() -> (std::process::Child, std::os::fd::OwnedFd) {
+        let child = std::process::Command::new("true").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        assert!(crate::hooks::ended(&pidfd, Duration::from_secs(10)).unwrap());
+        (child, pidfd)
+    }
+
+    #[test]
+    fn a_container_that_has_ended_is_heard_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = dir.path().join("manager");
+        let listener = UnixDatagram::bind(&manager).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (mut child, pidfd) = ended();
+        let inside = dir.path().join("inside");
+        let notify = || {
+            drop(std::fs::remove_file(&inside));
+            let container = UnixDatagram::bind(&inside).unwrap();
+            Notify { container, manager: manager.clone(), done: false }
+        };
+        let program = UnixDatagram::unbound().unwrap();
+        let mut buf = [0u8; 64];
+
+        // Ready, and ended.
+        let heard = notify();
+        program.send_to(b"STATUS=x", &inside).unwrap();
+        program.send_to(b"READY=1", &inside).unwrap();
+        heard.wait(pidfd.as_fd(), 42).unwrap();
+        let n = listener.recv(&mut buf).unwrap();
+        assert_eq!(&buf[..n], b"READY=1\nMAINPID=42\n");
+
+        // Nothing was said.
+        notify().wait(pidfd.as_fd(), 42).unwrap();
+
+        // Somebody does not stop talking.
+        let flooded = notify();
+        let others =
+            std::thread::spawn(move || while program.send_to(b"STATUS=x", &inside).is_ok() {});
+        flooded.wait(pidfd.as_fd(), 42).unwrap();
+        others.join().unwrap();
+        assert!(listener.recv(&mut buf).is_err());
+        child.wait().unwrap();
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
@@ -16,6 +16,9 @@ const SIGWINCH: i32 = 28;
 /// faults) stays out.
 const FORWARDED: [i32; 13] = [1, 2, 3, 6, 10, 12, 14, 15, 18, 20, 21, 22, SIGWINCH];
 const BUFFER_BYTES: usize = 32 * 1024;
+/// How long a terminal that nobody in the container has open is left alone: poll(2) tells of it at once
+/// and always. Somebody may open it again.
+const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Signals that were blocked before the process was made.
 pub(super) struct Signals(OwnedFd);
@@ -65,29 +68,27 @@ pub(super) fn wait(
     if let Some(master) = master {
         resize(master);
     }
-    let mut input = master.is_some();
+    let (mut input, mut hung_up) = (master.is_some(), false);
     loop {
         let stdin = rustix::stdio::stdin();
         let mut fds = vec![
             PollFd::new(&signals.0, PollFlags::IN),
             PollFd::new(&created.pidfd, PollFlags::IN),
         ];
-        if let Some(master) = master {
-            fds.push(PollFd::new(master, PollFlags::IN));
-            if input {
-                fds.push(PollFd::new(&stdin, PollFlags::IN));
-            }
-        }
-        let told = notify.as_ref().and_then(|n| n.fd());
-        let told_at = fds.len();
-        fds.extend(told.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        match poll(&mut fds, None) {
+        let mut add = |fd| {
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            fds.len() - 1
+        };
+        let output_at = master.filter(|_| !hung_up).map(|fd| add(fd.as_fd()));
+        let input_at = input.then(|| add(stdin));
+        let told_at = notify.as_ref().and_then(|n| n.fd()).map(add);
+        match poll(&mut fds, hung_up.then_some(&HUNG_UP)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).ctx("poll", || "foreground process"),
         }
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
-        drop(fds);
-        if ready.get(told_at) == Some(&true)
+        let is_ready = |at: Option<usize>| at.is_some_and(|at| ready[at]);
+        if is_ready(told_at)
             && let Some(notify) = &mut notify
         {
             // The manager is to watch this process.
@@ -97,10 +98,8 @@ pub(super) fn wait(
             forward(signals, master, kill)?;
         }
         if let Some(master) = master {
-            if ready[2] {
-                copy(master, rustix::stdio::stdout());
-            }
-            if input && ready[3] {
+            hung_up = is_ready(output_at) && !copy(master, rustix::stdio::stdout());
+            if is_ready(input_at) {
                 input = copy(stdin, master);
             }
         }
@@ -145,7 +144,8 @@ fn resize(master: &OwnedFd) {
     }
 }
 
-/// One buffer from one to the other; false at the end.
+/// One buffer from one to the other; false at the end. What cannot be written is nobody's: who writes
+/// must not wait for that.
 fn copy(from: impl AsFd, to: impl AsFd) -> bool {
     let mut buf = [0u8; BUFFER_BYTES];
     match rustix::io::read(from, &mut buf) {
@@ -158,7 +158,7 @@ fn copy(from: impl AsFd, to: impl AsFd) -> bool {
                 match rustix::io::write(to.as_fd(), rest) {
                     Ok(n) => rest = &rest[n..],
                     Err(Errno::INTR) => {}
-                    Err(_) => return false,
+                    Err(_) => break,
                 }
             }
             true
@@ -167,10 +167,9 @@ fn copy(from: impl AsFd, to: impl AsFd) -> bool {
 }
 
 fn drain(master: &OwnedFd) {
-    let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     loop {
         let mut fds = [PollFd::new(master, PollFlags::IN)];
-        let readable = poll(&mut fds, Some(&none)).is_ok_and(|n| n > 0)
+        let readable = poll(&mut fds, Some(&Timespec::default())).is_ok_and(|n| n > 0)
             && fds[0].revents().contains(PollFlags::IN);
         if !readable || !copy(master, rustix::stdio::stdout()) {
             return;

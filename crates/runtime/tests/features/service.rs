@@ -31,7 +31,7 @@ fn sockets_of_the_service_manager_reach_the_program() {
 
 #[test]
 fn readiness_is_passed_on_to_the_service_manager() {
-    let b = Bundle::new("echo $NOTIFY_SOCKET; stat -c %F /run/notify/notify.sock; sleep 1000");
+    let b = Bundle::new("echo $NOTIFY_SOCKET; stat -c '%F %a' /run/notify/notify.sock; sleep 1000");
     std::fs::create_dir(b.path("rootfs/run")).unwrap();
     std::fs::create_dir(b.path("rootfs/run/notify")).unwrap();
     b.save();
@@ -45,7 +45,7 @@ fn readiness_is_passed_on_to_the_service_manager() {
         .spawn()
         .unwrap();
     wait(|| b.out().lines().count() == 2, "the program's output");
-    assert_eq!(b.out(), "/run/notify/notify.sock\nsocket\n");
+    assert_eq!(b.out(), "/run/notify/notify.sock\nsocket 777\n");
     // As the program would: first something else, then that it is ready.
     let inside = b.path("state").join(&b.id).join("notify/notify.sock");
     let program = UnixDatagram::unbound().unwrap();
@@ -56,6 +56,36 @@ fn readiness_is_passed_on_to_the_service_manager() {
     let pid = b.state()["pid"].clone();
     assert_eq!(String::from_utf8_lossy(&buf[..n]), format!("READY=1\nMAINPID={pid}\n"));
     assert!(child.wait().unwrap().success());
+}
+
+/// As programs do that go to the background, or that log to the console from time to time.
+#[test]
+fn a_terminal_that_is_closed_costs_nothing_and_may_be_opened_again() {
+    let word = random();
+    let mut b = Bundle::new(&format!(
+        "exec < /dev/null > /dev/null 2>&1; touch /tmp/closed; \
+         until [ -e /tmp/go ]; do sleep 0.02; done; echo {word} > /dev/console"
+    ));
+    b.config["root"]["readonly"] = json!(false);
+    b.config["process"]["terminal"] = json!(true);
+    b.save();
+    let out = std::fs::File::create(b.path("out")).unwrap();
+    let mut run = b.command(&["run", &b.id]).stdout(out).spawn().unwrap();
+    wait(|| b.path("rootfs/tmp/closed").exists(), "the program's sign");
+    // In ticks of 10 ms.
+    let used = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", run.id())).unwrap();
+        let fields = text.rsplit(") ").next().unwrap();
+        let times = fields.split(' ').skip(11).take(2);
+        times.map(|t| t.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let (before, since) = (used(), std::time::Instant::now());
+    wait(|| since.elapsed() > std::time::Duration::from_millis(500), "half a second");
+    let ticks = used() - before;
+    std::fs::write(b.path("rootfs/tmp/go"), "").unwrap();
+    assert!(run.wait().unwrap().success());
+    assert!(b.out().contains(&word.to_string()), "{}", b.out());
+    assert!(ticks < 15, "{ticks} ticks");
 }
 
 #[test]
