@@ -4,7 +4,7 @@ mod launch;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
@@ -52,9 +52,22 @@ impl Made {
     fn begin(opts: &Options, id: &ContainerId) -> Result<Made> {
         /// Only a `delete` that looks at the new directory is waited for.
         const LOCK_LIMIT: Duration = Duration::from_secs(10);
-        let dir = state_dir(opts, id)?;
-        let lock = DirLock::take(&dir, LOCK_LIMIT)?;
-        Ok(Made { dir, lock, cgroups: Vec::new(), unit: None, rdt: None })
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            let dir = state_dir(opts, id)?;
+            match DirLock::take(&dir, LOCK_LIMIT)? {
+                Some(lock) if is_empty(&dir)? => {
+                    return Ok(Made { dir, lock, cgroups: Vec::new(), unit: None, rdt: None });
+                }
+                // Ours was deleted before it was locked, and this one is another create's.
+                Some(_) => return Err(Error::Exists(id.to_string())),
+                None if Instant::now() < deadline => {}
+                None => {
+                    let text = format!("{} is deleted again and again", dir.display());
+                    return Err(Error::WrongStatus(text));
+                }
+            }
+        }
     }
 
     /// The error that is under way counts. If something cannot be removed, the record stays, by which
@@ -62,11 +75,16 @@ impl Made {
     fn undo(&self) {
         let unit = self.unit.as_ref().map_or(Ok(()), Unit::stop);
         let rdt = self.rdt.as_ref().map_or(Ok(()), Rdt::delete);
-        let cgroups = cgroup::remove_all(&self.cgroups);
+        let cgroups = cgroup::clear(&self.cgroups);
         if unit.is_ok() && rdt.is_ok() && cgroups.is_ok() {
             drop(std::fs::remove_dir_all(&self.dir));
         }
     }
+}
+
+fn is_empty(dir: &Path) -> Result<bool> {
+    let mut entries = std::fs::read_dir(dir).ctx("read", || dir.display().to_string())?;
+    Ok(entries.next().is_none())
 }
 
 fn state_dir(opts: &Options, id: &ContainerId) -> Result<PathBuf> {
@@ -89,7 +107,7 @@ fn state_dir(opts: &Options, id: &ContainerId) -> Result<PathBuf> {
 fn exists(opts: &Options, id: &ContainerId, dir: &Path) -> String {
     let rest = match Container::load(opts, id) {
         Ok(container) => container.is_cut_short(),
-        Err(Error::NotFound(_)) => state::is_locked(dir).is_ok_and(|locked| !locked),
+        Err(Error::NotFound(_)) => state::is_locked(dir).is_ok_and(|locked| locked == Some(false)),
         Err(_) => false,
     };
     if rest { format!("{id} (its create was cut short: delete it first)") } else { id.to_string() }

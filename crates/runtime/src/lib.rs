@@ -13,7 +13,7 @@
 //! `state.json` (versioned), `config.json` (the spec as it was at create), `seccomp.bpf`
 //! (compiled, loaded again by exec), `exec.fifo` (from create to start). `root/<id>` is made
 //! exclusively by create; beside it there is one lock, flock(2) on that directory, by which
-//! starts take turns. No tasks, no channels, no tokio.
+//! create, start and delete take turns. No tasks, no channels, no tokio.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! What is done to a container that exists: signals, pause, limits, removal, listing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -9,22 +9,35 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::spec::{IntelRdt, Resources};
 use crate::state::{self, Container, DirLock, State, Status};
+use crate::sync::SEND_LIMIT;
 use crate::{ContainerId, Options};
 
 const SIGKILL: i32 = 9;
 /// How long a killed process may take to end before delete gives up.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long another operation may hold the container: a create whose process was killed may be at a
+/// socket that nobody reads.
+const LOCK_LIMIT: Duration = SEND_LIMIT.saturating_add(Duration::from_secs(5));
 
 pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
     let container = Container::load(opts, id)?;
     let not_running = || Error::WrongStatus("container not running".into());
     let r = &container.record;
+    if all && r.unfinished.is_some() {
+        // Its cgroup may have been there before, with others' processes.
+        let why = match container.is_cut_short() {
+            true => "whose create was cut short: delete it",
+            false => "that is being created",
+        };
+        let text = format!("cannot signal all processes of container {id} {why}");
+        return Err(Error::WrongStatus(text));
+    }
     if all {
         // Also when the first process is gone and others are left in a shared pid namespace.
         return r.cgroup.signal_all(signal);
     }
     let pidfd = container.pidfd()?.ok_or_else(not_running)?;
-    if signal == SIGKILL && !r.own_pidns && r.cgroup.exists() {
+    if signal == SIGKILL && !r.own_pidns && r.unfinished.is_none() && r.cgroup.exists() {
         return r.cgroup.signal_all(signal);
     }
     match sys::process::pidfd_kill(&pidfd, signal) {
@@ -40,43 +53,57 @@ pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> 
 
 /// What went wrong with poststop hooks is for a log: the container is gone all the same.
 pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<Vec<Error>> {
-    let container = match Container::load(opts, id) {
-        Err(Error::NotFound(_)) => return leftover(opts, id, force).map(|()| Vec::new()),
+    let gone = || if force { Ok(Vec::new()) } else { Err(Error::NotFound(id.to_string())) };
+    let Some(lock) = lock(opts, id, force)? else { return gone() };
+    let container = match Container::load_locked(opts, id, &lock) {
+        Err(Error::NotFound(_)) => {
+            // The rest of a create that was killed at its very beginning. Without `force` it still is
+            // no container, as in runc.
+            let dir = opts.root.join(id.as_str());
+            std::fs::remove_dir_all(&dir).ctx("remove", || dir.display().to_string())?;
+            return gone();
+        }
         other => other?,
     };
-    let status = container.status()?;
-    match status {
-        Status::Stopped if container.is_cut_short() => end(&container)?,
-        Status::Stopped => {}
-        Status::Created => end(&container)?,
-        Status::Creating if force => {
-            // Its create fails when the process dies, and takes away what it has made.
-            end(&container)?;
-            drop(DirLock::take(&container.dir, KILL_LIMIT)?);
-            return delete(opts, id, force);
-        }
+    match container.status()? {
+        Status::Stopped if !container.is_cut_short() => {}
+        Status::Stopped | Status::Created => end(&container)?,
         _ if force => end(&container)?,
-        _ => {
-            return Err(Error::WrongStatus(format!(
-                "cannot delete container {id} that is not stopped: {status}"
-            )));
-        }
+        status => return Err(running(id, status)),
     }
     destroy(&container)
 }
 
-/// A directory without a record: a create at its very beginning, or that was killed there. Its rest
-/// goes in any case; without `force` it still is no container, as in runc.
-fn leftover(opts: &Options, id: &ContainerId, force: bool) -> Result<()> {
+fn running(id: &ContainerId, status: Status) -> Error {
+    Error::WrongStatus(format!("cannot delete container {id} that is not stopped: {status}"))
+}
+
+/// The container's lock; `None` if there is nothing to delete. A create that goes on is waited for if
+/// it has only begun, and killed, with `force`, once there is a process by which that can be done.
+fn lock(opts: &Options, id: &ContainerId, force: bool) -> Result<Option<DirLock>> {
+    /// How often it is looked whether there is such a process now.
+    const ROUND: Duration = Duration::from_millis(200);
     let dir = opts.root.join(id.as_str());
-    if dir.exists() && (force || !state::is_locked(&dir)?) {
-        drop(DirLock::take(&dir, KILL_LIMIT)?);
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            other => other.ctx("remove", || dir.display().to_string())?,
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match Container::load(opts, id) {
+            Ok(container) => match container.status()? {
+                // It takes away what it has made.
+                Status::Creating if force => end(&container)?,
+                status @ Status::Creating => return Err(running(id, status)),
+                _ => {}
+            },
+            Err(Error::NotFound(_)) if !force && state::is_locked(&dir)? != Some(false) => {
+                return Ok(None);
+            }
+            Err(Error::NotFound(_)) => {}
+            Err(e) => return Err(e),
+        }
+        match DirLock::take(&dir, ROUND) {
+            Err(Error::WrongStatus(_)) if Instant::now() < deadline => {}
+            other => return other,
         }
     }
-    if force { Ok(()) } else { Err(Error::NotFound(id.to_string())) }
 }
 
 fn end(container: &Container) -> Result<()> {
@@ -115,7 +142,7 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
     let is_gone = match &r.unfinished {
         // What was there before its create is not its own.
         Some(unfinished) => {
-            note(cgroup::remove_all(&unfinished.cgroups));
+            note(cgroup::clear(&unfinished.cgroups));
             unfinished.cgroups.iter().all(|dir| !dir.exists())
         }
         None => {

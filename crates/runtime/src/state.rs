@@ -124,27 +124,29 @@ pub(crate) struct Unfinished {
     pub(crate) cgroups: Vec<PathBuf>,
 }
 
-/// flock(2) on a container's directory: `create` holds it until it is done, `start` while it lets the
-/// process go. It goes with its holder, however that one ends.
+/// flock(2) on a container's directory: `create` and `delete` hold it until they are done, `start` while
+/// it lets the process go. It goes with its holder, however that one ends.
 #[derive(Debug)]
 pub(crate) struct DirLock(OwnedFd);
 
 impl DirLock {
+    /// `None` if the directory is gone, also when another has taken its place in the meantime.
+    ///
     /// # Errors
     /// [`Error::WrongStatus`] if it does not get free within the time.
-    pub(crate) fn take(dir: &Path, limit: Duration) -> Result<DirLock> {
+    pub(crate) fn take(dir: &Path, limit: Duration) -> Result<Option<DirLock>> {
         /// The kernel has no wait with a limit.
         const PAUSE: Duration = Duration::from_millis(2);
-        let fd = open_dir(dir)?;
+        let Some(fd) = open_dir(dir)? else { return Ok(None) };
         let deadline = Instant::now() + limit;
-        while !try_lock(&fd, dir)? {
+        while !try_lock(&fd, dir, FlockOperation::NonBlockingLockExclusive)? {
             if Instant::now() > deadline {
-                let text = format!("another create or start holds {}", dir.display());
+                let text = format!("another create, start or delete holds {}", dir.display());
                 return Err(Error::WrongStatus(text));
             }
             std::thread::sleep(PAUSE);
         }
-        Ok(DirLock(fd))
+        Ok(is_at(&fd, dir)?.then_some(DirLock(fd)))
     }
 
     /// In a child: lets go of its copy, which would hold the lock as well.
@@ -153,18 +155,34 @@ impl DirLock {
     }
 }
 
-/// Whether somebody holds the lock.
-pub(crate) fn is_locked(dir: &Path) -> Result<bool> {
-    try_lock(&open_dir(dir)?, dir).map(|got| !got)
+/// Whether somebody holds the lock; `None` if there is no such directory. Those who ask do not see each
+/// other.
+pub(crate) fn is_locked(dir: &Path) -> Result<Option<bool>> {
+    let Some(fd) = open_dir(dir)? else { return Ok(None) };
+    try_lock(&fd, dir, FlockOperation::NonBlockingLockShared).map(|got| Some(!got))
 }
 
-fn open_dir(dir: &Path) -> Result<OwnedFd> {
+fn open_dir(dir: &Path) -> Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(dir, flags, Mode::empty()).ctx("open", || dir.display().to_string())
+    match rustix::fs::open(dir, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(None),
+        other => other.ctx("open", || dir.display().to_string()).map(Some),
+    }
 }
 
-fn try_lock(fd: &OwnedFd, dir: &Path) -> Result<bool> {
-    match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+/// Whether the path still leads to what was opened.
+fn is_at(fd: &OwnedFd, dir: &Path) -> Result<bool> {
+    let name = || dir.display().to_string();
+    let ours = rustix::fs::fstat(fd).ctx("stat", name)?;
+    match rustix::fs::stat(dir) {
+        Ok(there) => Ok((there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e).ctx("stat", name),
+    }
+}
+
+fn try_lock(fd: &OwnedFd, dir: &Path, operation: FlockOperation) -> Result<bool> {
+    match flock(fd, operation) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
         Err(e) => Err(e).ctx("lock", || dir.display().to_string()),
@@ -192,12 +210,22 @@ impl Container {
     pub(crate) fn load(opts: &Options, id: &ContainerId) -> Result<Container> {
         let dir = opts.root.join(id.as_str());
         let mut record = Container::record(&dir, id)?;
-        let making = record.unfinished.is_some() && is_locked(&dir)?;
+        let mut making = false;
+        if record.unfinished.is_some() {
+            making = is_locked(&dir)?.ok_or_else(|| Error::NotFound(id.to_string()))?;
+        }
         if record.unfinished.is_some() && !making {
             // Done in between, perhaps.
             record = Container::record(&dir, id)?;
         }
         Ok(Container { dir, record, proc: ProcFs::open()?, making })
+    }
+
+    /// As [`Container::load`], for the holder of the directory's lock: no create goes on.
+    pub(crate) fn load_locked(opts: &Options, id: &ContainerId, _: &DirLock) -> Result<Container> {
+        let dir = opts.root.join(id.as_str());
+        let record = Container::record(&dir, id)?;
+        Ok(Container { dir, record, proc: ProcFs::open()?, making: false })
     }
 
     fn record(dir: &Path, id: &ContainerId) -> Result<Record> {
@@ -427,7 +455,57 @@ pub(crate) fn rfc3339(secs: u64, nanos: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn those_who_ask_for_the_lock_do_not_hold_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = FlockOperation::NonBlockingLockShared;
+        let asks = open_dir(dir.path()).unwrap().unwrap();
+        assert!(try_lock(&asks, dir.path(), shared).unwrap());
+        assert_eq!(is_locked(dir.path()).unwrap(), Some(false));
+        let limit = Duration::from_millis(20);
+        assert!(DirLock::take(dir.path(), limit).unwrap_err().chain().contains("another create"));
+        drop(asks);
+        let lock = DirLock::take(dir.path(), limit).unwrap();
+        assert!(lock.is_some());
+        assert_eq!(is_locked(dir.path()).unwrap(), Some(true));
+    }
+
+    #[test]
+    fn a_directory_that_goes_meanwhile_is_not_locked() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("c1");
+        let take = || DirLock::take(&dir, Duration::from_secs(10));
+        assert!(take().unwrap().is_none());
+        assert_eq!(is_locked(&dir).unwrap(), None);
+        for again in [false, true] {
+            std::fs::create_dir(&dir).unwrap();
+            let first = take().unwrap().unwrap();
+            let fd = open_dir(&dir).unwrap().unwrap();
+            std::thread::scope(|scope| {
+                let late = scope.spawn(take);
+                let is_open = || {
+                    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+                    fds.filter(|f| std::fs::read_link(f.path()).is_ok_and(|l| l == dir)).count()
+                };
+                // The first one's, ours, and the late one's.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while is_open() < 3 {
+                    assert!(Instant::now() < deadline, "it never waits");
+                    std::thread::yield_now();
+                }
+                std::fs::remove_dir(&dir).unwrap();
+                if again {
+                    std::fs::create_dir(&dir).unwrap();
+                }
+                assert!(!is_at(&fd, &dir).unwrap());
+                drop(first);
+                assert!(late.join().unwrap().unwrap().is_none());
+            });
+        }
+    }
 
     #[test]
     fn dates() {

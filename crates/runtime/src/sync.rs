@@ -270,7 +270,7 @@ impl Sync {
 }
 
 /// How long the one at the other end of a socket may take to accept and to read.
-const SEND_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const SEND_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects to a Unix stream socket.
 ///

@@ -119,18 +119,37 @@ pub(super) fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
     // Frozen processes cannot fork away. Not every host can freeze; rounds do it then.
     let was_frozen = is_frozen(cgroup)?;
     let froze = !was_frozen && set(cgroup, true).is_ok();
-    let sent = rounds(cgroup, number);
+    let sent = rounds(|| cgroup.processes(), number);
     if froze || (was_frozen && number == Signal::KILL) {
         set(cgroup, false)?;
     }
     sent
 }
 
-fn rounds(cgroup: &Cgroup, signal: Signal) -> Result<()> {
+/// Kills every process in one directory and below, frozen ones included. One that is gone is fine.
+pub(super) fn kill_in(dir: &Path) -> Result<()> {
+    match files::write(dir, "cgroup.kill", "1") {
+        // v1, a kernel before 5.14, or there is no such directory.
+        Err(e) if e.errno() == Some(Errno::NOENT) => {}
+        other => return other,
+    }
+    let killed = rounds(|| super::processes_below(dir), Signal::KILL);
+    let thawed = files::for_each_below(dir, super::DEPTH_LIMIT, &mut |dir| {
+        for (file, value) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            match files::write(dir, file, value) {
+                Err(e) if matches!(e.errno(), Some(Errno::NOENT | Errno::NODEV)) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    });
+    killed.and(thawed)
+}
+
+fn rounds(processes: impl Fn() -> Result<Vec<i32>>, signal: Signal) -> Result<()> {
     let mut done = std::collections::BTreeSet::new();
     for _ in 0..SIGNAL_ROUNDS {
-        let new: Vec<i32> =
-            cgroup.processes()?.into_iter().filter(|pid| done.insert(*pid)).collect();
+        let new: Vec<i32> = processes()?.into_iter().filter(|pid| done.insert(*pid)).collect();
         if new.is_empty() {
             return Ok(());
         }

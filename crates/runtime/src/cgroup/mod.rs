@@ -311,15 +311,7 @@ impl Cgroup {
 
     /// Every process in the cgroup and below.
     pub(crate) fn processes(&self) -> Result<Vec<i32>> {
-        let mut out = Vec::new();
-        if let Some(dir) = self.main_dir() {
-            files::for_each_below(dir, DEPTH_LIMIT, &mut |dir| {
-                let text = files::read(&dir.join("cgroup.procs"))?;
-                out.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
-                Ok(())
-            })?;
-        }
-        Ok(out)
+        self.main_dir().map_or(Ok(Vec::new()), processes_below)
     }
 
     /// What the container is shown.
@@ -413,6 +405,22 @@ impl Cgroup {
     pub(crate) fn exists(&self) -> bool {
         self.main_dir().is_some_and(Path::exists)
     }
+}
+
+fn processes_below(dir: &Path) -> Result<Vec<i32>> {
+    let mut out = Vec::new();
+    files::for_each_below(dir, DEPTH_LIMIT, &mut |dir| {
+        let text = files::read(&dir.join("cgroup.procs"))?;
+        out.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// As [`remove_all`], with whatever runs there: it was left by a hook of a create that came to nothing.
+pub(crate) fn clear(dirs: &[PathBuf]) -> Result<()> {
+    let killed = dirs.iter().map(|dir| freeze::kill_in(dir)).fold(Ok(()), Result::and);
+    killed.and(remove_all(dirs))
 }
 
 /// Removes directories and those below them, as many as can be; the first error.

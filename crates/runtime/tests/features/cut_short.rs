@@ -1,8 +1,10 @@
 //! A create that is killed on its way, and one that goes on.
 
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 
+use rand::Rng;
 use serde_json::json;
 
 use crate::support::{Bundle, wait};
@@ -53,6 +55,7 @@ fn what_a_killed_create_leaves_is_found_and_deleted() {
     assert!(got.contains("container with given ID already exists"), "{got}");
     assert!(got.contains("its create was cut short: delete it first"), "{got}");
     assert!(b.fails(&["start", &b.id]).contains("create was cut short"));
+    assert!(b.fails(&["kill", "--all", &b.id]).contains("create was cut short"));
     let devices = b.cgroup("devices");
     assert!(devices.exists());
     b.ok(&["delete", &b.id]);
@@ -71,6 +74,7 @@ fn a_create_that_goes_on_is_told_from_one_that_was_killed() {
     assert_eq!(b.state()["status"], "creating");
     assert!(b.fails(&["start", &b.id]).contains("is being created"));
     assert!(b.fails(&["exec", &b.id, "true"]).contains("is being created"));
+    assert!(b.fails(&["kill", "--all", &b.id, "KILL"]).contains("is being created"));
     let got = b.fails(&["create", "--console-socket", "console", &b.id]);
     assert!(got.contains("already exists") && !got.contains("cut short"), "{got}");
     assert!(b.fails(&["delete", &b.id]).contains("is not stopped: creating"));
@@ -79,4 +83,112 @@ fn a_create_that_goes_on_is_told_from_one_that_was_killed() {
     create.wait().unwrap();
     b.ok(&["delete", "-f", &b.id]);
     assert!(!b.cgroup("devices").exists());
+}
+
+fn spawn(b: &Bundle, args: &[&str]) -> Child {
+    b.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn is_gone(b: &Bundle) -> bool {
+    !b.path("state").join(&b.id).exists()
+        && !b.cgroup("devices").exists()
+        && !b.cgroup("pids").exists()
+}
+
+fn has_open(pid: u32, path: &Path) -> bool {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == path)
+}
+
+/// There is no record yet, by which it could be killed: it is waited for.
+#[test]
+fn a_create_that_has_only_begun_is_deleted_whole() {
+    let b = Bundle::new("sleep 1000");
+    let config = b.path("config.json");
+    std::fs::remove_file(&config).unwrap();
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &config, kind, 0o600.into(), 0).unwrap();
+    let mut create = spawn(&b, &["create", "--pid-file", "pid", &b.id]);
+    let dir = b.path("state").join(&b.id);
+    wait(|| has_open(create.id(), &dir), "the create's lock");
+    let mut delete = spawn(&b, &["delete", "-f", &b.id]);
+    wait(|| has_open(delete.id(), &dir), "the delete at the lock");
+    std::fs::write(&config, b.config.to_string()).unwrap();
+    assert!(create.wait().unwrap().success());
+    assert!(delete.wait().unwrap().success());
+    let pid = std::fs::read_to_string(b.path("pid")).unwrap();
+    assert!(!Path::new(&format!("/proc/{pid}/ns/mnt")).exists(), "its process lives");
+    assert!(is_gone(&b));
+}
+
+#[test]
+fn a_create_that_goes_on_is_deleted_with_force() {
+    let Stuck { b, mut create, queue: _queue } = stuck();
+    b.ok(&["delete", "-f", &b.id]);
+    assert!(!create.wait().unwrap().success());
+    assert!(is_gone(&b));
+}
+
+/// Whoever wins: there is a container, or nothing.
+#[test]
+fn creates_starts_and_deletes_at_the_same_time() {
+    let b = Bundle::new("sleep 1000");
+    b.save();
+    let (create, start) = (["create", "--pid-file", "pid", &b.id], ["start", &b.id]);
+    let (delete, force) = (["delete", &b.id], ["delete", "-f", &b.id]);
+    let commands: [&[&str]; 4] = [&create, &start, &delete, &force];
+    for _ in 0..25 {
+        let mut all: Vec<&[&str]> = [commands, commands].concat();
+        let mut children = Vec::new();
+        while !all.is_empty() {
+            let next = all.swap_remove(rand::rng().random_range(0..all.len()));
+            children.push((next[0], spawn(&b, next)));
+        }
+        for (name, child) in &mut children {
+            let status = child.wait().unwrap();
+            assert!(status.code().is_some(), "{name}: {status}");
+        }
+        if b.path("state").join(&b.id).exists() {
+            let state = b.state();
+            let (status, pid) = (&state["status"], &state["pid"]);
+            assert!(status == "created" || status == "running", "{state}");
+            assert!(Path::new(&format!("/proc/{pid}/ns/mnt")).exists());
+            assert!(b.cgroup("devices").exists());
+        }
+        b.ok(&force);
+        assert!(is_gone(&b));
+    }
+}
+
+/// A hook that leaves a process of its own in the container's cgroup, and ends as `end` says.
+fn with_straggler(end: &str) -> Bundle {
+    let mut b = Bundle::new("sleep 1000");
+    let line = format!(
+        "echo $$ > {}/cgroup.procs; sleep 1000 & echo $! > {at}.new; mv {at}.new {at}; {end}",
+        b.cgroup("devices").display(),
+        at = b.path("straggler").display(),
+    );
+    b.config["hooks"]["createRuntime"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}]);
+    b.save();
+    b
+}
+
+#[test]
+fn what_a_hook_left_in_the_cgroup_goes_with_it() {
+    let lives = |b: &Bundle| {
+        let pid = std::fs::read_to_string(b.path("straggler")).unwrap();
+        Path::new(&format!("/proc/{}/ns/mnt", pid.trim())).exists()
+    };
+    let b = with_straggler("exit 1");
+    assert!(b.fails(&["create", &b.id]).contains("createRuntime hook #0"));
+    assert!(is_gone(&b) && !lives(&b));
+
+    let b = with_straggler("sleep 1000");
+    let mut create = spawn(&b, &["create", &b.id]);
+    wait(|| b.path("straggler").exists(), "the hook");
+    create.kill().unwrap();
+    create.wait().unwrap();
+    assert!(lives(&b));
+    b.ok(&["delete", &b.id]);
+    assert!(is_gone(&b) && !lives(&b));
 }
