@@ -17,6 +17,7 @@ use types::{Digest, ErrorKind, ImageRef, Platform};
 use crate::{
     Core,
     error::Result as CoreResult,
+    extras,
     pool::Pool,
     progress::Reporter,
     snapshots::{Kind, SNAPSHOTTER},
@@ -415,7 +416,7 @@ impl Extras for Local {
     }
 
     async fn analyse(&self, request: AnalysisRequest) -> Result<ImageAnalysis> {
-        self.heavy(move |core, ns| core.analyse(ns, &request)).await
+        extras::analyse(self, request).await
     }
 
     async fn collect_garbage(&self) -> Result<u64> {

@@ -5,3 +5,5 @@ mod hello;
 mod merge;
 mod rootfs;
 mod squash;
+
+pub(crate) use self::analyse::analyse;

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{BufReader, Read},
     os::fd::AsFd as _,
+    sync::{Arc, Weak},
 };
 
 use archive::{Kind, Limits, Opaque, PackOptions, TarReader};
@@ -19,14 +20,50 @@ use store_api::{
 
 use self::tree::{Counts, Hash, Tree};
 use crate::{
-    Core,
+    Core, Local,
     content::BUFFER_BYTES,
     error::{Error, Result},
     snapshots::open_directory,
 };
 
+/// One at a time: it may take minutes among the heavy operations, and [`tree::TREE_BYTES_MAX`] of
+/// memory. Ends when nobody waits for it any more.
+pub(crate) async fn analyse(
+    local: &Local,
+    request: AnalysisRequest,
+) -> store_api::Result<ImageAnalysis> {
+    let flight = local.core.async_flights.enter("analyse").await;
+    let caller = Arc::new(());
+    let wanted = Wanted(Arc::downgrade(&caller));
+    let analysed = local.heavy(move |core, ns| {
+        let _flight = flight;
+        core.analyse(ns, &request, &wanted)
+    });
+    let analysed = analysed.await;
+    drop(caller);
+    analysed
+}
+
+/// Knows whether its caller, who holds the other end, still waits.
+struct Wanted(Weak<()>);
+
+impl Wanted {
+    fn check(&self) -> Result<()> {
+        if self.0.strong_count() > 0 {
+            return Ok(());
+        }
+        let text = "the analysis was cancelled: nobody waits for it";
+        Err(Error::Api(store_api::Error::new(types::ErrorKind::Cancelled, text)))
+    }
+}
+
 impl Core {
-    pub(crate) fn analyse(&self, ns: &str, request: &AnalysisRequest) -> Result<ImageAnalysis> {
+    fn analyse(
+        &self,
+        ns: &str,
+        request: &AnalysisRequest,
+        wanted: &Wanted,
+    ) -> Result<ImageAnalysis> {
         let pins = self.guard.pins(ns);
         pins.add(ResourceKind::Content, &request.target);
         let target = self.descriptor_of(ns, &request.target)?;
@@ -37,12 +74,13 @@ impl Core {
         for chain_id in &image.chain_ids {
             pins.add(ResourceKind::Snapshot, chain_id);
         }
-        let mut tree = Tree::new();
+        let digest = request.target.to_string();
+        let mut tree = Tree::new(&digest, tree::TREE_BYTES_MAX);
         let mut counts = Vec::new();
         for i in 0..image.layers.len() {
             tree.begin(i);
             self.with_layer(ns, &image, i, &mut |tar| {
-                read(tar, &mut tree)
+                read(tar, &mut tree, wanted)
                     .map_err(Error::archive("read layer", &image.layers[i].digest))?
             })?;
             counts.push(tree.end());
@@ -113,15 +151,19 @@ impl Core {
 }
 
 /// Reads a layer's tar into the tree. The outer error is of the tar, the inner one of the tree.
-fn read(tar: &mut dyn Read, tree: &mut Tree) -> Result<Result<()>, archive::Error> {
+fn read(
+    tar: &mut dyn Read,
+    tree: &mut Tree,
+    wanted: &Wanted,
+) -> Result<Result<()>, archive::Error> {
     let mut reader = TarReader::new(tar, Limits::default());
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Some(entry) = reader.next_entry()? {
         let hash = match &entry.kind {
-            Kind::File { .. } => hash(&mut reader, &mut buffer)?,
+            Kind::File { .. } => hash(&mut reader, &mut buffer, wanted)?,
             _ => Hash::default(),
         };
-        if let Err(error) = tree.add(&entry, hash) {
+        if let Err(error) = wanted.check().and_then(|()| tree.add(&entry, hash)) {
             return Ok(Err(error));
         }
     }
@@ -129,9 +171,14 @@ fn read(tar: &mut dyn Read, tree: &mut Tree) -> Result<Result<()>, archive::Erro
     Ok(Ok(()))
 }
 
-fn hash<R: Read>(reader: &mut TarReader<R>, buffer: &mut [u8]) -> Result<Hash, archive::Error> {
+/// Of no use if it is not wanted any more.
+fn hash<R: Read>(
+    reader: &mut TarReader<R>,
+    buffer: &mut [u8],
+    wanted: &Wanted,
+) -> Result<Hash, archive::Error> {
     let mut sum = Sha256::new();
-    loop {
+    while wanted.check().is_ok() {
         let offset = reader.offset();
         match reader.data().read(buffer) {
             Ok(0) => break,

@@ -13,9 +13,11 @@ use store_api::Fate;
 
 use crate::error::{Error, Result};
 
-/// Names in all layers together: some ten times as many as the largest images have. One takes about
-/// 200 bytes.
-const NAMES_MAX: usize = 4_000_000;
+/// Memory for the names and files of all layers together: for some ten times as many as the largest
+/// images have.
+pub(super) const TREE_BYTES_MAX: usize = 512 << 20;
+/// Bytes of a name's place among its directory's and of what counts its references.
+const SLOT_BYTES: usize = 64;
 const ROOT: u32 = 0;
 
 /// The first bytes of the SHA-256 of a file's content.
@@ -43,6 +45,8 @@ struct Node {
     name: Rc<[u8]>,
     /// The layer that made it or last had an entry in it.
     layer: usize,
+    /// A directory: the last layer of which it is known that nothing from below it is left in here.
+    emptied: Option<usize>,
     what: What,
 }
 
@@ -59,19 +63,32 @@ pub(super) struct Counts {
 }
 
 pub(super) struct Tree {
+    /// As errors name it.
+    image: Rc<str>,
+    bytes: usize,
+    limit_bytes: usize,
     nodes: Vec<Node>,
     pub(super) files: Vec<File>,
     layer: usize,
     /// Files that lost their last name in this layer.
     gone: Vec<usize>,
     counts: Counts,
+    /// Names that were looked at to empty directories.
+    #[cfg(test)]
+    visited: usize,
 }
 
 impl Tree {
-    pub(super) fn new() -> Self {
+    /// `image`: as errors name it; `limit_bytes`: memory that the tree may take, about.
+    pub(super) fn new(image: &str, limit_bytes: usize) -> Self {
         let what = What::Directory(BTreeMap::new());
-        let root = Node { parent: ROOT, name: Rc::from(&b""[..]), layer: 0, what };
+        let root = Node { parent: ROOT, name: Rc::from(&b""[..]), layer: 0, emptied: None, what };
         Self {
+            image: Rc::from(image),
+            bytes: 0,
+            limit_bytes,
+            #[cfg(test)]
+            visited: 0,
             nodes: vec![root],
             files: Vec::new(),
             layer: 0,
@@ -87,10 +104,13 @@ impl Tree {
 
     /// Takes the layer's next entry; `hash`: of a regular file's data.
     pub(super) fn add(&mut self, entry: &Entry, hash: Hash) -> Result<()> {
-        let failed = || Error::archive("read", "a layer");
-        let path = entry.relative_path().map_err(failed())?;
+        let (layer, image) = (self.layer + 1, self.image.clone());
+        let failed = move |error| {
+            Error::archive("read", format_args!("layer {layer} of image {image}"))(error)
+        };
+        let path = entry.relative_path().map_err(&failed)?;
         let Some(name) = path.file_name() else { return Ok(()) };
-        let bad = |problem| failed()(archive::Error::Entry { name: entry.name.clone(), problem });
+        let bad = |problem| failed(archive::Error::Entry { name: entry.name.clone(), problem });
         let dir = path.parent().unwrap_or(Path::new(""));
         for component in dir {
             if archive::meaning(component).map_err(bad)? != Meaning::Plain {
@@ -131,6 +151,7 @@ impl Tree {
                 }
             }
             Kind::File { .. } => {
+                self.charge(size_of::<File>())?;
                 let file = self.files.len();
                 let node = self.put(parent, name, What::File(file))?;
                 self.files.push(File {
@@ -233,19 +254,34 @@ impl Tree {
 
     /// Puts something at a name, in the place of what had it.
     fn put(&mut self, parent: u32, name: &OsStr, what: What) -> Result<u32> {
-        if self.nodes.len() >= NAMES_MAX {
-            return Err(Error::invalid(format!("the layers have more than {NAMES_MAX} names")));
-        }
+        self.charge(size_of::<Node>() + SLOT_BYTES + name.len())?;
         let name: Rc<[u8]> = Rc::from(name.as_bytes());
         if let Some(old) = self.child(parent, &name) {
             self.drop_node(old);
         }
         let node = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        self.nodes.push(Node { parent, name: Rc::clone(&name), layer: self.layer, what });
+        // What this layer makes has nothing of those below.
+        let (layer, emptied) = (self.layer, Some(self.layer));
+        self.nodes.push(Node { parent, name: Rc::clone(&name), layer, emptied, what });
         if let What::Directory(children) = &mut self.node_mut(parent).what {
             children.insert(name, node);
         }
         Ok(node)
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<()> {
+        self.bytes += bytes;
+        if self.bytes <= self.limit_bytes {
+            return Ok(());
+        }
+        Err(Error::Api(store_api::Error::new(
+            types::ErrorKind::ResourceExhausted,
+            format!(
+                "image {}: its layers have too many files to be analysed: their names take more than {} MiB",
+                self.image,
+                self.limit_bytes >> 20
+            ),
+        )))
     }
 
     /// Takes a name away from what came from the layers below.
@@ -262,27 +298,33 @@ impl Tree {
         }
     }
 
-    /// Takes away all that came into a directory from the layers below.
+    /// Takes away all that came into a directory from the layers below. Each directory is gone through
+    /// once in a layer, however many marks the layer has.
     fn empty(&mut self, directory: u32) {
         let mut open = vec![directory];
         while let Some(directory) = open.pop() {
-            let children = match &self.node(directory).what {
-                What::Directory(children) => children.clone(),
-                _ => continue,
-            };
-            for (name, child) in children {
-                if self.node(child).layer >= self.layer {
-                    // This layer's own; what it left alone in there goes too.
-                    if self.is_directory(child) {
-                        open.push(child);
-                    }
-                    continue;
-                }
-                self.drop_node(child);
-                if let What::Directory(children) = &mut self.node_mut(directory).what {
-                    children.remove(&name);
-                }
+            let layer = self.layer;
+            let node = self.node_mut(directory);
+            if node.emptied == Some(layer) {
+                continue;
             }
+            let What::Directory(children) = &mut node.what else { continue };
+            let mut children = std::mem::take(children);
+            node.emptied = Some(layer);
+            children.retain(|_, child| {
+                #[cfg(test)]
+                {
+                    self.visited += 1;
+                }
+                if self.node(*child).layer < layer {
+                    self.drop_node(*child);
+                    return false;
+                }
+                // This layer's own; what it left alone in there goes too.
+                open.push(*child);
+                true
+            });
+            self.node_mut(directory).what = What::Directory(children);
         }
     }
 
@@ -316,4 +358,66 @@ fn index(node: u32) -> usize {
 /// A link's target as a path below the root; where it cannot be one nothing is found.
 fn relative(target: &Path) -> PathBuf {
     Entry::new(target, Kind::Directory).relative_path().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn add(tree: &mut Tree, path: &str, kind: Kind) -> Result<()> {
+        tree.add(&Entry::new(path, kind), Hash::default())
+    }
+
+    fn fate(tree: &Tree, path: &str) -> Option<Fate> {
+        let file = tree.files.iter().find(|file| tree.path(file) == Path::new(path))?;
+        Some(file.fate)
+    }
+
+    #[test]
+    fn a_directory_is_emptied_once_in_a_layer() {
+        const FILES: usize = 1000;
+        let file = || Kind::File { sparse: None };
+        let mut tree = Tree::new("i", TREE_BYTES_MAX);
+        tree.begin(0);
+        for n in 0..FILES {
+            add(&mut tree, &format!("a/b/old{n}"), file()).unwrap();
+        }
+        tree.end();
+        tree.begin(1);
+        for n in 0..FILES {
+            add(&mut tree, &format!("a/b/c/new{n}"), file()).unwrap();
+            add(&mut tree, "a/.wh..wh..opq", file()).unwrap();
+            add(&mut tree, "a/.wh.b", file()).unwrap();
+            add(&mut tree, "a/b/.wh..wh..opq", file()).unwrap();
+        }
+        assert_eq!(tree.end().removals, 3 * FILES as u64);
+        assert!(tree.visited <= FILES + 3, "{}", tree.visited);
+        let fates = |wanted: Fate| tree.files.iter().filter(|file| file.fate == wanted).count();
+        assert_eq!((fates(Fate::Deleted { by: 1 }), fates(Fate::Seen)), (FILES, FILES));
+        // The next layer begins anew.
+        tree.begin(2);
+        add(&mut tree, "a/b/c/kept", file()).unwrap();
+        add(&mut tree, "a/.wh..wh..opq", file()).unwrap();
+        tree.end();
+        assert_eq!(fate(&tree, "a/b/c/new7"), Some(Fate::Deleted { by: 2 }));
+        assert_eq!(fate(&tree, "a/b/c/kept"), Some(Fate::Seen));
+    }
+
+    #[test]
+    fn memory_has_a_limit() {
+        let mut tree = Tree::new("sha256:abc", 1 << 20);
+        tree.begin(0);
+        let name = |n: usize| format!("{n}/{}", "x".repeat(200));
+        let mut count = 0;
+        let error = loop {
+            if let Err(error) = add(&mut tree, &name(count), Kind::Directory) {
+                break error.to_string();
+            }
+            count += 1;
+            assert!(count < 5000, "there is no limit");
+        };
+        assert!(count > 1000, "{count}");
+        assert!(error.starts_with("image sha256:abc: ") && error.contains("1 MiB"), "{error}");
+    }
 }

@@ -32,26 +32,29 @@ struct Gatherer {
 /// `by_size`: the tree's files, the largest first.
 pub(super) fn of(tree: &Tree, by_size: &[usize], examples: usize) -> Vec<Waste> {
     let mut gatherer = Gatherer { found: BTreeMap::new(), examples };
-    let mut copies: HashMap<(Hash, u64), Vec<(usize, PathBuf)>> = HashMap::new();
-    for file in by_size.iter().map(|file| &tree.files[*file]).filter(|file| file.bytes > 0) {
+    let mut copies: HashMap<(Hash, u64), Vec<usize>> = HashMap::new();
+    for (index, file) in by_size.iter().map(|index| (*index, &tree.files[*index])) {
+        if file.bytes == 0 {
+            continue;
+        }
         let path = tree.path(file);
         match file.fate {
             Fate::Deleted { by } => {
-                gatherer.add((WasteKind::Deleted, Some(by)), file, path, None);
+                gatherer.add((WasteKind::Deleted, Some(by)), file, path);
             }
             Fate::Overwritten { by } => gatherer.overwritten(tree, file, by, path),
             Fate::Seen => match caches::of(&path) {
                 Some(cache) => {
-                    gatherer.add((WasteKind::Cache(cache), None), file, path, None);
+                    gatherer.add((WasteKind::Cache(cache), None), file, path);
                 }
                 None if file.bytes >= COPY_BYTES => {
-                    copies.entry((file.hash, file.bytes)).or_default().push((file.layer, path));
+                    copies.entry((file.hash, file.bytes)).or_default().push(index);
                 }
                 None => {}
             },
         }
     }
-    gatherer.copies(copies);
+    gatherer.copies(tree, copies);
     let mut list: Vec<Waste> = gatherer.found.into_values().collect();
     list.sort_by_key(|waste| Reverse(waste.bytes));
     list
@@ -66,29 +69,36 @@ impl Gatherer {
             // Which of the two changed is said of all such files together.
             Some(_) => WasteKind::Rewritten { owner: false, mode: false },
         };
-        let waste = self.add((kind, Some(by)), file, path, None);
+        let waste = self.add((kind, Some(by)), file, path);
         if let (Some(new), WasteKind::Rewritten { owner, mode }) = (same, &mut waste.kind) {
             *owner |= new.owner != file.owner;
             *mode |= new.mode != file.mode;
         }
     }
 
-    fn copies(&mut self, copies: HashMap<(Hash, u64), Vec<(usize, PathBuf)>>) {
-        let mut groups: Vec<(u64, Vec<(usize, PathBuf)>)> = copies
+    /// The original is the one that came first.
+    fn copies(&mut self, tree: &Tree, copies: HashMap<(Hash, u64), Vec<usize>>) {
+        let mut groups: Vec<(u64, Vec<usize>)> = copies
             .into_iter()
             .filter(|(_, files)| files.len() > 1)
             .map(|((_, bytes), mut files)| {
-                files.sort();
+                files.sort_unstable();
                 (bytes, files)
             })
             .collect();
         groups.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         for (bytes, files) in groups {
-            let mut files = files.into_iter();
-            let Some((original_layer, original)) = files.next() else { continue };
-            for (layer, path) in files {
-                let key = Key { kind: WasteKind::Copied, layer, by: Some(original_layer) };
-                self.count(key, WastedFile { path, bytes, original: Some(original.clone()) });
+            let mut files = files.into_iter().map(|file| &tree.files[file]);
+            let Some(original) = files.next() else { continue };
+            for file in files {
+                let (layer, by) = (file.layer, Some(original.layer));
+                let key = Key { kind: WasteKind::Copied, layer, by };
+                let named = || WastedFile {
+                    path: tree.path(file),
+                    bytes,
+                    original: Some(tree.path(original)),
+                };
+                self.count(key, bytes, named);
             }
         }
     }
@@ -98,21 +108,22 @@ impl Gatherer {
         (kind, by): (WasteKind, Option<usize>),
         file: &File,
         path: PathBuf,
-        original: Option<PathBuf>,
     ) -> &mut Waste {
         let key = Key { kind, layer: file.layer, by };
-        self.count(key, WastedFile { path, bytes: file.bytes, original })
+        let named = || WastedFile { path, bytes: file.bytes, original: None };
+        self.count(key, file.bytes, named)
     }
 
-    fn count(&mut self, key: Key, file: WastedFile) -> &mut Waste {
+    /// `named` is called for what is reported only.
+    fn count(&mut self, key: Key, bytes: u64, named: impl FnOnce() -> WastedFile) -> &mut Waste {
         let Key { kind, layer, by } = key;
         let empty = || Waste { kind, layer, by, bytes: 0, files: 0, examples: Vec::new() };
         let waste = self.found.entry(key).or_insert_with(empty);
-        waste.bytes += file.bytes;
+        waste.bytes += bytes;
         waste.files += 1;
         // They come the largest first.
         if waste.examples.len() < self.examples {
-            waste.examples.push(file);
+            waste.examples.push(named());
         }
         waste
     }
