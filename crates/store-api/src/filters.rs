@@ -12,8 +12,15 @@ use crate::{Error, Labels, Result};
 
 /// Bytes of one filter: lists are asked for by a few names, not by a program.
 const FILTER_BYTES: usize = 64 << 10;
-/// Bytes of a compiled regular expression: a hostile one is refused, not compiled.
+/// Filters of one request; each may be empty.
+const FILTERS: usize = 1024;
+/// Conditions of one request in all its filters.
+const CONDITIONS: usize = 64;
+/// Bytes of one request's regular expressions, compiled: hostile ones are refused, not compiled.
 const REGEX_BYTES: usize = 1 << 20;
+
+/// Characters of a pattern that an error shows.
+const SHOWN: usize = 64;
 
 /// Answers the fields of what is filtered, by path: `["labels", "a.b"]`.
 pub trait Fields {
@@ -46,9 +53,15 @@ enum Test {
 
 impl Filters {
     /// # Errors
-    /// `InvalidArgument`, naming the filter and the place in it.
+    /// `InvalidArgument`, naming the filter and the place in it; `ResourceExhausted` beyond
+    /// 64 conditions, or regular expressions of 1 MiB when compiled, in all filters together.
     pub fn parse(filters: &[String]) -> Result<Self> {
-        filters.iter().map(|text| parse(text)).collect::<Result<_>>().map(Self)
+        if filters.len() > FILTERS {
+            return Err(exhausted(format!("{} filters, {FILTERS} at most", filters.len())));
+        }
+        let mut budget = Budget { conditions: CONDITIONS, regex_bytes: REGEX_BYTES };
+        let parsed = filters.iter().map(|text| parse(text, &mut budget));
+        parsed.collect::<Result<_>>().map(Self)
     }
 
     pub fn matches(&self, fields: &impl Fields) -> bool {
@@ -73,7 +86,18 @@ impl Condition {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Condition>> {
+/// What the filters of one request may still have.
+struct Budget {
+    conditions: usize,
+    /// Of compiled regular expressions.
+    regex_bytes: usize,
+}
+
+fn exhausted(text: String) -> Error {
+    Error::new(types::ErrorKind::ResourceExhausted, text)
+}
+
+fn parse(text: &str, budget: &mut Budget) -> Result<Vec<Condition>> {
     if text.len() > FILTER_BYTES {
         return Err(Error::invalid(format!("a filter is longer than {FILTER_BYTES} bytes")));
     }
@@ -83,7 +107,12 @@ fn parse(text: &str) -> Result<Vec<Condition>> {
         return Ok(conditions);
     }
     loop {
-        conditions.push(parser.condition()?);
+        budget.conditions = budget.conditions.checked_sub(1).ok_or_else(|| {
+            exhausted(format!(
+                "the filters have more than {CONDITIONS} conditions: ask for less at once"
+            ))
+        })?;
+        conditions.push(parser.condition(budget)?);
         match parser.rest.strip_prefix(',') {
             Some(rest) => parser.rest = rest,
             None if parser.rest.is_empty() => return Ok(conditions),
@@ -103,7 +132,7 @@ impl Parser<'_> {
         Error::invalid(format!("filter {:?}: expected {expected} at byte {at}", self.text))
     }
 
-    fn condition(&mut self) -> Result<Condition> {
+    fn condition(&mut self, budget: &mut Budget) -> Result<Condition> {
         let mut path = vec![self.word()?];
         self.skip_spaces();
         while let Some(rest) = self.rest.strip_prefix('.') {
@@ -121,7 +150,7 @@ impl Parser<'_> {
             "" => return Ok(Condition { path, test: Test::Present }),
             "==" => Test::Equal(self.value()?),
             "!=" => Test::NotEqual(self.value()?),
-            _ => Test::Matches(Box::new(self.regex()?)),
+            _ => Test::Matches(Box::new(self.regex(budget)?)),
         };
         self.skip_spaces();
         Ok(Condition { path, test })
@@ -164,7 +193,7 @@ impl Parser<'_> {
         Ok(value.to_string())
     }
 
-    fn regex(&mut self) -> Result<PikeVM> {
+    fn regex(&mut self, budget: &mut Budget) -> Result<PikeVM> {
         self.skip_spaces();
         let pattern = match self.rest.chars().next() {
             Some(quote @ ('"' | '|')) => self.quoted(quote)?,
@@ -172,11 +201,21 @@ impl Parser<'_> {
             Some('/') if self.rest.len() > 1 && self.rest.ends_with('/') => self.quoted('/')?,
             _ => self.value()?,
         };
-        PikeVM::builder()
+        let limit = thompson::Config::new().utf8(false).nfa_size_limit(Some(budget.regex_bytes));
+        let regex = PikeVM::builder()
             .syntax(syntax::Config::new().unicode(false).utf8(false))
-            .thompson(thompson::Config::new().utf8(false).nfa_size_limit(Some(REGEX_BYTES)))
+            .thompson(limit)
             .build(&pattern)
-            .map_err(|error| Error::invalid(format!("filter {:?}: {error}", self.text)))
+            .map_err(|error| match error.size_limit() {
+                Some(_) => exhausted(format!(
+                    "the filters' regular expressions take more than {REGEX_BYTES} bytes when \
+                     compiled: {:?} is too much",
+                    pattern.chars().take(SHOWN).collect::<String>()
+                )),
+                None => Error::invalid(format!("filter {:?}: {error}", self.text)),
+            })?;
+        budget.regex_bytes = budget.regex_bytes.saturating_sub(regex.get_nfa().memory_usage());
+        Ok(regex)
     }
 
     /// A Go string in double quotes, with its escapes; in a pattern's other quotes a backslash is
@@ -281,6 +320,27 @@ mod tests {
         assert!(passes(&[r#" labels . "a.b" == "x y" , name != no "#]));
         assert!(passes(&[r#"name=="docker.io/library/alpine\x3a3""#]));
         assert!(passes(&[r#"labels."a.b"=="\u0078\040y""#]));
+    }
+
+    #[test]
+    fn one_budget_for_all_filters_of_a_request() {
+        let refused = |filters: Vec<String>| {
+            let error = Filters::parse(&filters).unwrap_err();
+            assert_eq!(error.kind, types::ErrorKind::ResourceExhausted, "{error}");
+            error.to_string()
+        };
+        let large = "name~=((a{90}){90}){2}".to_string();
+        assert!(Filters::parse(std::slice::from_ref(&large)).is_ok());
+        let error = refused(vec![large.clone(); 64]);
+        assert!(error.contains("1048576 bytes") && error.contains("a{90}"), "{error}");
+        let error = refused(vec![vec![large; 60].join(",")]);
+        assert!(error.contains("1048576 bytes"), "{error}");
+        let many = |count: usize| (0..count).map(|n| format!("name==n{n}")).collect::<Vec<_>>();
+        assert!(Filters::parse(&many(64)).is_ok());
+        assert!(Filters::parse(&[many(64).join(",")]).is_ok());
+        assert!(refused(many(65)).contains("64 conditions"));
+        assert!(refused(vec![many(65).join(",")]).contains("64 conditions"));
+        assert!(refused(vec![String::new(); 1025]).contains("1025 filters"));
     }
 
     #[test]
