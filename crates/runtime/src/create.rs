@@ -16,7 +16,7 @@ use crate::cgroup::{self, Cgroup, Host, Unit};
 use crate::error::{Context, Error, Result};
 use crate::init::Init;
 use crate::namespaces::{self, Namespaces};
-use crate::netdev::NetDevices;
+use crate::netdev::{Given, NetDevices};
 use crate::process::{self, Outside, Prepared};
 use crate::procfs::ProcFs;
 use crate::rdt::{self, Rdt};
@@ -30,11 +30,10 @@ use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, rootfs, s
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
     process::check_preserved(create.preserve_fds)?;
     let mut made = Made::begin(opts, id)?;
-    let result = create_in(&mut made, opts, id, create, run_parent);
-    if result.is_err() {
-        made.undo();
+    match create_in(&mut made, opts, id, create, run_parent) {
+        Err(e) => made.undo(Err(e)),
+        made => made,
     }
-    result
 }
 
 /// What must go away again if create fails.
@@ -46,6 +45,7 @@ struct Made {
     cgroups: Vec<PathBuf>,
     unit: Option<Unit>,
     rdt: Option<Rdt>,
+    network: Option<Given>,
 }
 
 impl Made {
@@ -57,7 +57,8 @@ impl Made {
             let dir = state_dir(opts, id)?;
             match DirLock::take(&dir, LOCK_LIMIT)? {
                 Some(lock) if is_empty(&dir)? => {
-                    return Ok(Made { dir, lock, cgroups: Vec::new(), unit: None, rdt: None });
+                    let cgroups = Vec::new();
+                    return Ok(Made { dir, lock, cgroups, unit: None, rdt: None, network: None });
                 }
                 // Ours was deleted before it was locked, and this one is another create's.
                 Some(_) => return Err(Error::Exists(id.to_string())),
@@ -70,15 +71,20 @@ impl Made {
         }
     }
 
-    /// The error that is under way counts. If something cannot be removed, the record stays, by which
-    /// `delete` finds it again.
-    fn undo(&self) {
+    /// The error that is under way counts; with it is told which of the host's interfaces are lost. If
+    /// something cannot be removed, the record stays, by which `delete` finds it again.
+    fn undo<T>(&self, failed: Result<T>) -> Result<T> {
+        let failed = match &self.network {
+            Some(given) => given.take_back_after(failed),
+            None => failed,
+        };
         let unit = self.unit.as_ref().map_or(Ok(()), Unit::stop);
         let rdt = self.rdt.as_ref().map_or(Ok(()), Rdt::delete);
         let cgroups = cgroup::clear(&self.cgroups);
         if unit.is_ok() && rdt.is_ok() && cgroups.is_ok() {
             drop(std::fs::remove_dir_all(&self.dir));
         }
+        failed
     }
 }
 

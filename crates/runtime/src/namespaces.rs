@@ -121,7 +121,8 @@ impl Namespaces {
     }
 }
 
-fn set_ns(fd: &OwnedFd, flag: u64) -> Result<(), rustix::io::Errno> {
+/// Enters one whose kind is known.
+pub(crate) fn set_ns(fd: &OwnedFd, flag: u64) -> Result<(), rustix::io::Errno> {
     use rustix::thread::LinkNameSpaceType as T;
     let kind = match flag {
         flag::CLONE_NEWUSER => T::User,

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
@@ -74,75 +75,95 @@ impl NetDevices {
         self.0.is_empty()
     }
 
-    /// Moves them into the network namespace of a process that the caller has made.
-    pub(crate) fn give(&self, pid: i32, pidfd: &OwnedFd) -> Result<()> {
+    /// Moves them into the network namespace of a process that the caller has made and not waited for.
+    /// `None` if there are none.
+    pub(crate) fn give(&self, pid: i32) -> Result<Option<Given>> {
         if self.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let mut netlink = Netlink::open()?;
-        let mut devices = Vec::new();
-        let result = self.move_all(&mut netlink, pid, &mut devices).and_then(|()| {
-            in_network_of(pidfd, || set_up(&devices))
-                .step(|| "linux.netDevices: set up in the container")
-        });
-        result.or_else(|e| match give_back(&mut netlink, pidfd, &devices) {
-            Ok(()) => Err(e),
-            Err(back) => Err(e).step(|| {
-                format!("linux.netDevices: some were not given back to the host ({})", back.chain())
-            }),
-        })
+        let path = format!("/proc/{pid}/ns/net");
+        let network = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .ctx("open namespace", || path)?;
+        let mut given = Given { network, devices: Vec::new() };
+        match self.move_all(&mut given, pid) {
+            Ok(()) => Ok(Some(given)),
+            Err(e) => given.take_back_after(Err(e)),
+        }
     }
 
-    fn move_all<'a>(
-        &'a self,
-        netlink: &mut Netlink,
-        pid: i32,
-        devices: &mut Vec<Device<'a>>,
-    ) -> Result<()> {
+    fn move_all(&self, given: &mut Given, pid: i32) -> Result<()> {
+        let mut netlink = Netlink::open()?;
         for (name, inside) in &self.0 {
             let step = || format!("linux.netDevices: move {name:?} into the container");
-            let mut device = Device::find(netlink, name).step(step)?;
-            let result = device.move_to(netlink, pid, inside).step(step);
-            devices.push(device);
+            let mut device = Device::find(&mut netlink, name).step(step)?;
+            let result = device.move_to(&mut netlink, pid, inside).step(step);
+            given.devices.push(device);
             result?;
         }
-        Ok(())
+        in_network(&given.network, || set_up(&given.devices))
+            .step(|| "linux.netDevices: set up in the container")
+    }
+}
+
+/// Interfaces that were moved.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Lives as long as this, also when its processes have ended: they go with it.
+    network: OwnedFd,
+    devices: Vec<Device>,
+}
+
+impl Given {
+    /// Brings them back as they were, because of an error.
+    pub(crate) fn take_back_after<T>(&self, failed: Result<T>) -> Result<T> {
+        match give_back(&self.network, &self.devices) {
+            Ok(()) => failed,
+            Err(back) => failed.step(|| {
+                format!("linux.netDevices: some were not given back to the host ({})", back.chain())
+            }),
+        }
     }
 }
 
 /// One of them, as it was on the host.
 #[derive(Debug)]
-struct Device<'a> {
-    name: &'a str,
+struct Device {
+    name: String,
     index: i32,
     is_up: bool,
     /// As messages that add them.
     addresses: Vec<Vec<u8>>,
     /// Its name in the container, if it is there.
-    inside: Option<&'a str>,
+    inside: Option<String>,
 }
 
-impl<'a> Device<'a> {
-    fn find(netlink: &mut Netlink, name: &'a str) -> Result<Device<'a>> {
+impl Device {
+    fn find(netlink: &mut Netlink, name: &str) -> Result<Device> {
         let (index, flags) = netlink.link(name)?;
         let addresses = netlink.addresses(index)?;
-        Ok(Device { name, index, is_up: flags & IFF_UP != 0, addresses, inside: None })
+        Ok(Device {
+            name: name.to_owned(),
+            index,
+            is_up: flags & IFF_UP != 0,
+            addresses,
+            inside: None,
+        })
     }
 
     /// The kernel sets it down itself, once it has found that it can move: one that cannot is left
     /// alone.
-    fn move_to(&mut self, netlink: &mut Netlink, pid: i32, inside: &'a str) -> Result<()> {
+    fn move_to(&mut self, netlink: &mut Netlink, pid: i32, inside: &str) -> Result<()> {
         let mut body = link_of(self.index);
         attribute(&mut body, IFLA_NET_NS_PID, &pid.to_ne_bytes());
         attribute(&mut body, IFLA_IFNAME, &text(inside));
         let moved = netlink.request(NEWLINK, ACK, &body);
         if moved.is_ok() {
-            self.inside = Some(inside);
+            self.inside = Some(inside.to_owned());
         } else if netlink.request(GETLINK, 0, &link_of(self.index)) == Err(Errno::NODEV) {
             // It has moved, and its new name is taken there.
-            self.inside = Some(self.name);
+            self.inside = Some(self.name.clone());
         }
-        moved.ctx("change the namespace of", || self.name).map(drop)
+        moved.ctx("change the namespace of", || self.name.as_str()).map(drop)
     }
 
     /// What is there in the calling process's namespace, under this name.
@@ -163,42 +184,44 @@ impl<'a> Device<'a> {
     }
 }
 
-fn set_up(devices: &[Device<'_>]) -> Result<()> {
+fn set_up(devices: &[Device]) -> Result<()> {
     let mut netlink = Netlink::open()?;
     for device in devices {
-        device.configure(&mut netlink, device.inside.unwrap_or(device.name), true, REPLACE)?;
+        let name = device.inside.as_ref().unwrap_or(&device.name);
+        device.configure(&mut netlink, name, true, REPLACE)?;
     }
     Ok(())
 }
 
 /// Brings them back under their old names, with their addresses, and up if they were; the first error,
 /// after every one has been tried.
-fn give_back(netlink: &mut Netlink, pidfd: &OwnedFd, devices: &[Device<'_>]) -> Result<()> {
+fn give_back(network: &OwnedFd, devices: &[Device]) -> Result<()> {
+    let mut netlink = Netlink::open()?;
     // Of the calling thread, whose namespace it is.
     let here = rustix::thread::gettid().as_raw_nonzero().get();
     let returned = match devices.iter().any(|d| d.inside.is_some()) {
-        true => in_network_of(pidfd, || return_to(here, devices)),
+        true => in_network(network, || return_to(here, devices)),
         false => Ok(()),
     };
-    let restore = |d: &Device<'_>| d.configure(netlink, d.name, d.is_up, EXCLUSIVE);
+    let restore = |d: &Device| d.configure(&mut netlink, &d.name, d.is_up, EXCLUSIVE);
     let restored = every(devices, restore);
     returned.and(restored)
 }
 
 /// In the container's namespace: into that of the thread `to`.
-fn return_to(to: i32, devices: &[Device<'_>]) -> Result<()> {
+fn return_to(to: i32, devices: &[Device]) -> Result<()> {
     let mut netlink = Netlink::open()?;
     every(devices, |device| {
-        let Some(inside) = device.inside else { return Ok(()) };
+        let Some(inside) = device.inside.as_deref() else { return Ok(()) };
         let mut body = link_of(netlink.index(inside)?);
         attribute(&mut body, IFLA_NET_NS_PID, &to.to_ne_bytes());
-        attribute(&mut body, IFLA_IFNAME, &text(device.name));
+        attribute(&mut body, IFLA_IFNAME, &text(&device.name));
         netlink.request(NEWLINK, ACK, &body).ctx("change the namespace of", || inside).map(drop)
     })
 }
 
 /// The first error, after all.
-fn every(devices: &[Device<'_>], f: impl FnMut(&Device<'_>) -> Result<()>) -> Result<()> {
+fn every(devices: &[Device], f: impl FnMut(&Device) -> Result<()>) -> Result<()> {
     devices.iter().map(f).fold(Ok(()), Result::and)
 }
 
@@ -214,13 +237,14 @@ fn check_name(name: &str) -> Result<()> {
     }
 }
 
-/// Runs `f` in the network namespace of a process; in a process of its own, for the calling one never
-/// changes its namespaces.
-fn in_network_of(pidfd: &OwnedFd, f: impl Fn() -> Result<()>) -> Result<()> {
+/// Runs `f` in a network namespace; in a process of its own, for the calling one never changes its
+/// namespaces.
+fn in_network(network: &OwnedFd, f: impl Fn() -> Result<()>) -> Result<()> {
     let (ours, theirs) = Sync::pair()?;
     let child = clone_process(&CloneOptions::default(), || {
         ours.close_in_child();
-        match namespaces::enter_those_of(pidfd, flag::CLONE_NEWNET).and_then(|()| f()) {
+        let entered = namespaces::set_ns(network, flag::CLONE_NEWNET);
+        match entered.ctx("setns", || "the container's network").and_then(|()| f()) {
             Ok(()) => 0,
             Err(e) => {
                 theirs.failed(&e);

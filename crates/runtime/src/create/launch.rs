@@ -102,10 +102,10 @@ fn spawn(
     })
     .ctx("clone3", || "joining process")?;
     drop(theirs);
-    if outside {
+    let answer = ours.receive();
+    if outside && matches!(answer, Ok(Message::Pid(_))) {
         return Ok(joiner);
     }
-    let answer = ours.receive();
     process::reap(&joiner.pidfd)?;
     match answer? {
         Message::Pid(pid) => {
@@ -139,6 +139,8 @@ fn join(
     }
     if init.namespaces.joins(flag::CLONE_NEWPID) {
         sys::process::unshare(new).ctx("unshare", || "linux.namespaces")?;
+        // It is where interfaces are to go. (Its number in its own pid namespace is of no use.)
+        sync.pid(0)?;
         return init::run_outside(init, sync);
     }
     let options = CloneOptions { flags: new | flag::CLONE_PARENT, into_cgroup: None };
@@ -280,7 +282,7 @@ fn settle(
         make_cgroup(parent)?;
         parent.record.cgroup.attach(pid)?;
     }
-    parent.net_devices.give(pid, &process.pidfd)?;
+    made.network = parent.net_devices.give(pid)?;
     if let Some(spec) = &parent.linux.intel_rdt {
         let root = rdt::root(&parent.proc, "linux.intelRdt")?;
         let mut class = Rdt::plan(&root, &parent.record.id, spec)?;

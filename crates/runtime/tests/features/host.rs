@@ -48,9 +48,39 @@ fn interfaces_move_in_with_their_addresses() {
     assert!(text(&in_network(&b, "true")).contains("needs a network namespace"));
 }
 
-/// Interfaces that cannot all move stay with the host, with their addresses, and up.
+/// Also where the process that is made first is outside of the container's pid namespace, and enters its
+/// network itself.
 #[test]
-fn interfaces_come_back_if_one_cannot_move() {
+fn interfaces_move_in_beside_a_shared_pid_namespace() {
+    let third = random() % 250 + 1;
+    let mut b = Bundle::new("ip -o addr");
+    symlink("busybox", b.path("rootfs/bin/ip")).unwrap();
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "inside"}});
+    let place = b.path("pidns");
+    for n in b.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if n["type"] == "pid" {
+            n["path"] = json!(place);
+        }
+    }
+    let prepare = format!(
+        "ip link add gt0 type veth peer name gt1; ip addr add 10.9.{third}.3/24 dev gt0; \
+         unshare -pf --kill-child sleep 20 & u=$!; ln -s /proc/$u/ns/pid_for_children pidns; \
+         until readlink /proc/$u/ns/pid_for_children > /dev/null && \
+         ! [ /proc/$u/ns/pid -ef /proc/$u/ns/pid_for_children ]; do sleep 0.01; done; \
+         code=0; {} --root state run {} || code=$?; kill -9 $u; exit $code",
+        binary().display(),
+        b.id
+    );
+    let o = in_network(&b, &prepare);
+    let got = text(&o);
+    assert!(o.status.success(), "{got}");
+    assert!(got.contains(&format!("inside    inet 10.9.{third}.3/24")), "{got}");
+}
+
+/// If they cannot all move, or the container is not made for another reason, they stay with the host, with
+/// their addresses, and up.
+#[test]
+fn interfaces_come_back_if_nothing_comes_of_the_container() {
     let third = random() % 250 + 1;
     let mut b = Bundle::new("true");
     let show = |rest: &str| {
@@ -79,6 +109,19 @@ fn interfaces_come_back_if_one_cannot_move() {
     let got = text(&in_network(&b, &show(&run)));
     assert!(got.contains("move \\\"gt0\\\"") && got.contains("file exists"), "{got}");
     whole(&got);
+
+    // What fails comes later: a hook; the process itself, whose namespaces go with it.
+    b.config["linux"]["netDevices"] = json!({"gt0": {"name": "inside"}});
+    b.config["hooks"]["createRuntime"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 `sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'`; exit 3"]}]);
+    let got = text(&in_network(&b, &show(&run)));
+    assert!(got.contains("createRuntime hook #0"), "{got}");
+    whole(&got);
+    b.config["hooks"]["createRuntime"] = json!([]);
+    b.config["linux"]["sysctl"] = json!({"net.ipv4.absent": "1"});
+    let got = text(&in_network(&b, &show(&run)));
+    assert!(got.contains("net.ipv4.absent"), "{got}");
+    whole(&got);
+    b.config["linux"]["sysctl"] = json!({});
 
     // A bridge stays in its namespace.
     b.config["linux"]["netDevices"] = json!({"gtb": {}});
