@@ -23,10 +23,10 @@ use crate::{
 
 /// Files of an archive at most: an image has two per layer, an archive some images.
 const FILES: usize = 16 << 10;
-/// All `ID/json` of an archive together, at most: each has some 2 KB.
-const DESCRIPTION_BYTES: u64 = 64 << 20;
-/// Images of one archive at most.
-const IMAGES: usize = 1024;
+/// All `ID/json` of an archive together with their names, at most: each has some 2 KB.
+const DESCRIPTION_BYTES: usize = 64 << 20;
+/// Images of one archive at most, with each name of one counted.
+pub(super) const IMAGES: usize = 1024;
 /// containerd's and OCI's annotations for an image's name.
 const NAME: &str = "io.containerd.image.name";
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -92,6 +92,12 @@ pub(crate) fn import(
             ));
         }
     };
+    let named = found.iter().filter(|image| !image.name.is_empty()).count();
+    if named > IMAGES {
+        return Err(Error::invalid(format!(
+            "the archive names images {named} times, at most {IMAGES} is possible"
+        )));
+    }
     faults::pass("import.read");
     if found.is_empty() {
         return Err(Error::not_found("image", "for the wanted platform in the archive"));
@@ -117,7 +123,7 @@ fn read(core: &Core, ns: &str, stream: ByteStream, pins: &Pins) -> Result<Archiv
     let mut archive = Archive::default();
     while let Some(entry) = reader.next_entry().map_err(failed())? {
         let path = entry.relative_path().map_err(failed())?;
-        if archive.files.len() + archive.links.len() >= FILES {
+        if archive.files.len() + archive.links.len() + archive.descriptions.len() >= FILES {
             return Err(Error::invalid(format!("the archive has more than {FILES} files")));
         }
         match &entry.kind {
@@ -183,10 +189,16 @@ fn file(
         // Files of docker's old layout: of one with a manifest, too.
         Some(name) if name.ends_with("/VERSION") => return Ok(()),
         Some(name) if name.ends_with("/json") => {
+            if usize::try_from(size).map_or(true, |size| size > limits::IMAGE_CONFIG_BYTES) {
+                return Err(Error::invalid(format!(
+                    "the archive's {name} has more than {} bytes",
+                    limits::IMAGE_CONFIG_BYTES
+                )));
+            }
             let mut bytes = Vec::new();
-            data.take(DESCRIPTION_BYTES + 1).read_to_end(&mut bytes).map_err(failed())?;
-            archive.description_bytes += bytes.len();
-            if archive.description_bytes as u64 > DESCRIPTION_BYTES {
+            data.read_to_end(&mut bytes).map_err(failed())?;
+            archive.description_bytes += bytes.len() + name.len();
+            if archive.description_bytes > DESCRIPTION_BYTES {
                 return Err(Error::invalid(format!(
                     "the archive's descriptions of layers have more than {DESCRIPTION_BYTES} bytes"
                 )));
@@ -399,6 +411,7 @@ fn from_docker(
     pins: &Pins,
 ) -> Result<Vec<Imported>> {
     let mut found = Vec::new();
+    let mut known = Layers::new();
     for image in saved {
         let config_blob = archive.blob(&image.config)?;
         let (_, config) = core.image_config(ns, &config_blob.digest)?;
@@ -411,7 +424,7 @@ fn from_docker(
                 )));
             }
             let blob = archive.blob(path)?;
-            let layer = layer_of(core, ns, blob)?;
+            let layer = layer_of(core, ns, blob, &mut known)?;
             pins.add(ResourceKind::Content, &layer.digest);
             layers.push(layer);
         }
@@ -433,15 +446,28 @@ fn from_docker(
     Ok(found)
 }
 
+/// The layers that an archive's files became, by the files' digests.
+pub(super) type Layers = BTreeMap<Digest, Descriptor>;
+
 /// A file of an archive as a layer.
-pub(super) fn layer_of(core: &Core, ns: &str, blob: &Blob) -> Result<Descriptor> {
+pub(super) fn layer_of(
+    core: &Core,
+    ns: &str,
+    blob: &Blob,
+    known: &mut Layers,
+) -> Result<Descriptor> {
     let kind = match blob.compression {
         archive::Compression::Gzip => media_type::OCI_LAYER_GZIP,
         archive::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
         archive::Compression::None => media_type::OCI_LAYER,
         // No engine's layers may have these.
         archive::Compression::Xz | archive::Compression::Bzip2 => {
-            return recoded(core, ns, &blob.digest);
+            if let Some(layer) = known.get(&blob.digest) {
+                return Ok(layer.clone());
+            }
+            let layer = recoded(core, ns, &blob.digest)?;
+            known.insert(blob.digest.clone(), layer.clone());
+            return Ok(layer);
         }
     };
     Ok(Descriptor::new(kind, blob.digest.clone(), blob.size))

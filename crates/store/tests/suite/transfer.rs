@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -210,6 +210,36 @@ pub async fn old_archives(services: &Services) {
     }
     let lost = TarStream::new().file("a/json", 0o644, br#"{"parent":"b"}"#).finish();
     assert_kind(import(services, lost).await, ErrorKind::InvalidArgument);
+
+    // Of an image with several tags the layers are read once; there is a limit to tags and files.
+    let layer = Layer::gzipped(image.layers[0].tar.clone());
+    let tagged = |count: usize| {
+        let tags: BTreeMap<String, &str> = (0..count).map(|n| (format!("t{n}"), "a")).collect();
+        let names = json!({ name.as_str(): tags });
+        TarStream::new()
+            .file("a/json", 0o644, br#"{"id":"a","container_config":{"Cmd":["x","y"]}}"#)
+            .file("a/layer.tar", 0o644, &layer.blob)
+            .file("repositories", 0o644, names.to_string().as_bytes())
+            .finish()
+    };
+    let found = import(services, tagged(3)).await.unwrap();
+    let names: Vec<String> = (0..3).map(|n| format!("docker.io/library/{name}:t{n}")).collect();
+    assert_eq!(found.iter().map(|image| image.name.clone()).collect::<Vec<_>>(), names);
+    assert!(found.iter().all(|image| image.target == found[0].target));
+    assert_refused(import(services, tagged(1025)).await, "more than 1024 images");
+    let mut many = TarStream::new();
+    for n in 0..=16 << 10 {
+        many = many.file(&format!("{n}/json"), 0o644, b"{}");
+    }
+    assert_refused(import(services, many.finish()).await, "more than 16384 files");
+    let wrong = TarStream::new().file("b/json", 0o644, br#"{"created":7}"#).finish();
+    assert_refused(import(services, wrong).await, "b/json of the archive");
+}
+
+fn assert_refused<T: std::fmt::Debug>(outcome: store_api::Result<T>, words: &str) {
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
+    assert!(error.to_string().contains(words), "{error}");
 }
 
 /// An image that loses its name to another one can be given a new name, and goes after that as any.
