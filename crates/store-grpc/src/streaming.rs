@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use futures_util::{StreamExt as _, stream};
 use prost::Message;
 use protos::{containerd::transfer as proto, shim};
 use store_api::{ByteStream, Error};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 use tonic::{Request, Response, Status, Streaming as Incoming};
 use types::ErrorKind;
 
@@ -26,8 +26,15 @@ use crate::{
     services::streaming as api,
 };
 
-/// Streams that no transfer has taken yet, in all namespaces.
-const WAITING_MAX: usize = 1024;
+/// Streams of one namespace that no transfer has taken yet, and of all.
+const WAITING_MAX: usize = 256;
+const WAITING_ALL_MAX: usize = 4096;
+/// How long a stream may wait to be taken: clients ask for the transfer right after they opened it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a client may take to say the stream's name once it has opened it.
+const NAMED_WITHIN: Duration = Duration::from_secs(60);
+/// Bytes of a stream's name; containerd's client makes them of some 50.
+const ID_BYTES: usize = 1024;
 /// Messages that wait for a slow client.
 const QUEUE: usize = 64;
 /// Bytes that a sender of an archive may be ahead.
@@ -36,7 +43,7 @@ const WINDOW_BYTES: i32 = 1 << 20;
 const PIECE_BYTES: usize = 128 << 10;
 /// Pieces of an archive that wait for the store.
 const PIECES: usize = 4;
-/// How long a client may take to answer or to open its window.
+/// How long a client may take to answer, to send, to open its window, or to take what is sent.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) struct Streaming(pub(crate) Arc<Context>);
@@ -48,32 +55,83 @@ pub(crate) struct Stream {
     outgoing: mpsc::Sender<Result<prost_types::Any, Status>>,
 }
 
-/// Streams by namespace and name.
-#[derive(Default)]
-pub(crate) struct Streams(Mutex<HashMap<(String, String), Stream>>);
+/// Streams that wait for their transfers.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    waiting: Arc<Mutex<HashMap<Key, Waiting>>>,
+    taken_within: Duration,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { waiting: Arc::default(), taken_within: TAKEN_WITHIN }
+    }
+}
+
+/// Namespace and name.
+type Key = (String, String);
+
+struct Waiting {
+    stream: Stream,
+    /// Ends the waiting; is itself ended when the stream is taken.
+    end: AbortHandle,
+}
 
 impl Streams {
+    /// Makes a stream known until it is taken, its client goes, or its time is over.
     fn insert(&self, namespace: &str, stream: Stream) -> Result<(), Status> {
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|_, stream| !stream.outgoing.is_closed());
         let key = (namespace.to_owned(), stream.id.clone());
+        let mut streams = self.lock();
         if streams.contains_key(&key) {
             let text = format!("stream {:?}: already exists", stream.id);
             return Err(Status::already_exists(text));
         }
-        if streams.len() >= WAITING_MAX {
-            let text = format!("{WAITING_MAX} streams wait for a transfer already");
-            return Err(Status::resource_exhausted(text));
+        let here = streams.keys().filter(|(other, _)| other == namespace).count();
+        for (count, limit, place) in [
+            (here, WAITING_MAX, namespace),
+            (streams.len(), WAITING_ALL_MAX, "all namespaces together"),
+        ] {
+            if count >= limit {
+                let text = format!("{limit} streams wait for a transfer already in {place}");
+                return Err(Status::resource_exhausted(text));
+            }
         }
-        streams.insert(key, stream);
+        // Inside the lock: the stream is known before its end can come.
+        let ending = self.clone().end(key.clone(), stream.outgoing.clone());
+        let end = tokio::spawn(ending).abort_handle();
+        streams.insert(key, Waiting { stream, end });
         Ok(())
+    }
+
+    async fn end(self, key: Key, outgoing: mpsc::Sender<Result<prost_types::Any, Status>>) {
+        let gone = tokio::time::timeout(self.taken_within, outgoing.closed()).await.is_ok();
+        let mut streams = self.lock();
+        // Taken at the last moment, its name may be another one's now.
+        if !streams.get(&key).is_some_and(|known| known.stream.outgoing.same_channel(&outgoing)) {
+            return;
+        }
+        let ended = streams.remove(&key);
+        drop(streams);
+        if !gone {
+            let text =
+                format!("stream {:?}: no transfer took it within {:?}", key.1, self.taken_within);
+            // With a full queue the client only sees that it ended.
+            drop(outgoing.try_send(Err(Status::deadline_exceeded(text))));
+        }
+        drop(ended);
     }
 
     /// The stream of this name, which is then no longer known.
     pub(crate) fn take(&self, namespace: &str, id: &str) -> Result<Stream, Status> {
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = streams.remove(&(namespace.to_owned(), id.to_owned()));
-        found.ok_or_else(|| status(Error::not_found("stream", id)))
+        let found = self.lock().remove(&(namespace.to_owned(), id.to_owned()));
+        let waiting = found.ok_or_else(|| status(Error::not_found("stream", id)))?;
+        waiting.end.abort();
+        let Waiting { stream, .. } = waiting;
+        Ok(stream)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,14 +142,18 @@ impl api::Streaming for Streaming {
     ) -> Result<Response<BoxStream<prost_types::Any>>, Status> {
         let services = self.0.services(request.metadata())?;
         let mut incoming = request.into_inner();
-        let first = incoming.message().await?;
+        let first = tokio::time::timeout(NAMED_WITHIN, incoming.message()).await;
+        let first = first.map_err(|_| {
+            Status::deadline_exceeded(format!("a stream without a StreamInit for {NAMED_WITHIN:?}"))
+        })??;
         let first =
             first.filter(|any| shim::is_type(any, proto::STREAM_INIT)).ok_or_else(|| {
                 Status::invalid_argument("a stream begins with a StreamInit: invalid argument")
             })?;
         let id = decode::<proto::StreamInit>(&first)?.id;
-        if id.is_empty() {
-            return Err(Status::invalid_argument("a stream needs an id: invalid argument"));
+        if !(1..=ID_BYTES).contains(&id.len()) {
+            let text = format!("a stream's id has 1 to {ID_BYTES} bytes, not {}", id.len());
+            return Err(Status::invalid_argument(format!("{text}: invalid argument")));
         }
         let (outgoing, messages) = mpsc::channel(QUEUE);
         let known = prost_types::Any { type_url: proto::EMPTY.to_owned(), value: Vec::new() };
@@ -112,9 +174,10 @@ fn decode<T: Message + Default>(any: &prost_types::Any) -> Result<T, Status> {
 }
 
 impl Stream {
-    /// Sends a message; `false` when the client is gone.
+    /// Sends a message; `false` when the client is gone, or has not taken one for [`ANSWER_LIMIT`].
     pub(crate) async fn send(&self, kind: &str, message: &impl Message) -> bool {
-        self.outgoing.send(Ok(shim::pack(kind, message))).await.is_ok()
+        let message = Ok(shim::pack(kind, message));
+        self.outgoing.send_timeout(message, ANSWER_LIMIT).await.is_ok()
     }
 
     /// Asks, and waits for an answer of type `wanted`.
@@ -165,7 +228,12 @@ impl Stream {
                 window += WINDOW_BYTES;
             }
             let message = tokio::select! {
-                message = self.incoming.message() => message?,
+                message = tokio::time::timeout(ANSWER_LIMIT, self.incoming.message()) => {
+                    message.map_err(|_| {
+                        let text = format!("stream {:?}: no data within {ANSWER_LIMIT:?}", self.id);
+                        Status::deadline_exceeded(text)
+                    })??
+                }
                 // The import has ended.
                 () = to.closed() => return Ok(()),
             };
@@ -199,7 +267,7 @@ impl Stream {
                 Err(error) => {
                     let status = status(error);
                     // Without it the client would take what it has for the whole.
-                    drop(self.outgoing.send(Err(status.clone())).await);
+                    drop(self.outgoing.send_timeout(Err(status.clone()), ANSWER_LIMIT).await);
                     return Err(status);
                 }
             };
@@ -236,5 +304,68 @@ impl Stream {
 
     fn not_taken(&self) -> Status {
         Status::unavailable(format!("stream {:?} ended before the archive: unavailable", self.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tonic::codec::Codec as _;
+
+    use super::*;
+
+    type Answers = mpsc::Receiver<Result<prost_types::Any, Status>>;
+
+    fn stream(id: &str) -> (Stream, Answers) {
+        let mut codec = tonic_prost::ProstCodec::<prost_types::Any, prost_types::Any>::default();
+        let incoming = Incoming::new_empty(codec.decoder(), tonic::body::Body::empty());
+        let (outgoing, answers) = mpsc::channel(QUEUE);
+        (Stream { id: id.to_owned(), incoming, outgoing }, answers)
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_ends() {
+        let streams = Streams { taken_within: Duration::from_millis(20), ..Default::default() };
+        let (late, mut answers) = stream("late");
+        streams.insert("a", late).unwrap();
+        let error = answers.recv().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+        assert!(error.message().contains("\"late\""), "{error}");
+        assert!(answers.recv().await.is_none());
+        assert_eq!(streams.take("a", "late").err().unwrap().code(), tonic::Code::NotFound);
+
+        // One that was taken goes on.
+        let streams = Streams::default();
+        let (taken, mut answers) = stream("taken");
+        streams.insert("a", taken).unwrap();
+        let taken = streams.take("a", "taken").unwrap();
+        assert!(taken.send(proto::EMPTY, &()).await);
+        assert!(answers.recv().await.unwrap().is_ok());
+        drop(taken);
+        assert!(answers.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn each_namespace_has_its_limit() {
+        let streams = Streams::default();
+        let mut clients = Vec::new();
+        let mut open = |namespace: &str, id: String| {
+            let (stream, answers) = stream(&id);
+            clients.push(answers);
+            streams.insert(namespace, stream)
+        };
+        for n in 0..WAITING_MAX {
+            open("a", n.to_string()).unwrap();
+        }
+        let error = open("a", "more".into()).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+        assert!(error.message().ends_with("already in a"), "{error}");
+        open("b", "0".into()).unwrap();
+        assert_eq!(open("b", "0".into()).unwrap_err().code(), tonic::Code::AlreadyExists);
+        // With their clients they go too.
+        clients.clear();
+        while !streams.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 }

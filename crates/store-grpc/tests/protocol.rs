@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod streams;
 
 use common::{Served, client::Client, until};
 use protos::containerd::{
@@ -12,7 +13,7 @@ use tonic::Code;
 
 const LIST: &str = "/containerd.services.images.v1.Images/List";
 
-async fn client(served: &Served, namespace: &str) -> Client {
+pub(crate) async fn client(served: &Served, namespace: &str) -> Client {
     let mut client = Client::connect(&served.socket()).await;
     client.header("containerd-namespace", namespace);
     client

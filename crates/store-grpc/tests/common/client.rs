@@ -91,6 +91,26 @@ impl Client {
         self.grpc.server_streaming(request, path, codec).await.map(tonic::Response::into_inner)
     }
 
+    /// A stream both ways; the client's side ends with `messages`.
+    pub(crate) async fn both<Q, R>(
+        &mut self,
+        path: &'static str,
+        messages: tokio::sync::mpsc::Receiver<Q>,
+    ) -> Result<Streaming<R>, Status>
+    where
+        Q: prost::Message + 'static,
+        R: prost::Message + Default + 'static,
+    {
+        let messages = futures_util::stream::unfold(messages, |mut messages| async move {
+            messages.recv().await.map(|message| (message, messages))
+        });
+        let request = self.request(messages);
+        self.grpc.ready().await.unwrap();
+        let codec = ProstCodec::<Q, R>::default();
+        let path = path.parse().unwrap();
+        self.grpc.streaming(request, path, codec).await.map(tonic::Response::into_inner)
+    }
+
     pub(crate) async fn write(
         &mut self,
         messages: Vec<WriteContentRequest>,
