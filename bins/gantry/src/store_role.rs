@@ -156,14 +156,13 @@ fn run(options: &Options) -> anyhow::Result<()> {
 fn run_fsck(options: &Options, repair: bool) -> anyhow::Result<i32> {
     let runtime = daemon::runtime()?;
     let report = runtime.block_on(async {
-        let layers = store::LayerForm::Best;
-        let store = open(&options.root, &options.state, &options.address, layers).await?;
+        let purpose = if repair { store::Purpose::Repair } else { store::Purpose::Check };
+        let config = store::Config { purpose, ..store::Config::new(&options.root, &options.state) };
+        let store = store::Store::open(config).await.map_err(daemon::failed("open the store"))?;
         // One check goes through all namespaces.
         let services = store.open("moby").map_err(daemon::failed("open the namespace moby"))?;
         let request = store_api::FsckRequest { repair, ..store_api::FsckRequest::default() };
-        let report = services.extras.fsck(request).await.map_err(daemon::failed("fsck"))?;
-        store.flush().await.map_err(daemon::failed("flush the store"))?;
-        anyhow::Ok(report)
+        services.extras.fsck(request).await.map_err(daemon::failed("fsck"))
     });
     runtime.shutdown_timeout(daemon::LAST_TASKS);
     let report = report?;

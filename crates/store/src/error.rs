@@ -1,5 +1,6 @@
 use std::{io, path::PathBuf};
 
+use rustix::io::Errno;
 use types::ErrorKind;
 
 /// What goes wrong inside the store. At its edge it becomes a [`store_api::Error`].
@@ -124,12 +125,24 @@ impl Error {
         store_api::Error::invalid(message).into()
     }
 
+    pub(crate) fn is_data_loss(&self) -> bool {
+        matches!(self, Self::Api(error) if error.kind == ErrorKind::DataLoss)
+    }
+
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_not_found())
     }
 
     pub(crate) fn is_already_exists(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_already_exists())
+    }
+
+    /// Does the disk say that it cannot give what was written there? Another try may not help, and this
+    /// is not for want of memory or descriptors.
+    pub(crate) fn is_bad_medium(&self) -> bool {
+        let bad = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA];
+        let Self::Io { source, .. } = self else { return false };
+        Errno::from_io_error(source).is_some_and(|errno| bad.contains(&errno))
     }
 
     /// Is there no room for more, or no quota?

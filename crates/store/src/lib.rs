@@ -59,7 +59,10 @@ use std::{
     ffi::OsString,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -94,6 +97,21 @@ pub struct Config {
     pub runtime_root: PathBuf,
     /// What an image's layers become. Those that are here stay as they are.
     pub layers: LayerForm,
+    pub purpose: Purpose,
+}
+
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be used: what the last run left undone is finished or undone, and shims that run are adopted.
+    #[default]
+    Serve,
+    /// For `fsck` with repair, and nothing else: everything is left as it was found, however damaged, no
+    /// shim is spoken to, and nothing is collected.
+    Repair,
+    /// For `fsck` without: nothing on disk is changed, not even the database's file. What is written
+    /// stays in memory, but for scratch files that are removed again.
+    Check,
 }
 
 /// The form of layers that are unpacked from now on.
@@ -124,6 +142,7 @@ impl Config {
             shim_command: TasksConfig::default_shim_command(),
             runtime_root: state.join("runtime"),
             layers: LayerForm::default(),
+            purpose: Purpose::default(),
             state,
         }
     }
@@ -139,10 +158,12 @@ pub struct Store {
 
 impl Store {
     /// Opens the store whatever it finds: unfinished work is finished or undone, a damaged or lost
-    /// database is rebuilt, shims that still run are adopted again. Call it in a tokio runtime.
+    /// database is rebuilt, shims that still run are adopted again. Less is done for another
+    /// [`Purpose`] than serving. Call it in a tokio runtime.
     ///
     /// # Errors
-    /// When another process has the store open, or its directories cannot be made or read.
+    /// When another process has the store open, or its directories cannot be made or read; for a
+    /// [`Purpose::Check`] also when there is no store.
     pub async fn open(config: Config) -> store_api::Result<Arc<Self>> {
         let opening = config.clone();
         let core = tokio::task::spawn_blocking(move || Core::open(&opening))
@@ -150,18 +171,18 @@ impl Store {
             .map_err(|_| store_api::Error::internal("opening the store was given up"))??;
         let pool = Pool::new();
         let host = Arc::new(Host { core: Arc::clone(&core), pool: pool.clone() });
-        let tasks = ShimManager::open(
-            TasksConfig {
-                state_dir: config.state,
-                root_dir: config.root,
-                grpc_address: config.grpc_address,
-                ttrpc_socket: config.ttrpc_socket,
-                shim_command: config.shim_command,
-                runtime_root: config.runtime_root,
-            },
-            host,
-        )
-        .await?;
+        let tasks = TasksConfig {
+            state_dir: config.state,
+            root_dir: config.root,
+            grpc_address: config.grpc_address,
+            ttrpc_socket: config.ttrpc_socket,
+            shim_command: config.shim_command,
+            runtime_root: config.runtime_root,
+        };
+        let tasks = match config.purpose {
+            Purpose::Serve => ShimManager::open(tasks, host).await?,
+            Purpose::Repair | Purpose::Check => ShimManager::idle(tasks, host),
+        };
         Ok(Arc::new(Self { core, pool, tasks }))
     }
 
@@ -212,6 +233,9 @@ pub(crate) struct Core {
     /// Namespaces that have a record.
     known: Mutex<BTreeSet<String>>,
     flusher: Mutex<Option<JoinHandle<()>>>,
+    purpose: Purpose,
+    /// The database was lost or damaged, its records were found beside it, and `fsck` has to say so.
+    rebuilt: AtomicBool,
 }
 
 impl Core {
@@ -220,8 +244,15 @@ impl Core {
         if config.layers == LayerForm::Index {
             check_root(&config.state)?;
         }
-        make_directories(&config.root, &config.state)?;
-        let (db, opened) = Db::open(&config.root, &config.state)?;
+        let (db, opened) = if config.purpose == Purpose::Check {
+            if !config.root.is_dir() {
+                return Err(Error::not_found("store", config.root.display()));
+            }
+            Db::open_frozen(&config.root, &config.state)?
+        } else {
+            make_directories(&config.root, &config.state)?;
+            Db::open(&config.root, &config.state)?
+        };
         let trash = Arc::new(Trash::new(&config.root));
         let core = Self {
             root: config.root.clone(),
@@ -239,30 +270,44 @@ impl Core {
             clients: transfer::Clients::default(),
             known: Mutex::new(BTreeSet::new()),
             flusher: Mutex::new(None),
+            purpose: config.purpose,
+            rebuilt: AtomicBool::new(false),
         };
-        core.empty_tmp();
+        let serves = config.purpose == Purpose::Serve;
+        if serves {
+            core.empty_tmp();
+        }
         if opened == Opened::Created {
-            core.rebuild()?;
+            let rebuilt = core.rebuild()?;
+            core.rebuilt.store(rebuilt && !serves, Ordering::Relaxed);
         }
         faults::pass("open.database");
         core.load_namespaces()?;
-        core.load_ingests()?;
-        faults::pass("open.ingests");
-        core.reconcile_snapshots(opened)?;
-        faults::pass("open.snapshots");
-        core.reconcile_content(opened)?;
-        faults::pass("open.content");
-        core.remove_strays(opened);
-        if opened == Opened::Created {
-            core.db.flush()?;
-            db::finish_rebuild(&core.root)?;
+        if serves {
+            core.bring_in_order(opened)?;
         }
-        // What leads to something may be missing of records that were just rebuilt.
-        let first = if opened == Opened::Created { gc::PERIOD } else { gc::AFTER_START };
-        core.schedule.after(first);
         let core = Arc::new(core);
         core.start_threads()?;
         Ok(core)
+    }
+
+    /// Finishes or undoes what the last run left undone.
+    fn bring_in_order(&self, opened: Opened) -> Result<()> {
+        self.load_ingests()?;
+        faults::pass("open.ingests");
+        self.reconcile_snapshots(opened)?;
+        faults::pass("open.snapshots");
+        self.reconcile_content(opened)?;
+        faults::pass("open.content");
+        self.remove_strays(opened);
+        if opened == Opened::Created {
+            self.db.flush()?;
+            db::finish_rebuild(&self.root)?;
+        }
+        // What leads to something may be missing of records that were just rebuilt.
+        let first = if opened == Opened::Created { gc::PERIOD } else { gc::AFTER_START };
+        self.schedule.after(first);
+        Ok(())
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<()> {
@@ -273,6 +318,9 @@ impl Core {
         let db = Arc::clone(&self.db);
         let flusher = start("store-flush", Box::new(move || db.run_flusher()))?;
         *lock(&self.flusher) = Some(flusher);
+        if self.purpose != Purpose::Serve {
+            return Ok(());
+        }
         let trash = Arc::clone(&self.trash);
         // Both end by themselves when the core is dropped.
         start("store-trash", Box::new(move || trash.run()))?;

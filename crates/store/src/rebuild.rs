@@ -3,36 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use store_api::{Descriptor, Labels, media_type};
-use types::{Algorithm, Digest, Digester};
+use types::{Algorithm, Digest};
 
 use crate::{
-    Core,
-    content::{BUFFER_BYTES, ContentRecord},
+    Core, Purpose,
+    content::{ContentRecord, digest_of_file},
     db::{Durable, Opened, Table, lock},
     error::{Error, Result},
     images::ImageRecord,
     snapshots::{SnapshotRecord, child_key},
 };
 
-fn digest_of_file(like: &Digest, path: &std::path::Path) -> std::io::Result<Digest> {
-    let mut file = std::fs::File::open(path)?;
-    let mut digester = Digester::new(like.algorithm());
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok(digester.finish()),
-            n => digester.update(&buffer[..n]),
-        }
-    }
-}
-
 impl Core {
     /// Fills an empty database from the records beside it, and from the blobs: those that an image or
-    /// a lease leads to, and whose bytes are what their digest says.
-    pub(crate) fn rebuild(&self) -> Result<()> {
+    /// a lease leads to, and whose bytes are what their digest says. `false`: there are none.
+    pub(crate) fn rebuild(&self) -> Result<bool> {
         let files = self.db.record_files();
         if files.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         tracing::warn!(records = files.len(), "rebuilding the metadata database");
         let mut namespaces = BTreeSet::new();
@@ -56,7 +44,8 @@ impl Core {
             self.rebuild_content(ns, &blobs)?;
             faults::pass("rebuild.content");
         }
-        self.db.flush()
+        self.db.flush()?;
+        Ok(true)
     }
 
     fn rebuild_children(&self, ns: &str) -> Result<()> {
@@ -115,6 +104,7 @@ impl Core {
         }
     }
 
+    /// Makes a blob visible in a namespace, if its file is there.
     fn restore_blob(
         &self,
         ns: &str,
@@ -131,15 +121,17 @@ impl Core {
         Ok(true)
     }
 
-    /// Every blob with its size; damaged ones are removed, unreadable ones left out.
+    /// Every blob with its size; damaged ones are removed, unreadable ones left out. `fsck` removes none.
     fn verified_blobs(&self) -> Result<BTreeMap<Digest, u64>> {
         let mut blobs = self.blob_files()?;
         let mut bad = Vec::new();
         for digest in blobs.keys() {
             let path = self.blob_path(digest);
-            let found = digest_of_file(digest, &path);
+            let found = std::fs::File::open(&path)
+                .and_then(|file| digest_of_file(digest.algorithm(), file));
             match found.map_err(Error::io("read blob", &path)) {
                 Ok(found) if found == *digest => continue,
+                Ok(_) if self.purpose != Purpose::Serve => {}
                 Ok(_) => {
                     tracing::warn!(digest = %digest, "a damaged blob is removed");
                     faults::write("rebuild.damaged")
@@ -164,8 +156,11 @@ impl Core {
         let mut blobs = BTreeMap::new();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let directory = self.root.join("content/blobs").join(algorithm.name());
-            let entries =
-                std::fs::read_dir(&directory).map_err(Error::io("list blobs", &directory))?;
+            let entries = match std::fs::read_dir(&directory) {
+                // A directory that is gone has no blobs.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.map_err(Error::io("list blobs", &directory))?,
+            };
             for entry in entries.filter_map(|entry| entry.ok()) {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();

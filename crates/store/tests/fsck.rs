@@ -1,4 +1,5 @@
-//! Every kind of file is damaged: it is found by name, and made again byte for byte.
+//! Every kind of file is damaged while no daemon runs: `fsck`, opened as the command does, names it and
+//! changes nothing, and with a repair makes it again byte for byte.
 #![allow(clippy::unwrap_used)]
 
 mod suite;
@@ -6,13 +7,18 @@ mod suite;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use store::{LayerForm, Store};
-use store_api::{FsckReport, FsckRequest, Labels, Namespaces as _, Services, UnpackedImage};
+use store::{Config, LayerForm, Purpose, Store};
+use store_api::{
+    Finding, FsckReport, FsckRequest, Labels, Namespaces as _, Services, UnpackedImage,
+};
 use suite::{
     registry::{Registry, push_and_pull},
     transfer,
@@ -23,13 +29,42 @@ use types::Digest;
 
 const NAMESPACE: &str = "moby";
 
+/// A store that nothing has open.
 struct Ground {
     _registry: Registry,
     directory: TempDir,
-    _store: Arc<Store>,
-    services: Services,
     name: String,
     image: UnpackedImage,
+}
+
+/// The database's lock is free once the last thread of the store before has ended.
+async fn open(config: Config) -> (Arc<Store>, Services) {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        match Store::open(config.clone()).await {
+            Err(error) if error.message.contains("another daemon") && Instant::now() < end => {
+                tokio::task::yield_now().await;
+            }
+            opened => {
+                let store = opened.unwrap();
+                let services = store.open(NAMESPACE).unwrap();
+                return (store, services);
+            }
+        }
+    }
+}
+
+/// What `gantry containerd fsck` does.
+async fn fsck(directory: &Path, repair: bool) -> store_api::Result<FsckReport> {
+    let purpose = if repair { Purpose::Repair } else { Purpose::Check };
+    let (root, state) = (directory.join("root"), directory.join("state"));
+    let (_store, services) = open(Config { purpose, ..Config::new(root, state) }).await;
+    services.extras.fsck(FsckRequest { repair, ..FsckRequest::default() }).await
+}
+
+fn finding<'r>(report: &'r FsckReport, object: &str) -> &'r Finding {
+    let found = report.findings.iter().find(|finding| finding.object == object);
+    found.unwrap_or_else(|| panic!("{object} is not among {:#?}", report.findings))
 }
 
 impl Ground {
@@ -38,8 +73,7 @@ impl Ground {
         let registry = Registry::start();
         let directory = tempfile::tempdir().unwrap();
         let config = suite::config(&directory.path().join("root"), &directory.path().join("state"));
-        let store = Store::open(config).await.unwrap();
-        let services = store.open(NAMESPACE).unwrap();
+        let (_store, services) = open(config).await;
         let local = format!("docker.io/library/{}:v1", random::name("img"));
         transfer::import(&services, transfer::image().oci_archive(&local)).await.unwrap();
         let reference = registry.reference();
@@ -48,20 +82,24 @@ impl Ground {
         let target = services.images.get(&name).await.unwrap().target;
         let image = services.extras.unpack(&target, None).await.unwrap();
         transfer::shown(&services, &image).await;
-        store.flush().await.unwrap();
-        Self { _registry: registry, directory, _store: store, services, name, image }
+        Self { _registry: registry, directory, name, image }
     }
 
     fn root(&self) -> PathBuf {
         self.directory.path().join("root")
     }
 
+    /// Opens it as the daemon does.
+    async fn serve(&self) -> (Arc<Store>, Services) {
+        open(suite::config(&self.root(), &self.directory.path().join("state"))).await
+    }
+
     fn blob(&self, digest: &Digest) -> PathBuf {
         self.root().join("content/blobs/sha256").join(digest.hex())
     }
 
-    /// Directories of the image's layers, with the snapshots' names.
-    fn layers(&self) -> Vec<(PathBuf, String)> {
+    /// Directories of the snapshots with their names.
+    fn snapshots(&self) -> Vec<(PathBuf, String)> {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.root().join("snapshots")).unwrap() {
             let path = entry.unwrap().path();
@@ -69,42 +107,81 @@ impl Ground {
                 serde_json::from_slice(&fs::read(path.join("record.json")).unwrap()).unwrap();
             found.push((path, record["name"].as_str().unwrap().to_string()));
         }
-        assert_eq!(found.len(), self.image.layers.len());
         found
     }
 
-    async fn look(&self, repair: bool) -> FsckReport {
-        let request = FsckRequest { repair, ..FsckRequest::default() };
-        self.services.extras.fsck(request).await.unwrap()
+    /// Directories of the image's layers, the lowest first, with the snapshots' names.
+    fn layers(&self) -> Vec<(PathBuf, String)> {
+        let all = self.snapshots();
+        let of = |id: &Digest| all.iter().find(|(_, name)| *name == id.to_string()).unwrap();
+        self.image.chain_ids.iter().map(|id| of(id).clone()).collect()
     }
 
-    /// Something was damaged: it is told by this name, and afterwards all is as it was.
-    async fn found_and_repaired(&self, objects: &[String], before: &Files, what: &str) {
-        let found = self.look(false).await;
+    /// Without a repair nothing on disk is changed, nor is anything mounted.
+    async fn look(&self) -> FsckReport {
+        let all = || (everything(self.directory.path()), fs::read("/proc/self/mountinfo").unwrap());
+        let before = all();
+        let report = fsck(self.directory.path(), false).await.unwrap();
+        let after = all();
+        for (path, seen) in &before.0 {
+            assert_eq!(after.0.get(path), Some(seen), "{} was changed", path.display());
+        }
+        assert!(before == after, "a look leaves something behind");
+        report
+    }
+
+    async fn repair(&self) -> FsckReport {
+        fsck(self.directory.path(), true).await.unwrap()
+    }
+
+    /// Something was damaged: it is told by this name, and repaired.
+    async fn found_and_mended(&self, objects: &[String], what: &str) {
+        let found = self.look().await;
         for object in objects {
-            assert!(
-                found.findings.iter().any(|f| f.object == *object && !f.remedy.is_empty()),
-                "{what}: {object} is not among {:#?}",
-                found.findings
-            );
+            assert!(!finding(&found, object).remedy.is_empty(), "{what}");
         }
         assert!(!found.is_clean());
-        let repaired = self.look(true).await;
+        let repaired = self.repair().await;
         assert!(repaired.is_clean(), "{what}: {:#?}", repaired.findings);
         for object in objects {
-            assert!(
-                repaired.findings.iter().any(|f| f.object == *object && f.repaired),
-                "{what}: {object} is not among {:#?}",
-                repaired.findings
-            );
+            assert!(finding(&repaired, object).repaired, "{what}");
         }
-        assert_eq!(self.look(false).await.findings, [], "{what}");
+        assert_eq!(self.look().await.findings, [], "{what}");
+    }
+
+    /// The same, and afterwards all is as it was.
+    async fn found_and_repaired(&self, objects: &[String], before: &Files, what: &str) {
+        self.found_and_mended(objects, what).await;
         let after = files(&self.root());
         for (path, seen) in before {
             assert!(after.get(path) == Some(seen), "{what}: {} is not as it was", path.display());
         }
         assert_eq!(after.len(), before.len(), "{what}: there are other files now");
     }
+}
+
+/// Each file of a store and its state as stat(2) and read(2) tell it, but for access times.
+fn everything(directory: &Path) -> BTreeMap<PathBuf, (Vec<i64>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut open = vec![directory.to_path_buf()];
+    while let Some(path) = open.pop() {
+        let stat = path.symlink_metadata().unwrap();
+        let mut contents = Vec::new();
+        if stat.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if stat.is_file() {
+            contents = fs::read(&path).unwrap();
+        }
+        let whose = [stat.mode(), stat.uid(), stat.gid()].map(i64::from);
+        let mut told = vec![i64::try_from(stat.ino()).unwrap()];
+        told.extend(whose);
+        // What was compared lay there for a while.
+        if path != directory.join("root/tmp") {
+            told.extend([stat.mtime(), stat.mtime_nsec(), stat.ctime(), stat.ctime_nsec()]);
+        }
+        all.insert(path, (told, contents));
+    }
+    all
 }
 
 type Files = BTreeMap<PathBuf, (u32, u32, i64, Vec<u8>)>;
@@ -158,19 +235,44 @@ fn damage(path: &Path, may_go: bool) -> &'static str {
 
 async fn nothing_wrong() {
     let ground = Ground::new().await;
-    let report = ground.look(false).await;
+    let report = ground.look().await;
     assert_eq!(report.findings, []);
     assert_eq!((report.blobs, report.snapshots, report.images), (5, 3, 1));
     assert!(report.bytes > 1000 && report.is_clean());
     // A container's own layer, a build's, and what is in work are nothing wrong.
     let top = ground.image.chain_ids.last().unwrap().to_string();
-    let snapshots = &ground.services.snapshots;
+    let (store, services) = ground.serve().await;
+    let snapshots = &services.snapshots;
     let mounts = snapshots.prepare("work", Some(&top), Labels::new()).await.unwrap();
     suite::snapshots::mounted(&mounts, suite::snapshots::scramble);
-    assert_eq!(ground.look(false).await.findings, []);
+    let request = FsckRequest::default();
+    assert_eq!(services.extras.fsck(request.clone()).await.unwrap().findings, []);
     snapshots.commit("made", "work", Labels::new()).await.unwrap();
     snapshots.prepare("more", Some("made"), Labels::new()).await.unwrap();
-    assert_eq!(ground.look(true).await.findings, []);
+    assert_eq!(services.extras.fsck(request).await.unwrap().findings, []);
+    drop((store, services));
+    assert_eq!(ground.look().await.findings, []);
+    assert_eq!(ground.repair().await.findings, []);
+}
+
+/// Where there is no store none is made.
+async fn no_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config {
+        purpose: Purpose::Check,
+        ..Config::new(directory.path().join("root"), directory.path().join("state"))
+    };
+    assert!(Store::open(config).await.err().unwrap().is_not_found());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    // Nor is one repaired that was opened for a look.
+    fs::create_dir(directory.path().join("root")).unwrap();
+    let config = Config {
+        purpose: Purpose::Check,
+        ..Config::new(directory.path().join("root"), directory.path().join("state"))
+    };
+    let (_store, services) = open(config).await;
+    let request = FsckRequest { repair: true, ..FsckRequest::default() };
+    suite::assert_kind(services.extras.fsck(request).await, types::ErrorKind::FailedPrecondition);
 }
 
 async fn blobs() {
@@ -192,7 +294,8 @@ async fn blobs() {
         objects.push(format!("content {}", blob.digest));
     }
     ground.found_and_repaired(&objects, &before, "all blobs").await;
-    let shown = transfer::shown(&ground.services, image).await;
+    let (_store, services) = ground.serve().await;
+    let shown = transfer::shown(&services, image).await;
     assert!(shown.contains_key(Path::new("old/b")));
 }
 
@@ -200,15 +303,18 @@ async fn blobs() {
 async fn lost_content() {
     let ground = Ground::new().await;
     let lost = ground.image.layers[0].digest.clone();
-    ground.services.content.delete(&lost).await.unwrap();
-    let report = ground.look(false).await;
-    let object = format!("image {NAMESPACE}/{}", ground.name);
-    let finding = report.findings.iter().find(|f| f.object == object).unwrap();
-    assert!(finding.problem.contains(&lost.to_string()), "{finding:?}");
-    assert!(ground.look(true).await.is_clean());
-    ground.services.extras.collect_garbage().await.unwrap();
-    assert_eq!(Digest::sha256(suite::get(&ground.services, &lost).await), lost);
-    assert_eq!(ground.look(false).await.findings, []);
+    let (store, services) = ground.serve().await;
+    services.content.delete(&lost).await.unwrap();
+    drop((store, services));
+    let report = ground.look().await;
+    let image = finding(&report, &format!("image {NAMESPACE}/{}", ground.name));
+    assert!(image.problem.contains(&lost.to_string()), "{image:?}");
+    assert!(ground.repair().await.is_clean());
+    let (store, services) = ground.serve().await;
+    services.extras.collect_garbage().await.unwrap();
+    assert_eq!(Digest::sha256(suite::get(&services, &lost).await), lost);
+    drop((store, services));
+    assert_eq!(ground.look().await.findings, []);
 }
 
 async fn layers() {
@@ -295,39 +401,203 @@ fn spoil(root: &Path, round: u32) -> Option<&'static str> {
     }
 }
 
-/// Nothing is exchanged below those that have it mounted.
+/// Directories that are gone, with all that is in them, and all blobs.
+async fn gone() {
+    let ground = Ground::new().await;
+    let before = files(&ground.root());
+    let layers = ground.layers();
+    let objects: Vec<String> =
+        layers.iter().map(|(_, key)| format!("snapshot {NAMESPACE}/{key}")).collect();
+    for ((directory, _), object) in layers.iter().zip(&objects) {
+        fs::remove_dir_all(directory).unwrap();
+        let object = std::slice::from_ref(object);
+        // An index is made when it is needed.
+        let before: Files = before.clone().into_iter().filter(|(p, _)| !is_index(p)).collect();
+        let what = directory.display().to_string();
+        ground.found_and_mended(object, &what).await;
+        let after: Files =
+            files(&ground.root()).into_iter().filter(|(p, _)| !is_index(p)).collect();
+        assert!(before == after, "{what}");
+    }
+    for (directory, _) in &layers {
+        fs::remove_dir_all(directory).unwrap();
+    }
+    fs::remove_dir_all(ground.root().join("content/blobs/sha256")).unwrap();
+    ground.found_and_mended(&objects, "all layers and blobs").await;
+    let (_store, services) = ground.serve().await;
+    let shown = transfer::shown(&services, &ground.image).await;
+    assert!(shown.contains_key(Path::new("old/b")));
+}
+
+fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "index")
+}
+
+/// What a container wrote outlives the loss and the repair of the layers below it.
+async fn written_on_lost_layers() {
+    let ground = Ground::new().await;
+    let top = ground.image.chain_ids.last().unwrap().to_string();
+    let (store, services) = ground.serve().await;
+    let prepared = services.snapshots.prepare("work", Some(&top), Labels::new()).await.unwrap();
+    let text = random::token(40);
+    let written = text.clone();
+    suite::snapshots::mounted(&prepared, move |root| fs::write(root.join("mine"), written));
+    services.snapshots.prepare("bare", Some(&top), Labels::new()).await.unwrap();
+    drop((store, services));
+    let named = |key: &str| {
+        let all = ground.snapshots();
+        all.into_iter().find(|(_, name)| name == key).unwrap().0
+    };
+    let (work, bare) = (named("work"), named("bare"));
+    let before = everything(&work);
+    for (directory, key) in ground.layers() {
+        fs::remove_dir_all(&directory).unwrap();
+        let object = format!("snapshot {NAMESPACE}/{key}");
+        ground.found_and_mended(&[object], "a layer below").await;
+        assert!(everything(&work) == before, "what was written has changed");
+    }
+    // That itself cannot be had from anywhere.
+    fs::remove_dir_all(&bare).unwrap();
+    let object = format!("snapshot {NAMESPACE}/bare");
+    assert!(finding(&ground.look().await, &object).remedy.contains("remove the container"));
+    assert!(!finding(&ground.repair().await, &object).repaired);
+    assert!(everything(&work) == before, "what was written has changed");
+    let (_store, services) = ground.serve().await;
+    let mounts = services.snapshots.mounts("work").await.unwrap();
+    let found = suite::snapshots::mounted(&mounts, |root| {
+        Ok((fs::read_to_string(root.join("mine"))?, root.join("old/b").exists()))
+    });
+    assert_eq!(found, (text, true));
+}
+
+/// A database that is gone: the records beside it are looked at, and it is made from them.
+async fn database() {
+    let ground = Ground::new().await;
+    let object = format!("database {}", ground.root().join("meta.db").display());
+    for damaged in [false, true] {
+        let path = ground.root().join("meta.db");
+        if damaged {
+            fs::write(&path, random::bytes(9000)).unwrap();
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        // It is not for a look to remove it.
+        let blob = ground.blob(&ground.image.layers[0].digest);
+        let mut bytes = fs::read(&blob).unwrap();
+        bytes[9] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+        ground.look().await;
+        let report = ground.look().await;
+        assert_eq!((report.snapshots, report.images), (3, 1));
+        assert!(!finding(&report, &object).repaired);
+        let repaired = ground.repair().await;
+        assert!(finding(&repaired, &object).repaired);
+        let aside = |path: &PathBuf| path.to_string_lossy().contains("meta.damaged-");
+        let entries = fs::read_dir(ground.root()).unwrap().map(|entry| entry.unwrap().path());
+        let aside: Vec<PathBuf> = entries.filter(aside).collect();
+        assert_eq!(aside.len(), usize::from(damaged));
+        aside.iter().for_each(|path| fs::remove_file(path).unwrap());
+        // The daemon goes through with it.
+        drop(ground.serve().await);
+        assert_eq!(ground.look().await.findings, []);
+    }
+}
+
+/// A mount in a mount namespace that only another process is in.
+struct Elsewhere(Child);
+
+impl Elsewhere {
+    fn mount(options: &str) -> Self {
+        let script = "mount -t overlay -o \"$0\" overlay /mnt && echo mounted && read end";
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-ec", script, options])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "mounted\n");
+        Self(child)
+    }
+
+    fn end(mut self) {
+        self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+/// Nothing is exchanged below those that have it mounted, whoever they are and wherever.
 async fn in_use() {
     if suite::forms::form() != LayerForm::Directories {
         return;
     }
     let ground = Ground::new().await;
+    let (directory, key) = ground.layers().swap_remove(0);
     let top = ground.image.chain_ids.last().unwrap().to_string();
-    ground.services.snapshots.prepare("user", Some(&top), Labels::new()).await.unwrap();
-    let (directory, key) =
-        ground.layers_of(&[ground.image.chain_ids[0].to_string()]).pop().unwrap();
+    let (store, services) = ground.serve().await;
+    let mounts = services.snapshots.prepare("user", Some(&top), Labels::new()).await.unwrap();
     spoil(&directory.join("fs"), 2);
-    let report = ground.look(true).await;
     let object = format!("snapshot {NAMESPACE}/{key}");
-    let finding = report.findings.iter().find(|f| f.object == object).unwrap();
-    assert!(!finding.repaired && finding.remedy.contains("in use by \"user\""), "{finding:?}");
-    ground.services.snapshots.remove("user").await.unwrap();
-    assert!(ground.look(true).await.is_clean());
+    // A daemon knows who could mount it.
+    let request = FsckRequest { repair: true, ..FsckRequest::default() };
+    let report = services.extras.fsck(request).await.unwrap();
+    let refused = finding(&report, &object);
+    assert!(!refused.repaired && refused.remedy.contains("in use by \"user\""), "{refused:?}");
+    drop((store, services));
+    let elsewhere = Elsewhere::mount(&mounts[0].options.join(","));
+    let inode = directory.join("fs").metadata().unwrap().ino();
+    let report = ground.repair().await;
+    let refused = finding(&report, &object);
+    assert!(!refused.repaired && refused.remedy.contains("the mount at /mnt"), "{refused:?}");
+    assert_eq!(directory.join("fs").metadata().unwrap().ino(), inode);
+    elsewhere.end();
+    ground.found_and_mended(&[object], "nobody uses it any more").await;
 }
 
-impl Ground {
-    fn layers_of(&self, keys: &[String]) -> Vec<(PathBuf, String)> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(self.root().join("snapshots")).unwrap() {
-            let path = entry.unwrap().path();
-            let Ok(text) = fs::read(path.join("record.json")) else { continue };
-            let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
-            let name = record["name"].as_str().unwrap().to_string();
-            if keys.contains(&name) {
-                found.push((path, name));
-            }
-        }
-        found
+/// Nothing counts as repaired, and nothing takes the place of anything, before it is on the disk.
+async fn sync_fails() {
+    let ground = Ground::new().await;
+    let (directory, key) = ground.layers().swap_remove(0);
+    let path = match suite::forms::form() {
+        LayerForm::Index => directory.join("layer.toc"),
+        _ => directory.join("fs"),
+    };
+    if path.is_dir() {
+        spoil(&path, 2);
+    } else {
+        damage(&path, false);
     }
+    let inode = path.metadata().unwrap().ino();
+    faults::arm("records.sync:1+:eio").unwrap();
+    let outcome = fsck(ground.directory.path(), true).await;
+    assert!(faults::disarm() > 0);
+    let error = outcome.err().unwrap();
+    assert!(error.message.contains("syncfs"), "{error}");
+    if path.is_dir() {
+        assert_eq!(path.metadata().unwrap().ino(), inode);
+        ground.found_and_mended(&[format!("snapshot {NAMESPACE}/{key}")], "afterwards").await;
+    }
+}
+
+/// What cannot be read for want of descriptors is nothing that is damaged.
+async fn no_descriptors() {
+    let ground = Ground::new().await;
+    let before = files(&ground.root());
+    faults::arm("blob.verify:1+:emfile").unwrap();
+    let report = ground.repair().await;
+    assert!(faults::disarm() > 0);
+    let blob = finding(&report, &format!("content {}", ground.image.layers[0].digest));
+    assert!(blob.problem.contains("cannot be read") && !blob.repaired, "{blob:?}");
+    assert!(!ground.root().join("damaged").exists());
+    assert!(files(&ground.root()) == before);
+    // A sector that is bad is fetched again.
+    faults::arm("blob.verify:1:eio,blob.verify:6:eio").unwrap();
+    let report = ground.repair().await;
+    assert_eq!(faults::disarm(), 2);
+    assert_eq!(report.findings.len(), 1);
+    assert!(report.findings[0].repaired && report.findings[0].problem.contains("cannot be read"));
+    assert_eq!(ground.look().await.findings, []);
 }
 
 async fn records() {
@@ -364,14 +634,14 @@ async fn strays() {
     }
     let link = root.join("l/4711");
     std::os::unix::fs::symlink("../snapshots/4712/fs", &link).unwrap();
-    let report = ground.look(true).await;
+    assert_eq!(ground.look().await.findings.len(), places.len() + 1);
+    let report = ground.repair().await;
     for path in &places {
-        let finding = report.findings.iter().find(|f| f.object == path.display().to_string());
-        assert!(finding.is_some_and(|f| !f.repaired), "{path:?} {:#?}", report.findings);
+        assert!(!finding(&report, &path.display().to_string()).repaired, "{path:?}");
         assert!(path.exists());
     }
-    let finding = report.findings.iter().find(|f| f.object == link.display().to_string()).unwrap();
-    assert!(finding.repaired && !link.is_symlink());
+    let link_finding = finding(&report, &link.display().to_string());
+    assert!(link_finding.repaired && !link.is_symlink());
     assert_eq!(report.findings.len(), places.len() + 1);
 }
 
@@ -379,37 +649,50 @@ async fn strays() {
 async fn moved_aside() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");
-    let store = Store::open(suite::config(&root, &directory.path().join("state"))).await.unwrap();
-    let services = store.open(NAMESPACE).unwrap();
+    let config = suite::config(&root, &directory.path().join("state"));
     let name = format!("127.0.0.1:1/{}:v1", random::name("img"));
     let archive = transfer::image().oci_archive(&name);
-    let target = transfer::import(&services, archive.clone()).await.unwrap()[0].target.clone();
-    let image = services.extras.unpack(&target, None).await.unwrap();
-    let digest = &image.layers[2].digest;
-    let blob = root.join("content/blobs/sha256").join(digest.hex());
-    let mut bytes = fs::read(&blob).unwrap();
-    bytes[20] ^= 4;
-    fs::write(&blob, &bytes).unwrap();
-    let request = FsckRequest { repair: true, ..FsckRequest::default() };
-    let report = services.extras.fsck(request.clone()).await.unwrap();
-    assert!(!report.is_clean());
-    let object = format!("content {digest}");
-    let finding = report.findings.iter().find(|f| f.object == object).unwrap();
-    assert!(!finding.repaired, "{finding:?}");
-    let aside = root.join("damaged").join(format!("sha256-{}", digest.hex()));
-    assert_eq!(fs::read(&aside).unwrap(), bytes);
+    let mut copies = Vec::new();
+    for round in 0..2 {
+        let (store, services) = open(config.clone()).await;
+        let target = transfer::import(&services, archive.clone()).await.unwrap()[0].target.clone();
+        let image = services.extras.unpack(&target, None).await.unwrap();
+        let digest = &image.layers[2].digest;
+        assert_eq!(Digest::sha256(suite::get(&services, digest).await), *digest);
+        drop((store, services));
+        let blob = root.join("content/blobs/sha256").join(digest.hex());
+        let mut bytes = fs::read(&blob).unwrap();
+        bytes[20 + round] ^= 4;
+        fs::write(&blob, &bytes).unwrap();
+        let object = format!("content {digest}");
+        let report = fsck(directory.path(), true).await.unwrap();
+        assert!(!report.is_clean() && !finding(&report, &object).repaired);
+        assert!(!blob.exists());
+        let end = ["", ".1"][round];
+        copies.push((root.join("damaged").join(format!("sha256-{}{end}", digest.hex())), bytes));
+        for (aside, bytes) in &copies {
+            assert_eq!(fs::read(aside).unwrap(), *bytes);
+        }
+    }
+    let (store, services) = open(config).await;
     transfer::import(&services, archive).await.unwrap();
-    assert_eq!(Digest::sha256(suite::get(&services, digest).await), *digest);
-    fs::remove_file(aside).unwrap();
-    assert_eq!(services.extras.fsck(request).await.unwrap().findings, []);
+    drop((store, services));
+    fs::remove_dir_all(root.join("damaged")).unwrap();
+    assert_eq!(fsck(directory.path(), false).await.unwrap().findings, []);
 }
 
 in_every_form! {
     nothing_wrong,
+    no_store,
     blobs,
     lost_content,
     layers,
+    gone,
+    written_on_lost_layers,
+    database,
     in_use,
+    sync_fails,
+    no_descriptors,
     records,
     strays,
     moved_aside,

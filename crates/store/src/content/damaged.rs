@@ -5,7 +5,7 @@ use std::{
     sync::Mutex,
 };
 
-use types::{Digest, Digester};
+use types::{Algorithm, Digest, Digester};
 
 use super::BUFFER_BYTES;
 use crate::{
@@ -61,21 +61,35 @@ impl Core {
     /// # Errors
     /// `DataLoss` when it is damaged, `NotFound` when it is not there.
     pub(crate) fn verify_blob(&self, digest: &Digest) -> Result<()> {
+        if self.is_whole(digest)? { Ok(()) } else { Err(self.is_damaged(digest)) }
+    }
+
+    /// The same, only told: `false`, if its bytes are others.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not there.
+    pub(crate) fn is_whole(&self, digest: &Digest) -> Result<bool> {
         let path = self.blob_path(digest);
-        let mut file = match File::open(&path) {
+        let found = faults::write("blob.verify")
+            .and_then(|()| File::open(&path))
+            .and_then(|file| digest_of_file(digest.algorithm(), file));
+        match found {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(Error::not_found("content", digest));
+                Err(Error::not_found("content", digest))
             }
-            other => other.map_err(Error::io("open blob", &path))?,
-        };
-        let mut digester = Digester::new(digest.algorithm());
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            match file.read(&mut buffer).map_err(Error::io("read blob", &path))? {
-                0 => break,
-                n => digester.update(&buffer[..n]),
-            }
+            other => Ok(other.map_err(Error::io("read blob", &path))? == *digest),
         }
-        if digester.finish() == *digest { Ok(()) } else { Err(self.is_damaged(digest)) }
+    }
+}
+
+/// The digest of all that a file has.
+pub(crate) fn digest_of_file(algorithm: Algorithm, mut file: File) -> std::io::Result<Digest> {
+    let mut digester = Digester::new(algorithm);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(digester.finish()),
+            n => digester.update(&buffer[..n]),
+        }
     }
 }

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use store_api::{ContentInfo, Event, Labels, ResourceKind, Timestamp};
 use types::Digest;
 
-pub(crate) use self::{damaged::Damaged, ingest::Ingests};
+pub(crate) use self::{
+    damaged::{Damaged, digest_of_file},
+    ingest::Ingests,
+};
 use crate::{
     Core,
     db::{Durable, Table, lock},

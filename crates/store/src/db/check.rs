@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use redb::ReadableTable as _;
 
-use super::{Db, RecordFile, Table, lock};
+use super::{Db, Key, RecordFile, Table, lock, read};
 use crate::error::{Error, Result};
 
 /// A record and its file that do not go together.
@@ -17,7 +17,7 @@ pub(crate) enum Mismatch {
 }
 
 impl Db {
-    /// Compares every durable record with its file.
+    /// Compares every durable record with its file. What only the journal has yet has none.
     ///
     /// # Errors
     /// When the database cannot be read or written.
@@ -27,10 +27,22 @@ impl Db {
         let _one = lock(&self.flushing);
         let mut found = Vec::new();
         let mut known = BTreeSet::new();
+        // Of what cannot be flushed a flush that was interrupted may have written some.
+        let pending: BTreeSet<Key> = {
+            let overlay = read(&self.overlay);
+            for ((table, key), pending) in &overlay.entries {
+                let value = pending.value.as_deref();
+                known.extend(value.and_then(|value| self.records.path(*table, key, value)));
+            }
+            overlay.entries.keys().cloned().collect()
+        };
         for table in Table::ALL {
             for (key, value) in self.main_list(table)? {
                 let Some(path) = self.records.path(table, &key, &value) else { continue };
                 known.insert(path.clone());
+                if pending.contains(&(table, key.clone())) {
+                    continue;
+                }
                 let why = match std::fs::read(&path) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => "it is missing",
                     Err(_) => "it cannot be read",

@@ -3,7 +3,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -41,22 +41,9 @@ pub(super) struct Journal {
 
 impl Journal {
     pub(super) fn open(path: PathBuf) -> Result<(Self, Vec<Replayed>)> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map(|text| text.trim().to_string())
-            .unwrap_or_default();
+        let boot_id = boot_id();
         let mut file = options().open(&path).map_err(Error::io("open journal", &path))?;
-        let bytes = file.metadata().map_err(Error::io("stat journal", &path))?.len();
-        if bytes > MAX_BYTES {
-            return Err(Error::invalid(format!(
-                "journal {}: {bytes} bytes, more than the {MAX_BYTES} that can be its own; the store does not open with a part of it",
-                path.display()
-            )));
-        }
-        let mut content = Vec::new();
-        std::io::Read::by_ref(&mut file)
-            .take(MAX_BYTES)
-            .read_to_end(&mut content)
-            .map_err(Error::io("read journal", &path))?;
+        let content = read(&mut file, &path)?;
         let (changes, valid) = replay(&content, &boot_id);
         let mut journal = Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id };
         if valid == 0 {
@@ -118,6 +105,34 @@ impl Journal {
             .map_err(Error::io("truncate journal", &self.path))?;
         Ok(())
     }
+}
+
+/// The changes in a journal that stays as it is; none, if there is no journal.
+pub(super) fn look(path: &Path) -> Result<Vec<Replayed>> {
+    match File::open(path) {
+        Ok(mut file) => Ok(replay(&read(&mut file, path)?, &boot_id()).0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::io("open journal", path)(error)),
+    }
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_string())
+        .unwrap_or_default()
+}
+
+fn read(file: &mut File, path: &Path) -> Result<Vec<u8>> {
+    let bytes = file.metadata().map_err(Error::io("stat journal", path))?.len();
+    if bytes > MAX_BYTES {
+        return Err(Error::invalid(format!(
+            "journal {}: {bytes} bytes, more than the {MAX_BYTES} that can be its own; the store does not open with a part of it",
+            path.display()
+        )));
+    }
+    let mut content = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut content).map_err(Error::io("read journal", path))?;
+    Ok(content)
 }
 
 fn options() -> OpenOptions {

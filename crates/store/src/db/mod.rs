@@ -9,6 +9,7 @@
 //! a database that is lost or damaged is rebuilt from them (`rebuild.rs`).
 
 mod check;
+mod frozen;
 mod journal;
 mod main_file;
 mod opening;
@@ -125,8 +126,9 @@ struct FlusherState {
 pub(crate) struct Db {
     main: main_file::MainFile,
     overlay: RwLock<Overlay>,
-    /// Held for the whole of a write: there is one writer.
-    writer: Mutex<Journal>,
+    /// Held for the whole of a write: there is one writer. `None`: nothing is written but to memory.
+    writer: Mutex<Option<Journal>>,
+    frozen: bool,
     flushing: Mutex<()>,
     flusher: Mutex<FlusherState>,
     wake: Condvar,
@@ -147,9 +149,28 @@ impl Db {
     /// Opens `ROOT/meta.db`, moving a damaged one aside, and replays `STATE/journal`.
     pub(crate) fn open(root: &Path, state: &Path) -> Result<(Self, Opened)> {
         let (main, opened) = opening::open(root)?;
-        let (journal, batches) = Journal::open(state.join("journal"))?;
+        let (journal, changes) = Journal::open(state.join("journal"))?;
+        Ok((Self::new(root, main, Some(journal), changes), opened))
+    }
+
+    /// Opens both for a look that changes neither: what is written stays in memory, and is lost.
+    ///
+    /// # Errors
+    /// When another process has the database open, or something cannot be read.
+    pub(crate) fn open_frozen(root: &Path, state: &Path) -> Result<(Self, Opened)> {
+        let (main, opened) = frozen::open(root)?;
+        let changes = journal::look(&state.join("journal"))?;
+        Ok((Self::new(root, main, None, changes), opened))
+    }
+
+    fn new(
+        root: &Path,
+        main: redb::Database,
+        journal: Option<Journal>,
+        changes: Vec<journal::Replayed>,
+    ) -> Self {
         let mut overlay = Overlay::default();
-        for change in batches {
+        for change in changes {
             overlay.sequence += 1;
             if change.ephemeral && change.value.is_none() {
                 overlay.entries.remove(&(change.table, change.key));
@@ -162,17 +183,17 @@ impl Db {
             };
             overlay.entries.insert((change.table, change.key), pending);
         }
-        let db = Self {
+        Self {
             main: main_file::MainFile::new(root.join("meta.db"), main),
             overlay: RwLock::new(overlay),
+            frozen: journal.is_none(),
             writer: Mutex::new(journal),
             flushing: Mutex::new(()),
             flusher: Mutex::new(FlusherState::default()),
             wake: Condvar::new(),
             records: records::Records::new(root),
             unsynced: AtomicBool::new(false),
-        };
-        Ok((db, opened))
+        }
     }
 
     /// The record under `namespace` and `name`, whatever kind of write put it there.
@@ -240,11 +261,15 @@ impl Db {
         if changes.is_empty() {
             return Ok(value);
         }
-        let journaled = journal.append(&changes);
+        let Some(to) = journal.as_mut() else {
+            self.apply(changes)?;
+            return Ok(value);
+        };
+        let journaled = to.append(&changes);
         faults::pass("db.journaled");
         let only_ephemeral = changes.values().all(|change| change.ephemeral);
         self.apply(changes)?;
-        let journal_full = journal.is_full();
+        let journal_full = to.is_full();
         drop(journal);
         match journaled {
             Ok(()) if durable == Durable::Now => self.flush()?,
@@ -291,6 +316,9 @@ impl Db {
 
     /// Makes everything written so far durable, but for ephemeral records.
     pub(crate) fn flush(&self) -> Result<()> {
+        if self.frozen {
+            return Ok(());
+        }
         let _one = lock(&self.flushing);
         let batch: Vec<(Key, Pending)> = read(&self.overlay)
             .entries
@@ -300,7 +328,7 @@ impl Db {
             .collect();
         if batch.is_empty() {
             // Ephemeral records alone fill the journal too.
-            let full = lock(&self.writer).is_full();
+            let full = lock(&self.writer).as_ref().is_some_and(Journal::is_full);
             return if full { self.rewrite_journal() } else { Ok(()) };
         }
         let mut sync_files = false;
@@ -361,7 +389,15 @@ impl Db {
                 (key.clone(), Change { value: p.value.clone(), ephemeral: p.ephemeral })
             })
             .collect();
-        journal.rewrite(&rest)
+        journal.as_mut().map_or(Ok(()), |journal| journal.rewrite(&rest))
+    }
+
+    /// Makes durable what was written to files below the root, whatever records say.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    pub(crate) fn sync_files(&self) -> Result<()> {
+        if self.frozen { Ok(()) } else { self.records.sync() }
     }
 
     fn mark_dirty(&self) {

@@ -30,7 +30,7 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
         return Ok((create(&path).map_err(Error::db("create"))?, Opened::Created));
     }
     match create(&path) {
-        Ok(main) if marker.exists() => Ok((main, Opened::Created)),
+        Ok(main) if is_rebuilding(root) => Ok((main, Opened::Created)),
         Ok(main) => Ok((main, Opened::Existing)),
         Err(error) if is_damage(&error) => {
             mark(root, &marker)?;
@@ -85,7 +85,7 @@ fn sync(root: &Path) -> Result<()> {
 
 /// Do the bytes of the file say that it is no whole database? redb says so of a bad header by an error
 /// of this kind too.
-fn is_damage(error: &DatabaseError) -> bool {
+pub(super) fn is_damage(error: &DatabaseError) -> bool {
     match error {
         DatabaseError::Storage(StorageError::Corrupted(_)) => true,
         DatabaseError::Storage(StorageError::Io(error)) => {
@@ -96,9 +96,18 @@ fn is_damage(error: &DatabaseError) -> bool {
 }
 
 pub(super) fn create(path: &Path) -> std::result::Result<redb::Database, DatabaseError> {
+    builder().create(path)
+}
+
+pub(super) fn builder() -> redb::Builder {
     let mut builder = redb::Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-    builder.create(path)
+    builder
+}
+
+/// Did a rebuild not reach its end?
+pub(super) fn is_rebuilding(root: &Path) -> bool {
+    root.join(MARKER).exists()
 }
 
 /// Renames a damaged database so that it can be looked at; answers its new name.

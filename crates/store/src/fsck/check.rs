@@ -108,6 +108,14 @@ impl Core {
         }
         self.check_snapshots(&mut checked)?;
         self.check_records(&mut checked)?;
+        if self.rebuilt.load(Ordering::Relaxed) {
+            checked.add(
+                Fault::Database,
+                format!("database {}", self.root.join("meta.db").display()),
+                "it is missing or damaged; what is told here is what the records beside it say",
+                "repair makes it again from them, as does the next start of the daemon",
+            );
+        }
         self.check_strays(&mut checked)?;
         Ok(checked)
     }
@@ -143,26 +151,21 @@ impl Core {
                 checked.blob(digest, "its file is missing");
             } else if files.get(digest) != Some(size) {
                 let have = files.get(digest).copied().unwrap_or(0);
-                drop(self.is_damaged(digest));
                 checked.blob(digest, format!("it has {have} bytes, its record says {size}"));
             }
         }
         let whole: Vec<&Digest> =
             files.iter().filter(|(d, n)| records.get(d) == Some(n)).map(|(d, _)| d).collect();
         let bad = Mutex::new(Vec::new());
-        parallel(&whole, |digest| match self.verify_blob(digest) {
-            Ok(()) => {}
-            // It was removed meanwhile.
-            Err(error) if error.is_not_found() => {}
-            Err(Error::Api(_)) => {
-                lock(&bad)
-                    .push(((*digest).clone(), "its bytes are not those of its digest".into()));
-            }
-            Err(error) => {
-                drop(self.is_damaged(digest));
-                let error = store_api::Error::from(error);
-                lock(&bad).push(((*digest).clone(), format!("it cannot be read: {error}")));
-            }
+        parallel(&whole, |digest| {
+            let problem = match self.is_whole(digest) {
+                Ok(true) => return,
+                Ok(false) => "its bytes are not those of its digest".into(),
+                // It was removed meanwhile.
+                Err(error) if error.is_not_found() => return,
+                Err(error) => format!("it cannot be read: {}", store_api::Error::from(error)),
+            };
+            lock(&bad).push(((*digest).clone(), problem));
         });
         let mut bad = bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         bad.sort();
@@ -194,8 +197,10 @@ impl Core {
 
     fn check_snapshots(&self, checked: &mut Checked) -> Result<()> {
         let mut all: Vec<(String, String, SnapshotRecord)> = Vec::new();
+        let mut kinds = BTreeMap::new();
         for ns in self.namespaces() {
             let records = self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)?;
+            kinds.extend(records.iter().map(|(key, r)| ((ns.clone(), key.clone()), r.kind)));
             self.check_parents(&ns, &records, checked)?;
             all.extend(records.into_iter().map(|(key, record)| (ns.clone(), key, record)));
         }
@@ -209,13 +214,16 @@ impl Core {
             lock(&found).push((ns, key, outcome));
         });
         let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        found.sort_by_key(|(ns, key, _)| (*ns, *key));
+        // Those below first: a layer is extracted on them.
+        found.sort_by_cached_key(|(ns, key, _)| {
+            (self.snapshot_parents(ns, key).map_or(0, |parents| parents.len()), *ns, *key)
+        });
         let mut told = Vec::new();
         for (ns, key, outcome) in found {
             match outcome {
                 Ok(damages) => told.extend(damages.into_iter().map(|damage| (ns, key, damage))),
                 // It was removed meanwhile, or its blob is damaged, which is told of by itself.
-                Err(error) if error.is_not_found() || is_damage(&error) => {}
+                Err(error) if error.is_not_found() || error.is_data_loss() => {}
                 Err(error) => {
                     let error = store_api::Error::from(error);
                     checked.add(
@@ -228,7 +236,8 @@ impl Core {
             }
         }
         for (ns, key, damage) in told {
-            snapshot(checked, ns, key, damage);
+            let kind = kinds.get(&(ns.clone(), key.clone())).copied().unwrap_or(Kind::Committed);
+            snapshot(checked, (ns, key, kind), damage);
         }
         Ok(())
     }
@@ -244,11 +253,15 @@ impl Core {
             let Some(parent) = &record.parent else { continue };
             wanted.insert(child_key(parent, key));
             if !self.has_snapshot(ns, parent)? {
+                let remedy = match record.kind {
+                    Kind::Active => "pull its image again, to which what was written here belongs",
+                    _ => "the next start of the daemon takes it out; then pull its image again",
+                };
                 checked.add(
                     Fault::Other,
                     format!("snapshot {ns}/{key}"),
                     format!("its parent {parent} is missing"),
-                    "restart the daemon, which takes it out; then pull its image again",
+                    remedy,
                 );
             }
         }
@@ -263,7 +276,7 @@ impl Core {
                 continue;
             }
             checked.add(
-                Fault::Child { ns: ns.into(), parent: parent.into(), child: child.into(), there },
+                Fault::Child { ns: ns.into(), parent: parent.into(), child: child.into() },
                 format!("snapshot {ns}/{parent}"),
                 format!("its list of children is wrong about {child}"),
                 "repair puts it right",
@@ -402,41 +415,54 @@ impl Core {
         Ok(())
     }
 
-    /// Containers as namespace, id and snapshot; all snapshots that can be mounted.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn open_snapshots(
-        &self,
-    ) -> Result<(Vec<(String, String, String)>, BTreeSet<(String, String)>)> {
-        let (mut containers, mut open) = (Vec::new(), BTreeSet::new());
+    /// All that could have something mounted.
+    pub(super) fn users(&self) -> Result<Users> {
+        let mut users = Users::default();
         for ns in self.namespaces() {
             for (key, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)? {
                 if record.kind != Kind::Committed {
-                    open.insert((ns.clone(), key));
+                    users.snapshots.insert((ns.clone(), key));
                 }
             }
             for (id, record) in self.db.list::<ContainerRecord>(Table::Containers, &ns)? {
-                containers.push((ns.clone(), id, record.snapshot_key));
+                users.containers.push(User { ns: ns.clone(), id, snapshot: record.snapshot_key });
             }
         }
-        Ok((containers, open))
+        Ok(users)
     }
 }
 
+/// Namespace and key of a snapshot.
+pub(super) type SnapshotName = (String, String);
+
+#[derive(Default)]
+pub(super) struct Users {
+    pub(super) containers: Vec<User>,
+    /// Snapshots that can be mounted.
+    pub(super) snapshots: BTreeSet<SnapshotName>,
+}
+
+/// A container.
+pub(super) struct User {
+    pub(super) ns: String,
+    pub(super) id: String,
+    pub(super) snapshot: String,
+}
+
+/// What is in a directory, in order; nothing is in one that is gone.
 fn names(directory: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(directory).map_err(Error::io("list", directory))?;
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::io("list", directory))?,
+    };
     let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok().map(name)).collect();
-    names.sort();
-    Ok(names)
+    let names: std::io::Result<BTreeSet<String>> = entries.map(|entry| entry.map(name)).collect();
+    Ok(names.map_err(Error::io("list", directory))?.into_iter().collect())
 }
 
 fn stray(checked: &mut Checked, path: &Path, problem: &str) {
     let remedy = "look at it, and remove it by hand if nothing of yours needs it";
     checked.add(Fault::Other, path.display().to_string(), problem, remedy);
-}
-
-fn is_damage(error: &Error) -> bool {
-    matches!(error, Error::Api(error) if error.kind == types::ErrorKind::DataLoss)
 }
 
 /// The blob of a snapshot's layer: by the packed layer's diffID, or the one that with the parent's name
@@ -461,12 +487,15 @@ fn source_of<'s>(
     found.map(|(_, source)| source)
 }
 
-fn snapshot(checked: &mut Checked, ns: &str, key: &str, damage: Damage) {
+fn snapshot(checked: &mut Checked, (ns, key, kind): (&str, &str, Kind), damage: Damage) {
     let (problem, remedy) = match &damage {
-        Damage::Gone => (
+        Damage::Gone if kind != Kind::Committed => (
             "its directory is missing".to_string(),
-            "repair makes it again from its layer's blob; what a container wrote there is lost",
+            "what was written there is lost: remove the container, and create it again",
         ),
+        Damage::Gone => {
+            ("its directory is missing".to_string(), "repair makes it again from its layer's blob")
+        }
         Damage::Tar(why) => (why.clone(), "repair makes it again from the layer's blob"),
         Damage::Made(name) => (
             format!("{name} is not what its layer's tar gives"),

@@ -15,8 +15,8 @@ use std::{
 use store_api::{Finding, FsckReport, FsckRequest, Result};
 use types::Digest;
 
-use self::check::Checked;
-use crate::{Local, db::Table, snapshots::Damage, transfer};
+use self::check::{Checked, SnapshotName, User, Users};
+use crate::{Local, Purpose, db::Table, snapshots::Damage, transfer};
 
 /// Passes of a repair at most: an index leads to manifests, these to layers, and those to snapshots.
 const PASSES: usize = 6;
@@ -41,10 +41,11 @@ enum Fault {
         ns: String,
         parent: String,
         child: String,
-        there: bool,
     },
     /// A link that leads nowhere.
     Link(PathBuf),
+    /// The database, which was made again in memory.
+    Database,
     /// Nothing that a repair does.
     Other,
 }
@@ -62,7 +63,14 @@ pub(crate) struct Origin {
     pub(crate) namespaces: BTreeSet<String>,
 }
 
+/// # Errors
+/// When something cannot be looked at at all, or what was repaired cannot be made durable: then nothing
+/// counts as repaired. A repair of a store that was opened for a look is refused.
 pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckReport> {
+    if request.repair && local.core.purpose == Purpose::Check {
+        let text = "repair a store that was opened to be looked at: open it for a repair";
+        return Err(store_api::Error::new(types::ErrorKind::FailedPrecondition, text));
+    }
     let _alone = local.core.async_flights.enter("fsck").await;
     let mut checked = local.heavy(|core, _| core.fsck_check()).await?;
     if !request.repair {
@@ -70,11 +78,14 @@ pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckRepo
     }
     // By object and problem: how it was told of first, and why it could not be mended.
     let mut seen: BTreeMap<(String, String), Finding> = BTreeMap::new();
+    // What failed is tried again once something else was made whole, on which it may have waited.
+    let mut progress = true;
     for _ in 0..PASSES {
+        let before = problems(&checked);
         let mut tried = false;
         for (fault, finding) in &checked.findings {
             let key = (finding.object.clone(), finding.problem.clone());
-            if matches!(fault, Fault::Other) || seen.contains_key(&key) {
+            if matches!(fault, Fault::Other) || (seen.contains_key(&key) && !progress) {
                 continue;
             }
             tried = true;
@@ -88,7 +99,10 @@ pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckRepo
             break;
         }
         local.heavy(|core, _| core.relabel()).await?;
+        // Files that took the place of others have no record that a flush would write.
+        local.heavy(|core, _| core.db.flush().and_then(|()| core.db.sync_files())).await?;
         checked = local.heavy(|core, _| core.fsck_check()).await?;
+        progress = !before.is_subset(&problems(&checked));
     }
     // What nothing is found about any more is whole; of the rest is told why.
     let left: BTreeSet<String> =
@@ -102,6 +116,12 @@ pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckRepo
     let repaired = seen.into_values().filter(|finding| !left.contains(&finding.object));
     let repaired = repaired.map(|finding| Finding { repaired: true, ..finding }).collect();
     Ok(report(&checked, repaired))
+}
+
+/// What is found, by object and problem.
+fn problems(checked: &Checked) -> BTreeSet<(String, String)> {
+    let of = |finding: &Finding| (finding.object.clone(), finding.problem.clone());
+    checked.findings.iter().map(|(_, finding)| of(finding)).collect()
 }
 
 fn report(checked: &Checked, repaired: Vec<Finding>) -> FsckReport {
@@ -134,8 +154,8 @@ async fn mend(
     local.heavy(move |core, _| core.fsck_mend(&fault, &sources, &busy)).await
 }
 
-/// Gets a blob from a layer's tar that is the same, or from a registry; what is damaged and cannot be had
-/// is moved aside.
+/// Gets a blob from a layer's tar that is the same, or from a registry; what has other bytes than its
+/// digest says and cannot be had is moved aside.
 async fn blob(
     local: &Local,
     request: &FsckRequest,
@@ -144,7 +164,7 @@ async fn blob(
 ) -> Result<()> {
     let origin = checked.origins.get(digest).cloned().unwrap_or_default();
     let (wanted, of) = (digest.clone(), origin.clone());
-    if local.heavy(move |core, _| core.blob_from_tar(&wanted, &of)).await? {
+    if local.heavy(move |core, _| core.blob_from_here(&wanted, &of)).await? {
         return Ok(());
     }
     let mut last = store_api::Error::not_found("registry that has content", digest);
@@ -159,14 +179,18 @@ async fn blob(
     Err(last)
 }
 
-/// Snapshots that something may have mounted right now: those of containers with a task, and writable
-/// ones and views that belong to no container.
-async fn busy(local: &Local) -> Result<BTreeSet<(String, String)>> {
-    let (containers, mut open) = local.heavy(|core, _| core.open_snapshots()).await?;
-    for (ns, id, key) in containers {
+/// Snapshots that something may mount at any moment: those of containers with a task, and writable ones
+/// and views that belong to no container. While nothing is served nobody is told what to mount; what is
+/// mounted is looked up right before an exchange, whoever mounted it.
+async fn busy(local: &Local) -> Result<BTreeSet<SnapshotName>> {
+    if local.core.purpose != Purpose::Serve {
+        return Ok(BTreeSet::new());
+    }
+    let Users { containers, mut snapshots } = local.heavy(|core, _| core.users()).await?;
+    for User { ns, id, snapshot } in containers {
         if !local.tasks.has_task(&ns, &id) {
-            open.remove(&(ns, key));
+            snapshots.remove(&(ns, snapshot));
         }
     }
-    Ok(open)
+    Ok(snapshots)
 }

@@ -83,7 +83,12 @@ impl Disk {
 
     pub(crate) fn present(&self) -> Result<BTreeSet<u64>> {
         let path = self.root.join("snapshots");
-        let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(BTreeSet::new());
+            }
+            other => other.map_err(Error::io("list", &path))?,
+        };
         Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
     }
 

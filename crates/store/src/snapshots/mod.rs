@@ -3,6 +3,7 @@
 
 mod copies;
 mod disk;
+mod in_use;
 mod mounts;
 mod packed;
 mod trees;

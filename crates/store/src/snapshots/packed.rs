@@ -6,11 +6,11 @@
 //! `layer.toc` and `index` (both end with their hash, and are made anew when that does not match).
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{BufReader, BufWriter, Read, Write},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use types::Digest;
 
 use super::{Disk, Kind, PackedLayer, SnapshotRecord, child_key};
 use crate::{
-    Config, Core, LayerForm,
+    Config, Core, LayerForm, Purpose,
     content::BUFFER_BYTES,
     db::{Durable, Table, lock},
     diffs::is_layer,
@@ -57,12 +57,25 @@ pub(crate) struct Packed {
     directory: PathBuf,
     /// Do new layers take this form?
     enabled: bool,
-    mounted: Mutex<BTreeSet<u64>>,
+    mounted: Mutex<BTreeMap<u64, Mounted>>,
+    purpose: Purpose,
+}
+
+/// How a mount is reached.
+enum Mounted {
+    /// At `STATE/layers/N`.
+    Attached,
+    /// By a descriptor of this process, with which it goes: `fsck` makes no mount points.
+    Own(OwnedFd),
 }
 
 impl Packed {
     pub(crate) fn open(config: &Config) -> Result<Self> {
         let directory = config.state.join("layers");
+        if config.purpose != Purpose::Serve {
+            let mounted = Mutex::default();
+            return Ok(Self { directory, enabled: false, mounted, purpose: config.purpose });
+        }
         fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
         // Mounts are told by their paths, which others may know in another form.
         let directory = directory.canonicalize().map_err(Error::io("resolve", &directory))?;
@@ -70,6 +83,7 @@ impl Packed {
             directory,
             enabled: matches!(config.layers, LayerForm::Index | LayerForm::Best),
             mounted: Mutex::default(),
+            purpose: config.purpose,
         };
         packed.clear()?;
         if !packed.enabled {
@@ -109,10 +123,19 @@ impl Packed {
 
     /// Detaches a layer's mount, if it has one.
     pub(crate) fn release(&self, id: u64) -> Result<()> {
-        if lock(&self.mounted).remove(&id) {
-            unmount(&self.point(id))?;
+        match lock(&self.mounted).remove(&id) {
+            Some(Mounted::Attached) => unmount(&self.point(id)),
+            Some(Mounted::Own(_)) | None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The root of a layer that is mounted.
+    fn root(&self, id: u64) -> Option<PathBuf> {
+        lock(&self.mounted).get(&id).map(|mounted| match mounted {
+            Mounted::Attached => self.point(id),
+            // The dot: what is opened is the directory, not the link that leads there.
+            Mounted::Own(fd) => PathBuf::from(format!("/proc/self/fd/{}/.", fd.as_raw_fd())),
+        })
     }
 
     /// Are the files of a layer there in full? Other snapshots have none.
@@ -126,8 +149,9 @@ impl Packed {
 
 impl Drop for Packed {
     fn drop(&mut self) {
-        for id in std::mem::take(&mut *lock(&self.mounted)) {
-            if let Err(error) = unmount(&self.point(id)) {
+        let mounted: Vec<u64> = lock(&self.mounted).keys().copied().collect();
+        for id in mounted {
+            if let Err(error) = self.release(id) {
                 let error = store_api::Error::from(error);
                 tracing::warn!(error = %error, "a mount of layers stays behind");
             }
@@ -338,6 +362,9 @@ impl Disk {
         };
         let path = self.directory(top.id).join(INDEX);
         if !is_intact(&path) {
+            if self.packed.purpose == Purpose::Check {
+                return Err(Error::data_loss(format!("{} is damaged", path.display())));
+            }
             let mut tree = Tree::new(Base::Nothing);
             for record in records.iter().rev() {
                 let layer = self.contents(record)?;
@@ -353,9 +380,8 @@ impl Disk {
         let Some(top) = records.first() else {
             return Err(Error::invalid("a mount of no layers"));
         };
-        let point = self.packed.point(top.id);
-        if lock(&self.packed.mounted).contains(&top.id) {
-            return Ok(point);
+        if let Some(root) = self.packed.root(top.id) {
+            return Ok(root);
         }
         let index = self.index(records)?;
         let mut devices = Vec::new();
@@ -368,16 +394,21 @@ impl Disk {
         }
         let mounted = mount(&index, &devices)?;
         faults::pass("packed.mount");
-        let mut all = lock(&self.packed.mounted);
-        if !all.contains(&top.id) {
+        // Nobody else is here: the caller is alone with this layer.
+        if self.packed.purpose == Purpose::Serve {
+            let point = self.packed.point(top.id);
+            let mut all = lock(&self.packed.mounted);
             fs::create_dir_all(&point).map_err(Error::io("create", &point))?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             m::move_mount(&mounted, "", rustix::fs::CWD, &point, flags)
                 .map_err(Error::sys("mount on", &point))?;
-            all.insert(top.id);
+            all.insert(top.id, Mounted::Attached);
             faults::pass("packed.mounted");
+        } else {
+            lock(&self.packed.mounted).insert(top.id, Mounted::Own(mounted));
         }
-        Ok(point)
+        let gone = || Error::not_found("mount of layer", top.id);
+        self.packed.root(top.id).ok_or_else(gone)
     }
 
     /// Extracts a layer that is kept as its tar into a new directory on `lowers`, topmost first.

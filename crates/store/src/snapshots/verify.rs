@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{BufReader, ErrorKind, Read},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use types::Digest;
 
 use super::{
-    Disk, PackedLayer, SnapshotRecord, borrow, open_all, open_directory,
+    Disk, Kind, PackedLayer, SnapshotRecord, borrow, in_use, open_all, open_directory,
     packed::{CONTENTS, EXTRA, INDEX, TAR, scan, write_index},
     trees,
 };
@@ -47,6 +47,7 @@ pub(crate) struct LayerSource {
 
 fn scratch(core: &Core) -> Result<TempDir> {
     let tmp = core.root.join("tmp");
+    let tmp = if tmp.is_dir() { tmp } else { core.root.clone() };
     tempfile::Builder::new()
         .prefix("fsck-")
         .tempdir_in(&tmp)
@@ -177,7 +178,7 @@ impl Core {
         let (wanted, found) = (open_directory(&path)?, open_directory(&self.disk.fs(record.id))?);
         let difference = trees::difference(&wanted, &found, began)?;
         drop((wanted, found));
-        self.trash.put(&path)?;
+        sys::tree::remove(&path).map_err(Error::sys("remove", &path))?;
         Ok(difference.map(Damage::Directory).into_iter().collect())
     }
 
@@ -215,10 +216,11 @@ impl Core {
         Ok(())
     }
 
-    /// Makes the damaged files of a snapshot again: from the layer's blob, or from its tar.
+    /// Makes the damaged files of a snapshot again: from the layer's blob, or from its tar. What was made
+    /// is on the disk before it takes the place of anything.
     ///
     /// # Errors
-    /// When that is damaged too, or not here.
+    /// When that is damaged too, or not here; when a directory to be exchanged is mounted.
     pub(crate) fn mend_snapshot(
         &self,
         ns: &str,
@@ -228,6 +230,11 @@ impl Core {
     ) -> Result<()> {
         let directory = self.disk.directory(record.id);
         let scratch = scratch(self)?;
+        if record.kind != Kind::Committed {
+            return Err(Error::precondition(format!(
+                "snapshot \"{key}\" was written to, and has nothing that it could be made from"
+            )));
+        }
         let needed = || {
             sources
                 .last()
@@ -260,27 +267,41 @@ impl Core {
                 if made.is_none() {
                     return Err(self.is_damaged(&source.layer.digest));
                 }
-                fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+                make_private(&directory)?;
                 replace(scratch.path(), &directory, &[TAR, CONTENTS, EXTRA])?;
             }
             Damage::Tar(_) | Damage::Gone | Damage::Directory(_) => {
                 let path = scratch.path().join("fs");
                 needed()?;
                 self.extract_fresh(ns, record, sources, &path)?;
-                let target = self.disk.fs(record.id);
-                if target.is_dir() {
-                    let cwd = rustix::fs::CWD;
-                    rustix::fs::renameat_with(cwd, &path, cwd, &target, RenameFlags::EXCHANGE)
-                        .map_err(Error::sys("exchange", &target))?;
-                    self.trash.put(&path)?;
-                } else {
-                    fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-                    fs::rename(&path, &target).map_err(Error::io("rename", &target))?;
-                }
+                self.put_directory(record.id, &path)?;
             }
         }
         // What is mounted shows the old files to those that have it; who comes next gets the new ones.
         self.release_above(ns, key)
+    }
+
+    /// Puts an extracted layer into its place; what was there goes to the trash.
+    fn put_directory(&self, id: u64, fresh: &Path) -> Result<()> {
+        let (directory, target) = (self.disk.directory(id), self.disk.fs(id));
+        self.db.sync_files()?;
+        if !target.is_dir() {
+            make_private(&directory)?;
+            fs::rename(fresh, &target).map_err(Error::io("rename", &target))?;
+            return sync(&directory);
+        }
+        // A directory must not be exchanged below an overlay: it knows no such thing.
+        if let Some(mount) = in_use::mount_of(&self.root, id)? {
+            return Err(Error::precondition(format!(
+                "{} is in use by {mount}: stop that first",
+                target.display()
+            )));
+        }
+        let cwd = rustix::fs::CWD;
+        rustix::fs::renameat_with(cwd, fresh, cwd, &target, RenameFlags::EXCHANGE)
+            .map_err(Error::sys("exchange", &target))?;
+        sync(&directory)?;
+        self.trash.put(fresh)
     }
 
     /// Takes away the mounts of which a layer is a part.
@@ -314,5 +335,22 @@ fn replace(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
             Err(error) => return Err(Error::io("open", &source)(error)),
         }
     }
-    Ok(())
+    sync(to)
+}
+
+fn sync(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::io("sync", directory))
+}
+
+/// Makes a snapshot's directory, if it is gone.
+fn make_private(directory: &Path) -> Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => {
+            made.map_err(Error::io("create", directory))?;
+            directory.parent().map_or(Ok(()), sync)
+        }
+    }
 }

@@ -76,7 +76,8 @@ impl TasksConfig {
 /// All tasks of all namespaces. Dropping it leaves shims and containers alone.
 pub struct ShimManager {
     inner: Arc<Inner>,
-    events: JoinHandle<()>,
+    /// `None`: no events are received.
+    events: Option<JoinHandle<()>>,
 }
 
 /// A task's key: namespace, container id.
@@ -91,7 +92,9 @@ struct Inner {
 
 impl Drop for ShimManager {
     fn drop(&mut self) {
-        self.events.abort();
+        if let Some(events) = &self.events {
+            events.abort();
+        }
     }
 }
 
@@ -111,7 +114,13 @@ impl ShimManager {
         let events = events::serve(listener, Arc::downgrade(&inner), all_known);
         inner.adopt_all().await;
         ready.send_replace(true);
-        Ok(Arc::new(Self { inner, events }))
+        Ok(Arc::new(Self { inner, events: Some(events) }))
+    }
+
+    /// Leaves alone what runs: no task is known, and nothing is made on disk.
+    pub(crate) fn idle(config: TasksConfig, host: Arc<dyn TaskHost>) -> Arc<Self> {
+        let inner = Arc::new(Inner { config, host, tasks: Mutex::default() });
+        Arc::new(Self { inner, events: None })
     }
 
     /// The tasks of one namespace.
