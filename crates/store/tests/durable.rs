@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 use store::{Config, Store};
-use store_api::{Container, Descriptor, Labels, Namespaces as _, RuntimeInfo, Services, Timestamp};
+use store_api::{Descriptor, Namespaces as _, Services};
 use suite::{labels, transfer};
 use testkit::random;
 
@@ -27,22 +27,6 @@ async fn open(root: &Path) -> (Arc<Store>, Services) {
     let store = Store::open(config(root)).await.unwrap();
     let services = store.open(NAMESPACE).unwrap();
     (store, services)
-}
-
-fn container(id: &str, labels: Labels) -> Container {
-    Container {
-        id: id.into(),
-        labels,
-        image: "img".into(),
-        runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
-        spec: None,
-        snapshotter: "overlayfs".into(),
-        snapshot_key: id.into(),
-        created_at: Timestamp::default(),
-        updated_at: Timestamp::default(),
-        extensions: std::collections::BTreeMap::new(),
-        sandbox_id: String::new(),
-    }
 }
 
 /// Not a test of its own: the process that the others kill. It makes images and containers for as
@@ -64,7 +48,7 @@ fn victim() {
                 let id = random::name(kind);
                 let marks = labels(&[("gantry.io/volatile", marks), ("x", "y")]);
                 services.snapshots.prepare(&id, Some(&top), marks.clone()).await.unwrap();
-                services.containers.create(container(&id, marks)).await.unwrap();
+                services.containers.create(suite::container(&id, marks)).await.unwrap();
                 say(kind, &id);
             }
             let gone = random::name("gone");

@@ -16,10 +16,8 @@ use std::{
 
 use serde_json::json;
 use store::Store;
-use store_api::{
-    Error, Namespaces as _, Progress, ProgressState, PullRequest, Pulled, RegistryAccess, Services,
-};
-use suite::{assert_kind, transfer};
+use store_api::{Error, Namespaces as _, ProgressState, Pulled, RegistryAccess, Services};
+use suite::{assert_kind, registry, transfer};
 use testkit::{
     fixtures::{
         oci::{Image, Layer},
@@ -27,7 +25,6 @@ use testkit::{
     },
     random,
 };
-use tokio::sync::mpsc;
 use types::{Digest, ErrorKind, ImageRef};
 
 /// A registry that has one image, and behaves as it is told where a layer is asked for.
@@ -210,33 +207,8 @@ async fn open(ground: &Path) -> (Arc<Store>, Services) {
     (store, services)
 }
 
-async fn pull_with(
-    services: &Services,
-    reference: &ImageRef,
-    access: RegistryAccess,
-) -> (store_api::Result<Pulled>, Vec<Progress>) {
-    let (progress, mut reports) = mpsc::channel(64);
-    let collected = tokio::spawn(async move {
-        let mut all = Vec::new();
-        while let Some(report) = reports.recv().await {
-            all.push(report);
-        }
-        all
-    });
-    let request = PullRequest {
-        reference: reference.clone(),
-        platform: None,
-        all_platforms: false,
-        access,
-        unpack: true,
-        records: Default::default(),
-    };
-    let pulled = services.transfer.pull(request, progress).await;
-    (pulled, collected.await.unwrap())
-}
-
 async fn pull(services: &Services, reference: &ImageRef) -> store_api::Result<Pulled> {
-    pull_with(services, reference, RegistryAccess::default()).await.0
+    registry::pull(services, reference, RegistryAccess::default(), true).await.0
 }
 
 /// Looks again and again until it is so, for a minute.
@@ -361,7 +333,8 @@ async fn wrong_bytes_are_nobodys() {
         false => Answer::Whole,
     });
     let reference = registry.reference();
-    let (pulled, reports) = pull_with(&services, &reference, RegistryAccess::default()).await;
+    let (pulled, reports) =
+        registry::pull(&services, &reference, RegistryAccess::default(), true).await;
     let error = pulled.unwrap_err();
     assert_eq!(error.kind, ErrorKind::DataLoss);
     assert!(error.message.contains(&digest.to_string()), "{error}");
@@ -389,7 +362,7 @@ async fn mirrors_that_lie_or_break_off_cost_time_alone() {
     let reference: ImageRef = format!("{registry}/some/repo:v1").parse().unwrap();
     let certs_dirs = vec![ground.path().join("certs.d")];
     let access = RegistryAccess { certs_dirs, ..RegistryAccess::default() };
-    pull_with(&services, &reference, access).await.0.unwrap();
+    registry::pull(&services, &reference, access, true).await.0.unwrap();
     pulled_well(&services, &image, &reference).await;
     let of_large = |of: &Registry| {
         let digest = Digest::sha256(&image.layers[0].blob).to_string();
@@ -467,7 +440,7 @@ async fn redirected_blobs_come_without_credentials() {
     };
     let access = RegistryAccess { credentials: Some(credentials), ..RegistryAccess::default() };
     let reference = registry.reference();
-    pull_with(&services, &reference, access).await.0.unwrap();
+    registry::pull(&services, &reference, access, true).await.0.unwrap();
     pulled_well(&services, &image, &reference).await;
     assert!(storage.layers_seen().len() > 2);
     assert!(storage.layers_seen().iter().all(|seen| !seen.has_credentials));

@@ -3,69 +3,19 @@
 
 mod suite;
 
-use std::{
-    net::TcpStream,
-    process::{Child, Command, Stdio},
-};
-
-use serde_json::json;
 use store::Store;
 use store_api::{
     Namespaces as _, Progress, ProgressState, PullRequest, Pulled, PushRequest, RegistryAccess,
     Services,
 };
-use suite::{assert_kind, transfer};
-use tempfile::TempDir;
+use suite::{
+    assert_kind,
+    registry::{self, Registry},
+    transfer,
+};
 use testkit::random;
 use tokio::sync::mpsc;
 use types::{Digest, ErrorKind, ImageRef};
-
-struct Registry {
-    child: Child,
-    address: String,
-    _directory: TempDir,
-}
-
-impl Registry {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let address = format!("127.0.0.1:{}", random::port());
-        let config = json!({
-            "version": "0.1",
-            "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": directory.path().join("data") } },
-            "http": { "addr": address },
-        });
-        let file = directory.path().join("config.yml");
-        std::fs::write(&file, config.to_string()).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed");
-        let mut registry = Self { child, address, _directory: directory };
-        while TcpStream::connect(&registry.address).is_err() {
-            assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
-            std::thread::yield_now();
-        }
-        registry
-    }
-
-    fn reference(&self) -> ImageRef {
-        format!("{}/{}:{}", self.address, random::name("img"), random::token(4).to_lowercase())
-            .parse()
-            .unwrap()
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 async fn pull(
     services: &Services,
@@ -79,24 +29,7 @@ async fn pull_as(
     reference: &ImageRef,
     unpack: bool,
 ) -> (store_api::Result<Pulled>, Vec<Progress>) {
-    let (progress, mut reports) = mpsc::channel(64);
-    let collected = tokio::spawn(async move {
-        let mut all = Vec::new();
-        while let Some(report) = reports.recv().await {
-            all.push(report);
-        }
-        all
-    });
-    let request = PullRequest {
-        reference: reference.clone(),
-        platform: None,
-        all_platforms: false,
-        access: RegistryAccess::default(),
-        unpack,
-        records: Default::default(),
-    };
-    let pulled = services.transfer.pull(request, progress).await;
-    (pulled, collected.await.unwrap())
+    registry::pull(services, reference, RegistryAccess::default(), unpack).await
 }
 
 async fn push(

@@ -3,16 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
-    net::TcpStream,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use serde_json::json;
 use store::LayerForm;
-use tempfile::TempDir;
 use testkit::random;
 
 use crate::scenario::{Input, Step};
@@ -290,55 +287,5 @@ impl Input {
 
     pub fn write(&self, path: &Path) {
         std::fs::write(path, serde_json::to_vec(self).unwrap()).unwrap();
-    }
-}
-
-/// Debian's docker-registry on loopback.
-pub struct Registry {
-    child: Child,
-    pub address: String,
-    _directory: TempDir,
-}
-
-impl Registry {
-    pub fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let address = format!("127.0.0.1:{}", random::port());
-        let config = json!({
-            "version": "0.1",
-            "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": directory.path().join("data") } },
-            "http": { "addr": address },
-        });
-        let file = directory.path().join("config.yml");
-        std::fs::write(&file, config.to_string()).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed");
-        let mut registry = Self { child, address, _directory: directory };
-        while !registry.answers() {
-            assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
-            std::thread::yield_now();
-        }
-        registry
-    }
-
-    /// It takes connections before it answers.
-    fn answers(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(&self.address) else { return false };
-        let asked = stream.write_all(b"GET /v2/ HTTP/1.0\r\n\r\n");
-        let mut answer = String::new();
-        asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.contains(" 200 ")
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }

@@ -17,10 +17,11 @@ mod suite;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use ground::{Ground, Registry};
+use ground::Ground;
 use scenario::{Input, Step};
 use store::{Config, LayerForm, Store};
 use store_api::{Namespaces as _, Services};
+use suite::registry::Registry;
 
 const NAMESPACE: &str = "moby";
 

@@ -1,14 +1,11 @@
 //! What the victim does, step by step, and how each step's outcome looks: whole or absent.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use store_api::{
-    Container, ExportRequest, Image, ImportRequest, Labels, PullRequest, PushRequest,
-    RegistryAccess, Resource, ResourceKind, RuntimeInfo, Services, SquashRequest, Timestamp,
+    ExportRequest, Image, ImportRequest, Labels, PullRequest, PushRequest, RegistryAccess,
+    Resource, ResourceKind, Services, SquashRequest, Timestamp,
 };
 use testkit::{
     fixtures::{oci, tar::TarStream},
@@ -214,7 +211,7 @@ impl Input {
         let top = self.top(services).await?;
         let marks = labels(&[(CONTAINER, id)]);
         exists(services.snapshots.prepare(id, Some(&top), marks.clone()).await)?;
-        exists(services.containers.create(container(id, marks)).await)
+        exists(services.containers.create(crate::suite::container(id, marks)).await)
     }
 
     async fn gone(&self, services: &Services) -> Outcome {
@@ -397,20 +394,4 @@ async fn put(services: &Services, bytes: &[u8], labels: Labels) -> Outcome {
         at = services.content.write(&reference, at, piece).await?;
     }
     exists(services.content.commit(&reference, at, None, labels).await)
-}
-
-pub fn container(id: &str, labels: Labels) -> Container {
-    Container {
-        id: id.into(),
-        labels,
-        image: "img".into(),
-        runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
-        spec: None,
-        snapshotter: "overlayfs".into(),
-        snapshot_key: id.into(),
-        created_at: Timestamp::default(),
-        updated_at: Timestamp::default(),
-        extensions: BTreeMap::new(),
-        sandbox_id: String::new(),
-    }
 }

@@ -8,9 +8,10 @@ use types::ErrorKind;
 
 use crate::{
     check,
-    ground::{Ground, Registry, run},
+    ground::{Ground, run},
     open,
     scenario::{Input, Step},
+    suite::registry::Registry,
 };
 
 /// Bytes of the disk that fills up: the whole scenario needs some 5 MB.

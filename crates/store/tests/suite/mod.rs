@@ -12,7 +12,7 @@ pub mod snapshots;
 pub mod transfer;
 
 use bytes::Bytes;
-use store_api::{Labels, Services, WriteRequest};
+use store_api::{Container, Labels, RuntimeInfo, Services, Timestamp, WriteRequest};
 use types::{Digest, ErrorKind};
 
 pub fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -22,6 +22,23 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
 /// A store's configuration, with layers of the form that this process tests.
 pub fn config(root: &std::path::Path, state: &std::path::Path) -> store::Config {
     store::Config { layers: forms::form(), ..store::Config::new(root, state) }
+}
+
+/// A container's record, whose snapshot has its name.
+pub fn container(id: &str, labels: Labels) -> Container {
+    Container {
+        id: id.into(),
+        labels,
+        image: "img".into(),
+        runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
+        spec: None,
+        snapshotter: "overlayfs".into(),
+        snapshot_key: id.into(),
+        created_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+        extensions: std::collections::BTreeMap::new(),
+        sandbox_id: String::new(),
+    }
 }
 
 /// Looks again and again until it is so.

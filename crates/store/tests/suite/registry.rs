@@ -1,13 +1,14 @@
 //! Debian's docker-registry on loopback.
 
 use std::{
+    io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use serde_json::json;
-use store_api::{PullRequest, PushRequest, RegistryAccess, Services};
+use store_api::{Progress, PullRequest, Pulled, PushRequest, RegistryAccess, Services};
 use tempfile::TempDir;
 use testkit::random;
 use tokio::sync::mpsc;
@@ -40,12 +41,23 @@ impl Registry {
             .expect("docker-registry is installed");
         let mut registry = Self { child, address, _directory: directory };
         let end = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(&registry.address).is_err() {
+        while !registry.answers() {
             assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
             assert!(Instant::now() < end, "docker-registry does not listen");
             std::thread::yield_now();
         }
         registry
+    }
+
+    /// It takes connections before it answers.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(&self.address) else { return false };
+        let limit = Some(Duration::from_secs(5));
+        let asked = stream
+            .set_read_timeout(limit)
+            .and_then(|()| stream.write_all(b"GET /v2/ HTTP/1.0\r\n\r\n"));
+        let mut answer = String::new();
+        asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.contains(" 200 ")
     }
 
     pub fn reference(&self) -> ImageRef {
@@ -62,26 +74,42 @@ impl Drop for Registry {
 
 /// Pushes an image record to a reference and pulls that.
 pub async fn push_and_pull(services: &Services, name: &str, reference: &ImageRef) {
-    let silent = || {
-        let (progress, mut reports) = mpsc::channel(64);
-        tokio::spawn(async move { while reports.recv().await.is_some() {} });
-        progress
-    };
+    let (silent, mut reports) = mpsc::channel(64);
+    tokio::spawn(async move { while reports.recv().await.is_some() {} });
     let push = PushRequest {
         name: name.into(),
         reference: reference.clone(),
         platform: None,
         access: RegistryAccess::default(),
     };
-    services.transfer.push(push, silent()).await.unwrap();
+    services.transfer.push(push, silent).await.unwrap();
     services.images.delete(name, true).await.unwrap();
-    let pull = PullRequest {
+    pull(services, reference, RegistryAccess::default(), true).await.0.unwrap();
+}
+
+/// Pulls a reference; what came of it, and all that was told meanwhile.
+pub async fn pull(
+    services: &Services,
+    reference: &ImageRef,
+    access: RegistryAccess,
+    unpack: bool,
+) -> (store_api::Result<Pulled>, Vec<Progress>) {
+    let (progress, mut reports) = mpsc::channel(64);
+    let collected = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(report) = reports.recv().await {
+            all.push(report);
+        }
+        all
+    });
+    let request = PullRequest {
         reference: reference.clone(),
         platform: None,
         all_platforms: false,
-        access: RegistryAccess::default(),
-        unpack: true,
+        access,
+        unpack,
         records: Default::default(),
     };
-    services.transfer.pull(pull, silent()).await.unwrap();
+    let pulled = services.transfer.pull(request, progress).await;
+    (pulled, collected.await.unwrap())
 }
