@@ -314,6 +314,9 @@ mod tests {
 
     use super::*;
 
+    /// For conditions to come true; the machine may be busy.
+    const TEST_LIMIT: Duration = Duration::from_secs(30);
+
     type Answers = mpsc::Receiver<Result<prost_types::Any, Status>>;
 
     fn stream(id: &str) -> (Stream, Answers) {
@@ -328,7 +331,8 @@ mod tests {
         let streams = Streams { taken_within: Duration::from_millis(20), ..Default::default() };
         let (late, mut answers) = stream("late");
         streams.insert("a", late).unwrap();
-        let error = answers.recv().await.unwrap().unwrap_err();
+        let ended = tokio::time::timeout(TEST_LIMIT, answers.recv()).await;
+        let error = ended.unwrap().unwrap().unwrap_err();
         assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
         assert!(error.message().contains("\"late\""), "{error}");
         assert!(answers.recv().await.is_none());
@@ -364,8 +368,11 @@ mod tests {
         assert_eq!(open("b", "0".into()).unwrap_err().code(), tonic::Code::AlreadyExists);
         // With their clients they go too.
         clients.clear();
-        while !streams.lock().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let gone = async {
+            while !streams.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TEST_LIMIT, gone).await.unwrap();
     }
 }
