@@ -262,14 +262,10 @@ async fn no_store() {
         purpose: Purpose::Check,
         ..Config::new(directory.path().join("root"), directory.path().join("state"))
     };
-    assert!(Store::open(config).await.err().unwrap().is_not_found());
+    assert!(Store::open(config.clone()).await.err().unwrap().is_not_found());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     // Nor is one repaired that was opened for a look.
     fs::create_dir(directory.path().join("root")).unwrap();
-    let config = Config {
-        purpose: Purpose::Check,
-        ..Config::new(directory.path().join("root"), directory.path().join("state"))
-    };
     let (_store, services) = open(config).await;
     let request = FsckRequest { repair: true, ..FsckRequest::default() };
     suite::assert_kind(services.extras.fsck(request).await, types::ErrorKind::FailedPrecondition);
@@ -665,6 +661,10 @@ async fn moved_aside() {
         bytes[20 + round] ^= 4;
         fs::write(&blob, &bytes).unwrap();
         let object = format!("content {digest}");
+        // One that cannot be read stays, here or nowhere.
+        faults::arm("blob.verify:1+:emfile").unwrap();
+        fsck(directory.path(), true).await.unwrap();
+        assert!(faults::disarm() > 0 && blob.exists());
         let report = fsck(directory.path(), true).await.unwrap();
         assert!(!report.is_clean() && !finding(&report, &object).repaired);
         assert!(!blob.exists());
