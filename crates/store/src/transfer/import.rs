@@ -189,22 +189,7 @@ fn file(
         // Files of docker's old layout: of one with a manifest, too.
         Some(name) if name.ends_with("/VERSION") => return Ok(()),
         Some(name) if name.ends_with("/json") => {
-            if usize::try_from(size).map_or(true, |size| size > limits::IMAGE_CONFIG_BYTES) {
-                return Err(Error::invalid(format!(
-                    "the archive's {name} has more than {} bytes",
-                    limits::IMAGE_CONFIG_BYTES
-                )));
-            }
-            let mut bytes = Vec::new();
-            data.read_to_end(&mut bytes).map_err(failed())?;
-            archive.description_bytes += bytes.len() + name.len();
-            if archive.description_bytes > DESCRIPTION_BYTES {
-                return Err(Error::invalid(format!(
-                    "the archive's descriptions of layers have more than {DESCRIPTION_BYTES} bytes"
-                )));
-            }
-            archive.descriptions.insert(name.trim_end_matches("/json").to_string(), bytes);
-            return Ok(());
+            return description(name, size, data, archive);
         }
         _ => {}
     }
@@ -232,6 +217,26 @@ fn file(
     }
     let compression = compression.unwrap_or(archive::Compression::None);
     archive.files.insert(path.to_path_buf(), Blob { digest, size, compression });
+    Ok(())
+}
+
+/// `ID/json` of docker's old layout.
+fn description(name: &str, size: u64, data: &mut dyn Read, archive: &mut Archive) -> Result<()> {
+    if usize::try_from(size).map_or(true, |size| size > limits::IMAGE_CONFIG_BYTES) {
+        return Err(Error::invalid(format!(
+            "the archive's {name} has more than {} bytes",
+            limits::IMAGE_CONFIG_BYTES
+        )));
+    }
+    let mut bytes = Vec::new();
+    data.read_to_end(&mut bytes).map_err(Error::stream("read", name))?;
+    archive.description_bytes += bytes.len() + name.len();
+    if archive.description_bytes > DESCRIPTION_BYTES {
+        return Err(Error::invalid(format!(
+            "the archive's descriptions of layers have more than {DESCRIPTION_BYTES} bytes"
+        )));
+    }
+    archive.descriptions.insert(name.trim_end_matches("/json").to_string(), bytes);
     Ok(())
 }
 
