@@ -22,7 +22,7 @@ run: ## walks through build, run, layers and squash with the example; leaves not
 fuzz: deps ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-runtime --lib --test seccomp fuzz_ -- --nocapture
 
-faults: deps ## the store killed at every named point, each time looked over (root, some minutes); FAULTS=N takes N of each kind
+faults: deps ## store and engine killed at every named point, each time looked over (root, some minutes); FAULTS=N takes N of each kind
 	scripts/faults
 
 bench: ## ratios against the peers, in one run (root)

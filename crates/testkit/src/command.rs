@@ -302,8 +302,15 @@ impl Running {
 
     /// The program itself, seen from the machine: the child of the way into the sandbox.
     pub fn program_pid(&self) -> Result<u32> {
-        wait::until(&format!("the process of {}", self.shown), DEFAULT_TIMEOUT, || {
-            child_of(self.child.id())
+        let way = self.child.id();
+        let found =
+            wait::until(&format!("the process of {}", self.shown), DEFAULT_TIMEOUT, || {
+                child_of(way).map(Some).or_else(|| has_died(way).then_some(None))
+            })?;
+        found.ok_or_else(|| Error::Failed {
+            command: self.shown.clone(),
+            status: "has ended".to_owned(),
+            output: String::new(),
         })
     }
 
@@ -338,8 +345,7 @@ impl Running {
 
     /// Sends a signal to the program, not to the way into the sandbox.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.program_pid().or_else(|_| Ok::<u32, Error>(self.pid()))?;
-        let pid = raw_pid(pid)?;
+        let pid = raw_pid(self.program_pid().unwrap_or_else(|_| self.pid()))?;
         let fd = pidfd_open(pid, PidfdFlags::empty()).context("open pidfd of", &self.shown)?;
         rustix::process::pidfd_send_signal(&fd, signal).context("signal", &self.shown)
     }
@@ -418,6 +424,12 @@ pub(crate) fn raw_pid(pid: u32) -> Result<Pid> {
         wanted: "a positive number",
         found: pid.to_string(),
     })
+}
+
+/// Whether a child of this process is one that only its exit code is left of.
+fn has_died(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// The first child of a process, by a look through /proc.

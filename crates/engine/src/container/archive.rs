@@ -202,8 +202,10 @@ impl Engine {
                 .map_err(|e| Error::internal(chain(&e)))
         })
         .await;
-        if parent.is_some() {
-            snapshots.remove(&view).await?;
+        if parent.is_some()
+            && let Err(error) = snapshots.remove(&view).await
+        {
+            tracing::warn!(view, %error, "a temporary view was left behind");
         }
         let changes = changes?;
         let shape = |change: archive::Change| Change {

@@ -310,15 +310,24 @@ impl Networks {
                 PoolRequest { network: network.id.clone(), ipv6: true, ..PoolRequest::default() };
             self.take_pool(network, &request)?;
         }
-        self.bring_up(network)?;
-        faults::pass("network.bridge");
-        drop(turn);
-        let added = self.add_rules(network).and_then(|()| self.save(network));
-        if let Err(error) = added {
-            self.take_down(network)?;
+        // First the record: a bridge without one would be nobody's after a crash.
+        self.save(network)?;
+        if let Err(error) = self.bring_up_whole(network, turn) {
+            self.delete_record(network)?;
             return Err(error);
         }
         self.lock().networks.insert(network.id.clone(), network.clone());
+        Ok(())
+    }
+
+    fn bring_up_whole(&self, network: &Network, turn: Claim) -> Result<()> {
+        self.bring_up(network)?;
+        faults::pass("network.bridge");
+        drop(turn);
+        if let Err(error) = self.add_rules(network) {
+            self.take_down(network)?;
+            return Err(error);
+        }
         Ok(())
     }
 

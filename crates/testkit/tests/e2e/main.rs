@@ -11,6 +11,7 @@ mod ctr;
 mod ctr_compare;
 mod docker_py;
 mod engines;
+mod faults;
 mod ground;
 mod interchange;
 mod network;
