@@ -157,6 +157,8 @@ struct Parent<'a> {
     outside: bool,
     outside_work: Outside,
     net_devices: NetDevices,
+    /// The specification's, where the process may need the caller for some.
+    mounts: Vec<crate::spec::Mount>,
     /// See [`Created::warnings`].
     warnings: Vec<String>,
     /// Who owns the container's cgroup: its root, where it may change it.
@@ -207,6 +209,7 @@ impl<'a> Parent<'a> {
             outside_work: prepared.outside().clone(),
             net_devices: NetDevices::parse(&linux.net_devices)?,
             cgroup_owner: None,
+            mounts: Vec::new(),
             warnings: caps::warnings(spec.process.as_ref().and_then(|p| p.capabilities.as_ref())),
             oom_score_adj: spec.process.as_ref().and_then(|p| p.oom_score_adj),
             linux,
@@ -284,7 +287,10 @@ fn create_in(
     }
     check_net_devices(&parent.net_devices, &namespaces, caller)?;
     parent.cgroup_owner = cgroup_owner(&spec, &namespaces);
-    parent.limits = namespaces.has(flag::CLONE_NEWUSER);
+    if namespaces.has(flag::CLONE_NEWUSER) {
+        parent.limits = true;
+        parent.mounts = spec.mounts.clone();
+    }
     let fifo = make_fifo(&made.dir)?;
     let init = Init {
         root: root_plan(&bundle, &spec, &namespaces, &record, &host, caller, &create, &proc)?,

@@ -267,7 +267,9 @@ fn until_made(
                 sync.go()?;
             }
             Message::Failed(text) => return Err(Error::Init(text)),
+            // What only a container's first process tells.
             Message::Hooks | Message::Ready => {}
+            Message::Source(_) | Message::Opened(_) | Message::Refused(_) => {}
         }
     }
 }

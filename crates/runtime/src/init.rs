@@ -159,10 +159,11 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
         }
         Ok(())
     };
+    let ask_for_source = |index| sync.ask_for_source(index);
     let hooks_ = &init.spec.hooks;
     let built;
     {
-        let root = rootfs::build(&init.root, &init.spec, &mut cgroup_ready)?;
+        let root = rootfs::build(&init.root, &init.spec, &mut cgroup_ready, &ask_for_source)?;
         built = finish_root(&init, sync, &wait_go, root)?;
     }
     if !entered.get() {

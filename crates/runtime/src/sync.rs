@@ -6,6 +6,8 @@
 //!    |<-- Pid(pid) ---------------------|                         |
 //!    | cgroup, id maps                                            | mounts
 //!    |--- Go ---------------------------------------------------->| (waits where it needs them)
+//!    |<-- Source(mount) ------------------------------------------| only in a user namespace, if it may not
+//!    |--- Opened + descriptor, or Refused(errno) ---------------->| reach a bind source
 //!    |<-- Hooks --------------------------------------------------| only with such hooks
 //!    |--- Go ---------------------------------------------------->|
 //!    |<-- Console + descriptor -----------------------------------| only with a terminal
@@ -41,6 +43,12 @@ const MESSAGE_LIMIT_BYTES: usize = 8192;
 pub(crate) enum Message {
     /// The intermediate made this process.
     Pid(i32),
+    /// The bind source of the mount of this index in the specification is to be opened for the sender.
+    Source(i32),
+    /// The answer to that.
+    Opened(OwnedFd),
+    /// The same.
+    Refused(Errno),
     /// Namespaces and mounts are there: run prestart and createRuntime hooks.
     Hooks,
     /// The pty's master.
@@ -159,6 +167,25 @@ impl Sync {
         self.send(b'P', &pid.to_ne_bytes(), None)
     }
 
+    /// Asks the caller for the source of the mount of this index; its errno if there is none to be had.
+    pub(crate) fn ask_for_source(&self, index: usize) -> Result<Result<OwnedFd, Errno>> {
+        let index = i32::try_from(index).map_err(|_| Error::config("mounts", "are too many"))?;
+        self.send(b'S', &index.to_ne_bytes(), None)?;
+        match self.receive()? {
+            Message::Opened(fd) => Ok(Ok(fd)),
+            Message::Refused(errno) => Ok(Err(errno)),
+            _ => Err(Error::config("caller", "is gone")),
+        }
+    }
+
+    /// Answers [`Sync::ask_for_source`].
+    pub(crate) fn answer(&self, source: Result<OwnedFd, Errno>) -> Result<()> {
+        match source {
+            Ok(fd) => self.send(b'O', &[], Some(fd.as_fd())),
+            Err(errno) => self.send(b'X', &errno.raw_os_error().to_ne_bytes(), None),
+        }
+    }
+
     pub(crate) fn hooks(&self) -> Result<()> {
         self.send(b'H', &[], None)
     }
@@ -257,6 +284,12 @@ impl Sync {
         let number = || body.try_into().map(i32::from_ne_bytes).unwrap_or(-1);
         let message = match (tag, fd) {
             (b'P', _) => Message::Pid(number()),
+            (b'S', _) => Message::Source(number()),
+            (b'O', Some(fd)) => Message::Opened(fd),
+            (b'X', _) => {
+                let known = Some(number()).filter(|number| (1..4096).contains(number));
+                Message::Refused(known.map_or(Errno::IO, Errno::from_raw_os_error))
+            }
             (b'H', _) => Message::Hooks,
             (b'C', Some(fd)) => Message::Console(fd),
             (b'N', Some(fd)) => Message::Listener(Handle::Descriptor(fd)),

@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use rustix::io::Errno;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
 use super::{Made, Parent};
@@ -12,6 +14,7 @@ use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
 use crate::process::{self, abandon, open_child};
 use crate::rdt::{self, Rdt};
+use crate::rootfs::mounts::open_source as open_source_here;
 use crate::state::DirLock;
 use crate::sync::{Message, Sync, Waited, send_fd_to};
 use crate::{Created, hooks, namespaces};
@@ -203,7 +206,8 @@ fn drive(
                 hand_over(parent, made, sync, process, pid, listener)?;
                 break;
             }
-            Message::Pid(_) => {}
+            Message::Source(index) => sync.answer(open_source(parent, process, index)?)?,
+            Message::Pid(_) | Message::Opened(_) | Message::Refused(_) => {}
         }
     }
     parent.record.unfinished = None;
@@ -215,6 +219,33 @@ fn drive(
         process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
     }
     Ok(master)
+}
+
+/// Opens a bind source that is closed to the container's root: with the caller's rights, but in the
+/// process's mount namespace, of which the copy keeps what was locked when it was made (as runc 1.2).
+fn open_source(parent: &Parent<'_>, process: &Child, index: i32) -> Result<Result<OwnedFd, Errno>> {
+    let mount = usize::try_from(index).ok().and_then(|index| parent.mounts.get(index));
+    let Some(mount) = mount else { return Ok(Err(Errno::ACCESS)) };
+    let (ours, theirs) = Sync::pair()?;
+    let helper = clone_process(&CloneOptions::default(), || {
+        ours.close_in_child();
+        let there = ThreadNameSpaceType::MOUNT;
+        let opened = match move_into_thread_name_spaces(process.pidfd.as_fd(), there) {
+            Ok(()) => open_source_here(&parent.record.bundle, mount),
+            // An ordinary caller: the process sees what it does.
+            Err(_) => Err(Errno::ACCESS),
+        };
+        theirs.answer(opened).map_or(1, |()| 0)
+    })
+    .ctx("clone3", || "process that opens a bind source")?;
+    drop(theirs);
+    let answer = ours.receive();
+    process::reap(&helper.pidfd)?;
+    match answer? {
+        Message::Opened(fd) => Ok(Ok(fd)),
+        Message::Refused(errno) => Ok(Err(errno)),
+        _ => Err(Error::Init("the process that opens a bind source died".into())),
+    }
 }
 
 /// From the process that has done the work to the one that it has made inside, up to its readiness;

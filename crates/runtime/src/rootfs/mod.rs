@@ -6,7 +6,7 @@ mod cgroup;
 mod copyup;
 mod devices;
 mod masks;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod options;
 pub(crate) mod resolve;
 
@@ -52,6 +52,9 @@ pub(crate) struct Plan {
 /// The option that sets the label of all files.
 const CONTEXT: &str = "context=";
 
+/// See [`Root`]; the errno with which the caller has failed, too.
+pub(crate) type AskForSource<'a> = &'a dyn Fn(usize) -> Result<Result<OwnedFd, Errno>>;
+
 /// The root while it is being built.
 pub(crate) struct Root<'a> {
     fd: OwnedFd,
@@ -66,6 +69,8 @@ pub(crate) struct Root<'a> {
     /// Waits until the caller has made the cgroup, and enters the cgroup namespace, once; needed before a
     /// cgroup file system is mounted.
     cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
+    /// Has the caller open the bind source of the mount of this index.
+    ask_for_source: AskForSource<'a>,
     /// `linux.mountLabel`; empty where there is none.
     label: String,
     index: usize,
@@ -114,13 +119,8 @@ pub(crate) fn propagation(word: &str) -> Result<Option<(MountPropagationFlags, b
 /// process is made. `userns` has the mapping.
 pub(crate) fn idmapped_source(bundle: &Path, m: &Mount, userns: &OwnedFd) -> Result<OwnedFd> {
     let options = options::parse(&m.options);
-    let path = bundle.join(&m.source);
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if options.recursive_bind {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let text = || path.display().to_string();
-    let source = open_tree(CWD, &path, flags).ctx("open_tree", text)?;
+    let text = || bundle.join(&m.source).display().to_string();
+    let source = mounts::open_source(bundle, m).ctx("open_tree", text)?;
     let attr = MountAttr {
         set: ATTR_IDMAP,
         userns: Some(userns.as_fd()),
@@ -136,6 +136,7 @@ pub(crate) fn build<'a>(
     plan: &'a Plan,
     spec: &Spec,
     cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
+    ask_for_source: AskForSource<'a>,
 ) -> Result<Root<'a>> {
     isolate(plan)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -168,6 +169,7 @@ pub(crate) fn build<'a>(
         sources: &plan.sources,
         null: masks::null_device()?,
         cgroup_ready,
+        ask_for_source,
         label: spec.linux.as_ref().map(|l| l.mount_label.clone()).unwrap_or_default(),
         index: 0,
     };

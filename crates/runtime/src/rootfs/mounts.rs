@@ -198,13 +198,14 @@ fn ms_flags(attrs: u64) -> MountFlags {
 
 fn bind(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> {
     let path = root.bundle.join(&m.source);
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if options.recursive_bind {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
     let source = match root.idmapped()? {
         Some(made) => made,
-        None => open_tree(CWD, &path, flags).ctx("open_tree", || path.display().to_string())?,
+        None => match open_source(root.bundle, m) {
+            // The container's root may not go there, but its caller may.
+            Err(Errno::ACCESS) if root.in_userns => (root.ask_for_source)(root.index)?,
+            other => other,
+        }
+        .ctx("open_tree", || path.display().to_string())?,
     };
     let kind = fstat(&source).ctx("stat", || path.display().to_string())?.st_mode;
     let leaf = match FileType::from_raw_mode(kind) {
@@ -232,6 +233,15 @@ fn bind(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> {
         .ctx("remount", || m.destination.as_str())?;
     }
     finish(&source, options).ctx("set mount attributes", || m.destination.as_str())
+}
+
+/// A detached copy of a bind mount's source, from the mount namespace that one is in.
+pub(crate) fn open_source(bundle: &Path, m: &Mount) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if options::parse(&m.options).recursive_bind {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, bundle.join(&m.source), flags)
 }
 
 fn change(mount: impl AsFd, change: Change, recursive: bool) -> Result<(), Errno> {

@@ -168,6 +168,58 @@ fn a_cgroup_of_its_own_belongs_to_the_containers_root() {
 }
 
 #[test]
+fn bind_sources_below_a_closed_directory_are_the_callers_to_open() {
+    use std::os::unix::fs::PermissionsExt;
+    let base = 100_000 + random() % 100_000;
+    let word = random().to_string();
+    let mut b = Bundle::new(
+        "cat /in/f; echo; mount -t tmpfs none /in && echo mounted; umount /in; \
+         umount /in/covered 2>&1; ls /in/covered; echo x > /in/f",
+    );
+    let secret = b.path("closed/dir");
+    std::fs::create_dir_all(secret.join("covered")).unwrap();
+    std::fs::write(secret.join("covered/below"), "").unwrap();
+    std::fs::write(secret.join("f"), &word).unwrap();
+    std::fs::set_permissions(b.path("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    let map = json!([{"containerID": 0, "hostID": base, "size": 65536}]);
+    b.config["linux"]["uidMappings"] = map.clone();
+    b.config["linux"]["gidMappings"] = map;
+    b.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    for set in ["bounding", "effective", "permitted"] {
+        b.config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+    }
+    let options = ["rbind", "ro"];
+    let m = json!({"destination": "/in", "type": "bind", "source": secret, "options": options});
+    b.config["mounts"].as_array_mut().unwrap().push(m);
+    std::fs::create_dir(b.path("rootfs/in")).unwrap();
+    b.save();
+    let seen = b.path("seen");
+    // Shared, as systemd has all mounts: what the container mounts must not show there. And what the
+    // host has covered must stay so.
+    let line = format!(
+        "mount --bind {dir} {dir}; mount --make-shared {dir}; mount -t tmpfs none {dir}/covered; \
+         touch {dir}/covered/above; {rt} --root state run {id}; \
+         grep -c {dir} /proc/self/mountinfo > {seen}",
+        dir = secret.display(),
+        rt = binary().display(),
+        id = b.id,
+        seen = seen.display()
+    );
+    let mut sh = Command::new("unshare");
+    let o = sh.args(["-m", "sh", "-c", &line]).current_dir(b.dir.path()).output().unwrap();
+    let got = text(&o);
+    assert!(got.contains(&format!("{word}\nmounted\n")), "{got}");
+    assert!(got.contains("above") && !got.contains("below"), "{got}");
+    assert!(got.contains("Invalid argument") && got.contains("Read-only file system"), "{got}");
+    assert_eq!(std::fs::read_to_string(&seen).unwrap(), "2\n");
+    let last = b.config["mounts"].as_array().unwrap().len() - 1;
+    b.config["mounts"][last]["source"] = json!(b.path("closed/absent"));
+    let got = text(&b.run());
+    let want = "error during container init: error mounting";
+    assert!(got.contains(want) && got.contains("no such file or directory"), "{got}");
+}
+
+#[test]
 fn a_remount_changes_the_file_system_and_copies_come_up_read_only() {
     let mut b = Bundle::new(
         "grep -E ' /(small|full) ' /proc/self/mountinfo; cat /full/f; touch /full/g; touch /small/x",
