@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::json;
 use store_api::{
-    Descriptor, Image, Labels, ResourceKind, Services, SquashRequest, Timestamp, WriteRequest,
-    media_type,
+    Descriptor, Image, Labels, ResourceKind, Services, SquashBase, SquashRequest, Timestamp,
+    WriteRequest, media_type,
 };
 use types::{Digest, limits};
 
@@ -180,7 +180,7 @@ impl Build {
     async fn squashed(&self, target: &Descriptor, stage: &Stage) -> Result<(Descriptor, Digest)> {
         let request = SquashRequest {
             target: target.digest.clone(),
-            keep_layers: stage.base_layers,
+            base: SquashBase::Layers(stage.base_layers),
             platform: Some(stage.platform.clone()),
             comment: String::new(),
         };

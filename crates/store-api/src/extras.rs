@@ -26,13 +26,36 @@ pub struct UnpackedImage {
     pub chain_ids: Vec<Digest>,
 }
 
+/// One platform's image below a manifest or an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImagePlatform {
+    /// As the index names it.
+    pub manifest: Descriptor,
+    /// What the index says, else the configuration. Empty fields: neither says it, or is here.
+    pub platform: Platform,
+    /// All of its content is here.
+    pub whole: bool,
+}
+
+/// Which layers a squash leaves as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SquashBase {
+    /// So many of the lowest ones.
+    Layers(usize),
+    /// Those of this image (manifest or index) for the same platform, which must be the lowest ones.
+    Image(Digest),
+}
+
 #[derive(Clone, Debug)]
 pub struct SquashRequest {
     /// Manifest or index.
     pub target: Digest,
-    /// Layers above the first `keep_layers` become one.
-    pub keep_layers: usize,
+    /// The layers above these become one.
+    pub base: SquashBase,
+    /// Of an index: squash this platform's image alone. Without it every image of the index that is
+    /// wholly here is squashed.
     pub platform: Option<Platform>,
+    /// Of the entry in the history; empty: `merge MANIFEST to BASE`.
     pub comment: String,
 }
 
@@ -98,7 +121,14 @@ pub trait Extras: Send + Sync {
         target: &Descriptor,
         platform: Option<&Platform>,
     ) -> Result<UnpackedImage>;
-    /// Makes a new manifest with the upper layers merged into one; the original stays.
+    /// The images below a manifest or an index, in its order: what is here of which platform.
+    async fn platforms(&self, target: &Descriptor) -> Result<Vec<ImagePlatform>>;
+    /// Makes a new image with the upper layers merged into one; the original stays. Answers a manifest,
+    /// or an index where an index was squashed and no platform chosen.
+    ///
+    /// # Errors
+    /// `NotFound` when the platform, or every one, is not wholly here; `InvalidArgument` when there is
+    /// no layer above the base, or the image does not stand on it.
     async fn squash(&self, request: SquashRequest) -> Result<Descriptor>;
     /// Makes the image that is embedded in the binary (`gantry/hello`) if `name` is one.
     /// `NotFound` otherwise.

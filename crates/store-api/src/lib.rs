@@ -30,7 +30,8 @@ pub use descriptor::{Descriptor, media_type};
 pub use error::{Error, Result};
 pub use events::{Envelope, Event, EventStream, Events};
 pub use extras::{
-    AttachPoint, Extras, Finding, FsckReport, FsckRequest, SquashRequest, UnpackedImage,
+    AttachPoint, Extras, Finding, FsckReport, FsckRequest, ImagePlatform, SquashBase,
+    SquashRequest, UnpackedImage,
 };
 pub use images::{IMAGE_NAME_BYTES, Image, Images};
 pub use leases::{Lease, Leases, Resource, ResourceKind};

@@ -44,6 +44,7 @@ mod leases;
 mod local;
 mod manifest;
 mod namespaces;
+mod platforms;
 mod pool;
 mod progress;
 mod rebuild;

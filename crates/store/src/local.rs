@@ -7,10 +7,10 @@ use bytes::Bytes;
 use store_api::{
     AnalysisRequest, Any, AttachPoint, ByteStream, Container, ContainerPatch, Containers, Content,
     ContentInfo, Descriptor, DiffRequest, Diffs, Error, Event, EventStream, Events, ExportRequest,
-    Extras, Fetched, FsckReport, FsckRequest, Image, ImageAnalysis, Images, ImportRequest,
-    Imported, IngestStatus, Labels, Lease, Leases, Mount, ProcessId, ProgressSender, PullRequest,
-    Pulled, PushRequest, RegistryAccess, Resource, Result, SnapshotInfo, Snapshots, SquashRequest,
-    Transfer, UnpackedImage, Usage, WriteRequest,
+    Extras, Fetched, FsckReport, FsckRequest, Image, ImageAnalysis, ImagePlatform, Images,
+    ImportRequest, Imported, IngestStatus, Labels, Lease, Leases, Mount, ProcessId, ProgressSender,
+    PullRequest, Pulled, PushRequest, RegistryAccess, Resource, Result, SnapshotInfo, Snapshots,
+    SquashRequest, Transfer, UnpackedImage, Usage, WriteRequest,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform};
 
@@ -385,6 +385,11 @@ impl Extras for Local {
     ) -> Result<UnpackedImage> {
         let (target, platform) = (target.clone(), platform.cloned());
         self.quick(move |core, ns| core.resolve_image(ns, &target, platform.as_ref())).await
+    }
+
+    async fn platforms(&self, target: &Descriptor) -> Result<Vec<ImagePlatform>> {
+        let target = target.clone();
+        self.heavy(move |core, ns| core.platforms_of(ns, &target)).await
     }
 
     async fn squash(&self, request: SquashRequest) -> Result<Descriptor> {

@@ -1,5 +1,7 @@
 //! What an image consists of: indexes, manifests and configurations, read strictly.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use store_api::{Descriptor, Labels, UnpackedImage, media_type};
 use types::{Digest, Digester, ErrorKind, Platform, limits};
@@ -12,7 +14,7 @@ use crate::{
 };
 
 /// Indexes within indexes at most.
-const INDEX_LEVELS: usize = 4;
+pub(crate) const INDEX_LEVELS: usize = 4;
 /// Entries of an index at most: the largest official images have some dozens.
 const INDEX_ENTRIES: usize = 2048;
 /// BuildKit's mark of a manifest that is no image but says something of one.
@@ -53,6 +55,13 @@ pub(crate) struct Index {
     pub(crate) manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub(crate) annotations: Labels,
+}
+
+impl Index {
+    pub(crate) fn oci(manifests: Vec<Descriptor>, annotations: Labels) -> Self {
+        let media_type = Some(media_type::OCI_INDEX.into());
+        Self { schema_version: 2, media_type, manifests, annotations }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -210,6 +219,12 @@ pub(crate) fn is_image_entry(entry: &Descriptor) -> bool {
         && (media_type::is_manifest(&entry.media_type) || media_type::is_index(&entry.media_type))
 }
 
+/// Is this something in an index that names no platform, nor has a configuration that could?
+pub(crate) fn is_artifact(entry: &Descriptor, manifest: &Manifest, level: usize) -> bool {
+    let known = [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG];
+    level > 0 && entry.platform.is_none() && !known.contains(&manifest.config.media_type.as_str())
+}
+
 /// The entries of an index that fit the platform, the best first.
 pub(crate) fn matching<'a>(index: &'a Index, platform: &Platform) -> Vec<&'a Descriptor> {
     let mut ranked: Vec<(u8, &Descriptor)> = index
@@ -277,6 +292,9 @@ impl Core {
         level: usize,
     ) -> Result<Option<(Descriptor, Manifest)>> {
         let index = match self.document(ns, target)? {
+            Document::Manifest(manifest) if is_artifact(target, &manifest, level) => {
+                return Ok(None);
+            }
             Document::Manifest(manifest) => {
                 if let Some(platform) = platform {
                     let (config, _) = self.image_config(ns, &manifest.config.digest)?;
@@ -310,11 +328,14 @@ impl Core {
             let mut here = Vec::new();
             for entry in index.manifests.iter().filter(|entry| is_image_entry(entry)) {
                 if self.has_content(ns, &entry.digest)? {
-                    here.push(entry);
+                    match self.choose(ns, entry, None, level + 1) {
+                        Err(error) if error.is_not_found() => {}
+                        other => here.extend(other?),
+                    }
                 }
             }
-            if let [only] = here.as_slice() {
-                return self.choose(ns, only, None, level + 1);
+            if here.len() == 1 {
+                return Ok(here.pop());
             }
         }
         missing.map_or(Ok(None), Err)
@@ -350,6 +371,16 @@ impl Core {
 
     /// Puts the labels for garbage collection on everything below `target` that is here.
     pub(crate) fn label_tree(&self, ns: &str, target: &Descriptor) -> Result<()> {
+        self.label_tree_but(ns, target, &BTreeSet::new())
+    }
+
+    /// The same without the manifests in `unwanted`, which nothing then holds.
+    pub(crate) fn label_tree_but(
+        &self,
+        ns: &str,
+        target: &Descriptor,
+        unwanted: &BTreeSet<Digest>,
+    ) -> Result<()> {
         let mut open = vec![(target.clone(), 0)];
         while let Some((descriptor, level)) = open.pop() {
             if level > INDEX_LEVELS {
@@ -361,7 +392,7 @@ impl Core {
             let document = self.document(ns, &descriptor)?;
             let mut here = Vec::new();
             for child in document.children() {
-                if self.has_content(ns, &child.digest)? {
+                if !unwanted.contains(&child.digest) && self.has_content(ns, &child.digest)? {
                     here.push(child.digest.clone());
                 }
             }

@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc};
 use serde_json::json;
 use store::Store;
 use store_api::{
-    ExportRequest, Labels, Namespaces as _, Resource, ResourceKind, Services, SquashRequest,
-    WriteRequest,
+    ExportRequest, Labels, Namespaces as _, Resource, ResourceKind, Services, SquashBase,
+    SquashRequest, WriteRequest,
 };
 use suite::transfer;
 use tempfile::TempDir;
@@ -91,7 +91,7 @@ async fn squashed_while_removed() {
         let keep_layers = usize::try_from(random::number(0..3)).unwrap();
         let request = SquashRequest {
             target: target.digest,
-            keep_layers,
+            base: SquashBase::Layers(keep_layers),
             platform: None,
             comment: String::new(),
         };

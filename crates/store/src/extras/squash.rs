@@ -1,8 +1,11 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use store_api::{Descriptor, Labels, ResourceKind, SquashRequest, UnpackedImage, media_type};
-use types::Digest;
+use store_api::{
+    Descriptor, ImagePlatform, Labels, ResourceKind, SquashBase, SquashRequest, UnpackedImage,
+    media_type,
+};
+use types::{Digest, Platform};
 
 use super::merge::merge;
 use crate::{
@@ -10,34 +13,109 @@ use crate::{
     diffs::UNCOMPRESSED,
     error::{Error, Result},
     guard::Pins,
-    manifest::Manifest,
+    manifest::{Document, Index, Manifest},
+    platforms::{best_here, not_here},
     progress::Reporter,
     snapshots::{borrow, open_all, open_directory},
+    transfer::is_name,
 };
 
 impl Core {
+    /// A manifest, or the chosen platform's image of an index, becomes a manifest; an index of several
+    /// becomes one of those of its images that are wholly here.
     pub(crate) fn squash(&self, ns: &str, request: &SquashRequest) -> Result<Descriptor> {
         let pins = self.guard.pins(ns);
         pins.add(ResourceKind::Content, &request.target);
         let target = self.descriptor_of(ns, &request.target)?;
-        let image = self.resolve_image(ns, &target, request.platform.as_ref())?;
-        self.keep(ns, &image, &pins)?;
-        self.unpack_image(ns, &image, &Reporter::silent())?;
-        let keep = request.keep_layers;
+        let platform = request.platform.as_ref();
+        let index = match self.document(ns, &target)? {
+            Document::Index(index) if platform.is_none() => index,
+            _ => {
+                let images = self.platforms_of(ns, &target)?;
+                let best = best_here(&images, platform)
+                    .ok_or_else(|| not_here(&target, platform, &images))?;
+                let image = self.resolve_image(ns, &best.manifest, None)?;
+                return self.squash_image(ns, &image, request, &pins);
+            }
+        };
+        let images = self.platforms_of(ns, &target)?;
+        let mut entries = Vec::new();
+        for ImagePlatform { manifest, platform, .. } in images.iter().filter(|image| image.whole) {
+            let image = self.resolve_image(ns, manifest, None)?;
+            let mut entry = self.squash_image(ns, &image, request, &pins)?;
+            pins.add(ResourceKind::Content, &entry.digest);
+            entry.platform = Some(platform.clone()).filter(|platform| !platform.os.is_empty());
+            // What is said of the image holds for what it became; its names are not its own.
+            entry.annotations.clone_from(&manifest.annotations);
+            entry.annotations.retain(|key, _| !is_name(key));
+            entries.push(entry);
+        }
+        if entries.is_empty() {
+            return Err(not_here(&target, None, &images));
+        }
+        self.put_index(ns, Index::oci(entries, index.annotations))
+    }
+
+    /// Merges the layers of one image that lie above its base.
+    fn squash_image(
+        &self,
+        ns: &str,
+        image: &UnpackedImage,
+        request: &SquashRequest,
+        pins: &Pins,
+    ) -> Result<Descriptor> {
+        self.keep(ns, image, pins)?;
+        let (config_of, config) = self.image_config(ns, &image.config.digest)?;
+        let platform = config_of.platform();
+        let keep = match &request.base {
+            SquashBase::Layers(count) => *count,
+            SquashBase::Image(base) => self.base_layers(ns, image, &platform, base)?,
+        };
         if keep >= image.layers.len() {
             return Err(Error::invalid(format!(
-                "squash {}: it has {} layers, none above the {keep} to keep",
+                "squash {}: the image for {platform} has {} layers, none above the {keep} to keep",
                 request.target,
                 image.layers.len()
             )));
         }
-        let (layer, diff_id) = self.merged_layer(ns, &image, keep)?;
+        self.unpack_image(ns, image, &Reporter::silent())?;
+        let (layer, diff_id) = self.merged_layer(ns, image, keep)?;
         faults::pass("squash.merged");
-        let (_, config) = self.image_config(ns, &image.config.digest)?;
-        let config = squashed_config(&config, &image, keep, &diff_id, &request.comment)?;
+        let config = squashed_config(&config, image, keep, &diff_id, &request.comment)?;
         let mut layers = image.layers[..keep].to_vec();
         layers.push(layer);
         self.put_image(ns, &config, layers)
+    }
+
+    /// How many of an image's lowest layers are all those of `base` for the same platform.
+    fn base_layers(
+        &self,
+        ns: &str,
+        image: &UnpackedImage,
+        platform: &Platform,
+        base: &Digest,
+    ) -> Result<usize> {
+        let target = self.descriptor_of(ns, base)?;
+        let images = self.platforms_of(ns, &target)?;
+        // Of an image that says no platform the base is the only one there is.
+        let wanted = Some(platform).filter(|platform| !platform.os.is_empty());
+        let below = best_here(&images, wanted).ok_or_else(|| not_here(&target, wanted, &images))?;
+        let below = self.resolve_image(ns, &below.manifest, None)?;
+        if image.diff_ids.starts_with(&below.diff_ids) {
+            return Ok(below.diff_ids.len());
+        }
+        Err(Error::invalid(format!(
+            "squash {}: its lowest layers are not those of {base} for {platform}",
+            image.manifest.digest
+        )))
+    }
+
+    fn put_index(&self, ns: &str, index: Index) -> Result<Descriptor> {
+        let bytes = serde_json::to_vec(&index).map_err(Error::json("encode", "an image index"))?;
+        let labels = Document::Index(index).gc_labels(|_| true);
+        let digest = self.put_blob(ns, &bytes, labels)?;
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(Descriptor::new(media_type::OCI_INDEX, digest, size))
     }
 
     /// Pins an image's content and snapshots. All of its content is there.
@@ -65,7 +143,7 @@ impl Core {
         let manifest = Manifest::oci(config, layers);
         let bytes =
             serde_json::to_vec(&manifest).map_err(Error::json("encode", "an image manifest"))?;
-        let labels = crate::manifest::Document::Manifest(manifest).gc_labels(|_| true);
+        let labels = Document::Manifest(manifest).gc_labels(|_| true);
         faults::pass("image.config");
         let digest = self.put_blob(ns, &bytes, labels)?;
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

@@ -174,7 +174,17 @@ fn describe(
 impl Core {
     /// How many images below `target` have all their content here.
     pub(super) fn whole_images(&self, ns: &str, target: &Descriptor) -> CoreResult<usize> {
-        match collect((self, ns), target, &mut BTreeMap::new(), &self.guard.pins(ns), 0) {
+        self.whole_images_pinned(ns, target, &self.guard.pins(ns))
+    }
+
+    /// The same, and they stay while `pins` lives.
+    pub(super) fn whole_images_pinned(
+        &self,
+        ns: &str,
+        target: &Descriptor,
+        pins: &Pins,
+    ) -> CoreResult<usize> {
+        match collect((self, ns), target, &mut BTreeMap::new(), pins, 0) {
             Err(error) if error.is_not_found() => Ok(0),
             other => other,
         }

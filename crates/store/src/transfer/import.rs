@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::Read,
     path::{Component, Path, PathBuf},
 };
@@ -7,9 +7,10 @@ use std::{
 use archive::{Kind, Limits, TarReader};
 use serde::Deserialize;
 use store_api::{
-    ByteStream, Descriptor, ImportRequest, Imported, Labels, ResourceKind, media_type,
+    ByteStream, Descriptor, ImagePlatform, ImportRequest, Imported, Labels, ResourceKind,
+    media_type,
 };
-use types::{Digest, ImageRef, limits};
+use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 
 use crate::{
     Core,
@@ -17,6 +18,7 @@ use crate::{
     error::{Error, Result},
     guard::Pins,
     manifest::{Config, Document, Index},
+    platforms::{fits, listed},
     progress::Reporter,
     streams::StreamReader,
 };
@@ -80,8 +82,8 @@ pub(crate) fn import(
     if saved.len() > IMAGES {
         return Err(Error::invalid(format!("the archive has more than {IMAGES} images")));
     }
-    let found = match &archive.index {
-        Some(index) => from_layout(core, ns, request, index, &saved, &archive)?,
+    let mut found = match &archive.index {
+        Some(index) => from_layout((core, ns), request, index, &saved, (&archive, &pins))?,
         None if archive.manifest.is_some() => from_docker(core, ns, &saved, &archive, &pins)?,
         None if !archive.descriptions.is_empty() => {
             super::old_docker::load(core, ns, &archive, &pins)?
@@ -99,13 +101,11 @@ pub(crate) fn import(
         )));
     }
     faults::pass("import.read");
-    if found.is_empty() {
-        return Err(Error::not_found("image", "for the wanted platform in the archive"));
-    }
+    let unwanted = choose(core, ns, &request.platforms, &mut found)?;
     for image in &found {
-        core.label_tree(ns, &image.target)?;
+        core.label_tree_but(ns, &image.target, &unwanted)?;
         if request.unpack {
-            core.unpack(ns, &image.target, request.platforms.first(), reporter)?;
+            unpack(core, ns, &request.platforms, &image.target, reporter)?;
         }
     }
     for image in found.iter().filter(|image| !image.name.is_empty()) {
@@ -113,6 +113,73 @@ pub(crate) fn import(
         core.image_take_name(ns, &image.name, image.target.clone(), Labels::new())?;
     }
     Ok(found)
+}
+
+/// Keeps the images that are for one of the wanted platforms. Answers the manifests of others below them,
+/// which are not held.
+fn choose(
+    core: &Core,
+    ns: &str,
+    wanted: &[Platform],
+    found: &mut Vec<Imported>,
+) -> Result<BTreeSet<Digest>> {
+    let mut unwanted = BTreeSet::new();
+    if found.is_empty() {
+        return Err(Error::not_found("image", "in the archive: its index names none"));
+    }
+    if wanted.is_empty() {
+        return Ok(unwanted);
+    }
+    let mut below: BTreeMap<Digest, Vec<ImagePlatform>> = BTreeMap::new();
+    for image in &*found {
+        if !below.contains_key(&image.target.digest) {
+            let images = core.platforms_of(ns, &image.target)?;
+            below.insert(image.target.digest.clone(), images);
+        }
+    }
+    let whole = || below.values().flatten().filter(|image| image.whole);
+    for platform in wanted {
+        if !whole().any(|image| fits(image, platform)) {
+            let text =
+                format!("the archive has no image for {platform}: it has {}", listed(whole()));
+            return Err(Error::Api(store_api::Error::new(ErrorKind::NotFound, text)));
+        }
+    }
+    let is_wanted = |image: &ImagePlatform| wanted.iter().any(|platform| fits(image, platform));
+    found.retain(|image| {
+        let mut images = below.get(&image.target.digest).into_iter().flatten();
+        images.any(|image| image.whole && is_wanted(image))
+    });
+    for image in below.values().flatten().filter(|image| !is_wanted(image)) {
+        unwanted.insert(image.manifest.digest.clone());
+    }
+    Ok(unwanted)
+}
+
+/// Makes an image ready to run for the wanted platforms, else for this machine's, or the only one that it
+/// has. One that has none of these is kept as it is, as containerd and dockerd do.
+fn unpack(
+    core: &Core,
+    ns: &str,
+    platforms: &[Platform],
+    target: &Descriptor,
+    reporter: &Reporter,
+) -> Result<()> {
+    let wanted: Vec<Option<&Platform>> = match platforms {
+        [] => vec![None],
+        some => some.iter().map(Some).collect(),
+    };
+    for platform in wanted {
+        let image = match core.resolve_image(ns, target, platform) {
+            Err(error) if error.is_not_found() => continue,
+            other => other?,
+        };
+        // The manifest may have come without its layers.
+        if core.whole_images(ns, &image.manifest)? > 0 {
+            core.unpack_image(ns, &image, reporter)?;
+        }
+    }
+    Ok(())
 }
 
 fn read(core: &Core, ns: &str, stream: ByteStream, pins: &Pins) -> Result<Archive> {
@@ -286,12 +353,11 @@ impl Archive {
 }
 
 fn from_layout(
-    core: &Core,
-    ns: &str,
+    (core, ns): (&Core, &str),
     request: &ImportRequest,
     index: &[u8],
     saved: &[Saved],
-    archive: &Archive,
+    (archive, pins): (&Archive, &Pins),
 ) -> Result<Vec<Imported>> {
     let parsed: Index =
         serde_json::from_slice(index).map_err(Error::json("read", "index.json of the archive"))?;
@@ -309,16 +375,13 @@ fn from_layout(
         if !core.has_content(ns, &entry.digest)? {
             return Err(incomplete());
         }
-        // Only what is verified as an image, and has a manifest that is wanted, counts.
+        // Only what is verified as an image counts. It stays until its name leads to it.
         let document = core.document(ns, entry)?;
-        if core.whole_images(ns, entry)? == 0 {
+        if core.whole_images_pinned(ns, entry, pins)? == 0 {
             return Err(incomplete());
         }
-        if !wanted(core, ns, request, entry)? {
-            continue;
-        }
         let mut target = entry.clone();
-        target.annotations.retain(|key, _| key != NAME && key != REF_NAME);
+        target.annotations.retain(|key, _| !is_name(key));
         let mut names: Vec<String> = names_of(entry, request).into_iter().collect();
         names.extend(saved_names(core, ns, entry, &document, saved, archive)?);
         names.sort();
@@ -340,18 +403,9 @@ fn from_layout(
     Ok(found)
 }
 
-fn wanted(core: &Core, ns: &str, request: &ImportRequest, entry: &Descriptor) -> Result<bool> {
-    if request.platforms.is_empty() {
-        return Ok(true);
-    }
-    for platform in &request.platforms {
-        match core.choose_manifest(ns, entry, Some(platform)) {
-            Ok(_) => return Ok(true),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(false)
+/// Is this annotation an image's name?
+pub(crate) fn is_name(key: &str) -> bool {
+    key == NAME || key == REF_NAME
 }
 
 /// The names that an index entry's annotations give.

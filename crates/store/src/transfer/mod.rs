@@ -241,4 +241,10 @@ fn remember_source(
     Ok(())
 }
 
-pub(crate) use self::{export::export, import::import, pull::pull, push::push, refetch::refetch};
+pub(crate) use self::{
+    export::export,
+    import::{import, is_name},
+    pull::pull,
+    push::push,
+    refetch::refetch,
+};

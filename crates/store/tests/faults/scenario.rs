@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use store_api::{
     ExportRequest, Image, ImportRequest, Labels, PullRequest, PushRequest, RegistryAccess,
-    Resource, ResourceKind, Services, SquashRequest, Timestamp,
+    Resource, ResourceKind, Services, SquashBase, SquashRequest, Timestamp,
 };
 use testkit::{
     fixtures::{oci, tar::TarStream},
@@ -194,7 +194,7 @@ impl Input {
     async fn squash(&self, services: &Services) -> Outcome {
         let request = SquashRequest {
             target: self.loaded_digest.clone(),
-            keep_layers: 1,
+            base: SquashBase::Layers(1),
             platform: None,
             comment: String::new(),
         };

@@ -7,6 +7,7 @@ pub mod analysis;
 pub mod content;
 pub mod forms;
 pub mod images;
+pub mod platforms;
 pub mod registry;
 pub mod snapshots;
 pub mod transfer;

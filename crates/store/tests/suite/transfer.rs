@@ -3,7 +3,8 @@ use std::{collections::BTreeMap, path::Path};
 use bytes::Bytes;
 use serde_json::json;
 use store_api::{
-    ByteStream, Descriptor, ExportRequest, ImportRequest, Services, SquashRequest, UnpackedImage,
+    ByteStream, Descriptor, ExportRequest, ImportRequest, Services, SquashBase, SquashRequest,
+    UnpackedImage,
 };
 use testkit::{
     fixtures::{
@@ -298,7 +299,7 @@ pub async fn squashed(services: &Services) {
     for keep_layers in [0, 1, 2] {
         let request = SquashRequest {
             target: target.digest.clone(),
-            keep_layers,
+            base: SquashBase::Layers(keep_layers),
             platform: None,
             comment: String::new(),
         };
@@ -322,7 +323,7 @@ pub async fn squashed(services: &Services) {
     }
     let request = SquashRequest {
         target: target.digest.clone(),
-        keep_layers: 3,
+        base: SquashBase::Layers(3),
         platform: None,
         comment: String::new(),
     };
