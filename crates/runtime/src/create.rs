@@ -78,9 +78,11 @@ impl Made {
             Some(given) => given.take_back_after(failed),
             None => failed,
         };
+        // First: systemd would wait for those that do not heed its SIGTERM.
+        let killed = cgroup::claim::kill(&self.dir, &self.cgroups);
         let unit = self.unit.as_ref().map_or(Ok(()), Unit::stop);
         let rdt = self.rdt.as_ref().map_or(Ok(()), Rdt::delete);
-        let cgroups = cgroup::clear(&self.cgroups);
+        let cgroups = killed.and(cgroup::claim::clear(&self.dir, &self.cgroups));
         if unit.is_ok() && rdt.is_ok() && cgroups.is_ok() {
             drop(std::fs::remove_dir_all(&self.dir));
         }
@@ -387,17 +389,28 @@ fn check_net_devices(list: &NetDevices, namespaces: &Namespaces, caller: Caller)
     }
 }
 
-/// The container's root, as the host knows it, if it is to have its cgroup for itself: it is in a
-/// user and a cgroup namespace of its own, and sees its cgroup writable.
+/// The program's user, as the host knows it, if it is to have its cgroup for itself: it has a cgroup
+/// namespace of its own, and sees its cgroup writable (config-linux.md, "Cgroup ownership"). `None`
+/// also for the host's root, whose it is anyway, and in a user namespace whose mapping is not in the
+/// specification.
 fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
-    let own = flag::CLONE_NEWUSER | flag::CLONE_NEWCGROUP;
     let writable = spec.mounts.iter().any(|m| {
-        m.kind.starts_with("cgroup")
+        m.source == "cgroup"
+            && rootfs::resolve::clean(&m.destination) == Path::new("/sys/fs/cgroup")
             && rootfs::options::parse(&m.options).one.set & sys::mount::ATTR_RDONLY == 0
     });
+    if !writable || namespaces.new & flag::CLONE_NEWCGROUP == 0 {
+        return None;
+    }
+    let user = spec.process.as_ref()?.user.uid;
+    if !namespaces.has(flag::CLONE_NEWUSER) {
+        return Some(user).filter(|user| *user != 0);
+    }
     let maps = &spec.linux.as_ref()?.uid_mappings;
-    let root = maps.iter().find(|m| m.container_id == 0 && m.size > 0);
-    root.filter(|_| namespaces.new & own == own && writable).map(|m| m.host_id)
+    maps.iter().find_map(|m| {
+        let offset = user.checked_sub(m.container_id).filter(|offset| *offset < m.size)?;
+        m.host_id.checked_add(offset)
+    })
 }
 
 fn root_path(bundle: &Path, spec: &Spec) -> Result<PathBuf> {

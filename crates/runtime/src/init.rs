@@ -160,10 +160,12 @@ fn set_up(init: Init, sync: &Sync, outside: bool) -> Result<(Ready, OwnedFd, Sta
         Ok(())
     };
     let ask_for_source = |index| sync.ask_for_source(index);
+    let asks: Option<rootfs::AskForSource<'_>> =
+        init.namespaces.has(flag::CLONE_NEWUSER).then_some(&ask_for_source);
     let hooks_ = &init.spec.hooks;
     let built;
     {
-        let root = rootfs::build(&init.root, &init.spec, &mut cgroup_ready, &ask_for_source)?;
+        let root = rootfs::build(&init.root, &init.spec, &mut cgroup_ready, asks)?;
         built = finish_root(&init, sync, &wait_go, root)?;
     }
     if !entered.get() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::cgroup;
+use crate::cgroup::claim;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::spec::{IntelRdt, Resources};
@@ -142,8 +142,8 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
     let is_gone = match &r.unfinished {
         // What was there before its create is not its own.
         Some(unfinished) => {
-            note(cgroup::clear(&unfinished.cgroups));
-            unfinished.cgroups.iter().all(|dir| !dir.exists())
+            note(claim::clear(&container.dir, &unfinished.cgroups));
+            claim::is_clear(&container.dir, &unfinished.cgroups)
         }
         None => {
             note(r.cgroup.delete());

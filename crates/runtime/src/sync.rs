@@ -180,9 +180,14 @@ impl Sync {
 
     /// Answers [`Sync::ask_for_source`].
     pub(crate) fn answer(&self, source: Result<OwnedFd, Errno>) -> Result<()> {
-        match source {
+        let sent = match source {
             Ok(fd) => self.send(b'O', &[], Some(fd.as_fd())),
             Err(errno) => self.send(b'X', &errno.raw_os_error().to_ne_bytes(), None),
+        };
+        match sent {
+            // As in `go`.
+            Err(e) if matches!(e.errno(), Some(Errno::PIPE | Errno::CONNRESET)) => Ok(()),
+            other => other,
         }
     }
 

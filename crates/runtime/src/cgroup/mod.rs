@@ -4,6 +4,7 @@
 //! itself, with or without a v2 hierarchy beside it (hybrid). On a hybrid host the container gets
 //! a cgroup in the v2 hierarchy only if a limit needs a controller that lives there.
 
+pub(crate) mod claim;
 pub(crate) mod devices;
 pub(crate) mod devices_bpf;
 mod files;
@@ -23,6 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use claim::Claim;
 pub(crate) use host::Host;
 pub use oom::OomWatch;
 pub(crate) use sub::SubCgroup;
@@ -138,6 +140,7 @@ impl Cgroup {
         resources: &Resources,
         rootless: bool,
         device_rules: bool,
+        claim: &Claim<'_>,
     ) -> Result<()> {
         match self {
             Cgroup::None => {
@@ -146,7 +149,7 @@ impl Cgroup {
                 }
                 return Ok(());
             }
-            Cgroup::V2 { dir } => match v2::make(dir) {
+            Cgroup::V2 { dir } => match v2::make(dir).and_then(|new| claim.take(dir, new)) {
                 Err(e) if rootless && denied(&e) && !resources_wanted(resources) => {
                     *self = Cgroup::None;
                     return Ok(());
@@ -155,7 +158,8 @@ impl Cgroup {
             },
             Cgroup::V1 { dirs, unified } => {
                 let mut failed = None;
-                dirs.retain(|d| match v1::make(d) {
+                let make = |d: &V1Dir| v1::make(d).and_then(|new| claim.take(&d.dir, new));
+                dirs.retain(|d| match make(d) {
                     Ok(()) => true,
                     Err(e) => {
                         if !(rootless && denied(&e)) {
@@ -168,7 +172,8 @@ impl Cgroup {
                     return Err(e);
                 }
                 if let Some(dir) = unified {
-                    v2::make(dir)?;
+                    let new = v2::make(dir)?;
+                    claim.take(dir, new)?;
                 }
             }
         }
@@ -394,7 +399,9 @@ impl Cgroup {
 
     /// Removes the directories and those below them. What is gone already is fine.
     pub(crate) fn delete(&self) -> Result<()> {
-        remove_all(self.dirs())
+        // As many as can be; the first error.
+        let removed = self.dirs().into_iter().map(|dir| files::remove(dir, DEPTH_LIMIT));
+        removed.fold(Ok(()), Result::and)
     }
 
     pub(crate) fn is_v2(&self) -> bool {
@@ -415,24 +422,6 @@ fn processes_below(dir: &Path) -> Result<Vec<i32>> {
         Ok(())
     })?;
     Ok(out)
-}
-
-/// As [`remove_all`], with whatever runs there: it was left by a hook of a create that came to nothing.
-pub(crate) fn clear(dirs: &[PathBuf]) -> Result<()> {
-    let killed = dirs.iter().map(|dir| freeze::kill_in(dir)).fold(Ok(()), Result::and);
-    killed.and(remove_all(dirs))
-}
-
-/// Removes directories and those below them, as many as can be; the first error.
-pub(crate) fn remove_all(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
-    let mut first = Ok(());
-    for dir in dirs {
-        let removed = files::remove(dir.as_ref(), DEPTH_LIMIT);
-        if first.is_ok() {
-            first = removed;
-        }
-    }
-    first
 }
 
 fn open_procs_file(dir: &Path) -> Result<OwnedFd> {

@@ -20,13 +20,14 @@ fn need<'a>(dirs: &'a [V1Dir], controller: &'static str) -> Result<&'a Path> {
     })
 }
 
-pub(super) fn make(d: &V1Dir) -> Result<()> {
+/// `true` if it was missing.
+pub(super) fn make(d: &V1Dir) -> Result<bool> {
     let new = files::make(&d.dir)?;
     if new && d.controllers.iter().any(|c| c == "cpuset") {
         // A new cpuset is empty and takes no process: it starts with its parent's sets.
         inherit_cpuset(&d.mount, &d.dir)?;
     }
-    Ok(())
+    Ok(new)
 }
 
 fn inherit_cpuset(mount: &Path, dir: &Path) -> Result<()> {
@@ -62,11 +63,8 @@ pub(super) fn set(dirs: &[V1Dir], unified: Option<&Path>, r: &Resources) -> Resu
             files::write(need(dirs, "cpuset")?, "cpuset.mems", &c.mems)?;
         }
     }
-    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit)
-        && limit != 0
-    {
-        let text = if limit > 0 { limit.to_string() } else { "max".into() };
-        files::write(need(dirs, "pids")?, "pids.max", &text)?;
+    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit) {
+        files::write(need(dirs, "pids")?, "pids.max", &v2::max(v2::pids_limit(limit)))?;
     }
     if let Some(b) = &r.block_io
         && *b != BlockIo::default()
@@ -188,6 +186,13 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
     }
     if let Some(shares) = c.shares.filter(|s| *s != 0) {
         files::write(dir, "cpu.shares", &shares.to_string())?;
+    }
+    // The kernel wants a burst within the quota: a smaller one goes first, a larger one afterwards.
+    if let Some(burst) = c.burst {
+        match files::write(dir, "cpu.cfs_burst_us", &burst.to_string()) {
+            Err(e) if e.errno() == Some(Errno::INVAL) => {}
+            other => other?,
+        }
     }
     let quota = c.quota.filter(|q| *q != 0).map(|q| q.to_string());
     let mut late_period = None;

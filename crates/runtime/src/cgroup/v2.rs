@@ -10,11 +10,9 @@ use crate::spec::{BlockIo, Cpu, HugepageLimit, Memory, Resources};
 
 const BASE: &str = "/sys/fs/cgroup";
 
-/// Makes the directory, with every controller that its parents can give.
-pub(super) fn make(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        return Ok(());
-    }
+/// Makes the directory, with every controller that its parents can give, systemd's too, which enables only
+/// those that it sets itself (as runc 1.1). `true` if it was missing.
+pub(super) fn make(dir: &Path) -> Result<bool> {
     let mut ancestors: Vec<&Path> = dir.ancestors().skip(1).collect();
     ancestors.reverse();
     for parent in ancestors.into_iter().filter(|p| p.starts_with(BASE)) {
@@ -25,7 +23,7 @@ pub(super) fn make(dir: &Path) -> Result<()> {
         files::make(parent)?;
         enable_controllers(parent)?;
     }
-    files::make(dir).map(drop)
+    files::make(dir)
 }
 
 fn enable_controllers(parent: &Path) -> Result<()> {
@@ -89,11 +87,8 @@ pub(super) fn set(dir: &Path, r: &Resources) -> Result<()> {
     if let Some(c) = &r.cpu {
         cpu(dir, c)?;
     }
-    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit)
-        && limit != 0
-    {
-        let text = if limit > 0 { limit.to_string() } else { "max".into() };
-        files::write(dir, "pids.max", &text)?;
+    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit) {
+        files::write(dir, "pids.max", &max(pids_limit(limit)))?;
     }
     if let Some(b) = &r.block_io {
         io(dir, b)?;
@@ -110,7 +105,13 @@ pub(super) fn set(dir: &Path, r: &Resources) -> Result<()> {
     unified(dir, r)
 }
 
-fn max(n: i64) -> String {
+/// 0 is a limit since specification 1.3; runc 1.4 tells systemd and the kernel 1, which systemd takes and
+/// which is the same for the one process that is there.
+pub(super) fn pids_limit(limit: i64) -> i64 {
+    if limit == 0 { 1 } else { limit }
+}
+
+pub(super) fn max(n: i64) -> String {
     if n < 0 { "max".into() } else { n.to_string() }
 }
 
@@ -212,6 +213,13 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
         && c.idle != Some(1)
     {
         files::write(dir, "cpu.weight", &cpu_weight(shares).to_string())?;
+    }
+    // The kernel wants a burst within the quota: a smaller one goes first, a larger one afterwards.
+    if let Some(burst) = c.burst {
+        match files::write(dir, "cpu.max.burst", &burst.to_string()) {
+            Err(e) if e.errno() == Some(Errno::INVAL) => {}
+            other => other?,
+        }
     }
     let (quota, period) = (c.quota.filter(|q| *q != 0), c.period.filter(|p| *p != 0));
     if quota.is_some() || period.is_some() {

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
-use super::{Made, Parent};
-use crate::cgroup::{Launch, Unit};
+use super::{Caller, Made, Parent};
+use crate::cgroup::{Claim, Launch, Unit};
 use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
@@ -30,7 +30,7 @@ pub(super) fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Res
     // Before anything is made: if this process is killed, `delete` knows what there may be.
     parent.record.save(&made.dir)?;
     if early {
-        make_cgroup(&mut parent)?;
+        make_cgroup(&mut parent, made)?;
         into = parent.record.cgroup.open_v2()?;
     }
     parent.outside = init.namespaces.joins(flag::CLONE_NEWPID);
@@ -52,11 +52,13 @@ pub(super) fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Res
     }
 }
 
-fn make_cgroup(parent: &mut Parent<'_>) -> Result<()> {
-    let device_rules = parent.caller.host_userns && !parent.caller.rootless;
-    let result =
-        parent.record.cgroup.create(&parent.resources, parent.caller.rootless, device_rules);
-    result?;
+fn make_cgroup(parent: &mut Parent<'_>, made: &Made) -> Result<()> {
+    let Caller { rootless, host_userns, .. } = parent.caller;
+    // A unit's directories are systemd's to make.
+    let fresh = if parent.record.unit.is_none() { &made.cgroups[..] } else { &[] };
+    let claim = Claim { owner: &made.dir, fresh };
+    let rules = host_userns && !rootless;
+    parent.record.cgroup.create(&parent.resources, rootless, rules, &claim)?;
     match parent.cgroup_owner {
         Some(uid) => parent.record.cgroup.delegate(uid),
         None => Ok(()),
@@ -206,7 +208,9 @@ fn drive(
                 hand_over(parent, made, sync, process, pid, listener)?;
                 break;
             }
-            Message::Source(index) => sync.answer(open_source(parent, process, index)?)?,
+            Message::Source(index) => {
+                sync.answer(open_source(parent, process, index, &made.lock)?)?;
+            }
             Message::Pid(_) | Message::Opened(_) | Message::Refused(_) => {}
         }
     }
@@ -223,12 +227,18 @@ fn drive(
 
 /// Opens a bind source that is closed to the container's root: with the caller's rights, but in the
 /// process's mount namespace, of which the copy keeps what was locked when it was made (as runc 1.2).
-fn open_source(parent: &Parent<'_>, process: &Child, index: i32) -> Result<Result<OwnedFd, Errno>> {
+fn open_source(
+    parent: &Parent<'_>,
+    process: &Child,
+    index: i32,
+    lock: &DirLock,
+) -> Result<Result<OwnedFd, Errno>> {
     let mount = usize::try_from(index).ok().and_then(|index| parent.mounts.get(index));
     let Some(mount) = mount else { return Ok(Err(Errno::ACCESS)) };
     let (ours, theirs) = Sync::pair()?;
     let helper = clone_process(&CloneOptions::default(), || {
         ours.close_in_child();
+        lock.close_in_child();
         let there = ThreadNameSpaceType::MOUNT;
         let opened = match move_into_thread_name_spaces(process.pidfd.as_fd(), there) {
             Ok(()) => open_source_here(&parent.record.bundle, mount),
@@ -239,8 +249,14 @@ fn open_source(parent: &Parent<'_>, process: &Child, index: i32) -> Result<Resul
     })
     .ctx("clone3", || "process that opens a bind source")?;
     drop(theirs);
-    let answer = ours.receive();
-    process::reap(&helper.pidfd)?;
+    let answer = match ours.wait(&helper.pidfd, Instant::now() + JOIN_LIMIT) {
+        Ok(Waited::Message) => ours.receive(),
+        Ok(Waited::Ended) => Ok(Message::End),
+        Ok(Waited::TimeOver) => Ok(Message::Refused(Errno::TIMEDOUT)),
+        Err(e) => Err(e),
+    };
+    // It may be held by a file system that does not answer.
+    abandon(&helper.pidfd);
     match answer? {
         Message::Opened(fd) => Ok(Ok(fd)),
         Message::Refused(errno) => Ok(Err(errno)),
@@ -310,7 +326,7 @@ fn settle(
             parent.record.save(&made.dir)?;
             job.wait()?;
         }
-        make_cgroup(parent)?;
+        make_cgroup(parent, made)?;
         parent.record.cgroup.attach(pid)?;
     }
     made.network = parent.net_devices.give(pid)?;

@@ -69,8 +69,8 @@ pub(crate) struct Root<'a> {
     /// Waits until the caller has made the cgroup, and enters the cgroup namespace, once; needed before a
     /// cgroup file system is mounted.
     cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
-    /// Has the caller open the bind source of the mount of this index.
-    ask_for_source: AskForSource<'a>,
+    /// Has the caller open the bind source of the mount of this index; in a user namespace of the container.
+    ask_for_source: Option<AskForSource<'a>>,
     /// `linux.mountLabel`; empty where there is none.
     label: String,
     index: usize,
@@ -136,7 +136,7 @@ pub(crate) fn build<'a>(
     plan: &'a Plan,
     spec: &Spec,
     cgroup_ready: &'a mut dyn FnMut() -> Result<()>,
-    ask_for_source: AskForSource<'a>,
+    ask_for_source: Option<AskForSource<'a>>,
 ) -> Result<Root<'a>> {
     isolate(plan)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE

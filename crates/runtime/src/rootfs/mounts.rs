@@ -200,10 +200,10 @@ fn bind(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result<()> {
     let path = root.bundle.join(&m.source);
     let source = match root.idmapped()? {
         Some(made) => made,
-        None => match open_source(root.bundle, m) {
+        None => match (open_source(root.bundle, m), root.ask_for_source) {
             // The container's root may not go there, but its caller may.
-            Err(Errno::ACCESS) if root.in_userns => (root.ask_for_source)(root.index)?,
-            other => other,
+            (Err(Errno::ACCESS), Some(ask)) => ask(root.index)?,
+            (other, _) => other,
         }
         .ctx("open_tree", || path.display().to_string())?,
     };

@@ -68,6 +68,28 @@ fn what_a_killed_create_leaves_is_found_and_deleted() {
     assert!(!b.path("state").join(&b.id).exists());
 }
 
+/// It is empty then, and free to take.
+#[test]
+fn a_cgroup_that_another_has_taken_since_is_the_others() {
+    let Stuck { b, mut create, queue: _queue } = stuck();
+    create.kill().unwrap();
+    create.wait().unwrap();
+    let procs = b.cgroup("devices").join("cgroup.procs");
+    let pid: i32 = std::fs::read_to_string(&procs).unwrap().trim().parse().unwrap();
+    let process = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    wait(|| std::fs::read_to_string(&procs).unwrap().is_empty(), "the end of its process");
+    let mut other = Bundle::new("sleep 1000");
+    other.config["linux"]["cgroupsPath"] = b.config["linux"]["cgroupsPath"].clone();
+    other.start();
+    b.ok(&["delete", "-f", &b.id]);
+    assert!(!b.path("state").join(&b.id).exists());
+    assert_eq!(other.state()["status"], "running");
+    assert!(!std::fs::read_to_string(&procs).unwrap().is_empty());
+    other.ok(&["delete", "-f", &other.id]);
+    assert!(!b.cgroup("devices").exists());
+}
+
 #[test]
 fn a_create_that_goes_on_is_told_from_one_that_was_killed() {
     let Stuck { b, mut create, queue: _queue } = stuck();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::v2::{cpu_weight, swap_limit};
+use super::super::v2::{cpu_weight, pids_limit, swap_limit};
 use super::super::{Cgroup, files, v1};
 use crate::dbus::Value;
 use crate::error::{Error, Result};
@@ -143,8 +143,8 @@ pub(super) fn limits(r: &Resources, v2: bool, version: u32) -> Result<Vec<(Strin
     if let Some(c) = &r.cpu {
         cpu(&mut out, c, v2, version)?;
     }
-    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit).filter(|l| *l != 0) {
-        put(&mut out, "TasksMax", size(limit));
+    if let Some(limit) = r.pids.as_ref().and_then(|p| p.limit) {
+        put(&mut out, "TasksMax", size(pids_limit(limit)));
     }
     if !v2 && let Some(w) = r.block_io.as_ref().and_then(|b| b.weight).filter(|w| *w != 0) {
         put(&mut out, "BlockIOWeight", Value::U64(w.into()));
