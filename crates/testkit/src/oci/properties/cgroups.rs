@@ -25,6 +25,7 @@ pub(super) const ALL: &[Property] = &[
     p("cgroups/cpuset", cpuset),
     p("cgroups/cpuset-holds", cpuset_holds),
     p("cgroups/pids", pids),
+    p("cgroups/pids-limit-zero", pids_zero),
     p("cgroups/pids-limit-holds", pids_hold),
     p("cgroups/block-io-weight", weight),
     p("cgroups/block-io-throttle", throttle),
@@ -195,6 +196,14 @@ fn cpu_burst(g: &Ground) -> Checked {
 fn cpu_idle(g: &Ground) -> Checked {
     let b = limited(g, "cpu", json!({"idle": 1}))?;
     same("idle", b.limit("cpu", "cpu.idle")?, "1")?;
+    b.end()
+}
+
+/// A limit since specification 1.3, not the absence of one. runc tells the kernel 1.
+fn pids_zero(g: &Ground) -> Checked {
+    let b = limited(g, "pids", json!({"limit": 0}))?;
+    let seen = b.limit("pids", "pids.max")?;
+    want(seen == "0" || seen == "1", "pids.max", seen)?;
     b.end()
 }
 

@@ -21,6 +21,7 @@ pub(super) const ALL: &[Property] = &[
     p("unified/cpu-idle", cpu_idle),
     p("unified/cpuset", cpuset),
     p("unified/pids", pids),
+    p("unified/pids-limit-zero", pids_zero),
     p("unified/io-max", io_max),
     p("unified/io-weight", io_weight),
     p("unified/huge-pages", huge_pages),
@@ -35,6 +36,7 @@ pub(super) const ALL: &[Property] = &[
     p("unified/created-paused-and-killed", killed_paused),
     p("unified/delete-kills-forkers", forkers),
     p("unified/delegated-to-its-root", delegated),
+    p("unified/delegated-to-its-user", delegated_to_user),
     p("unified/not-delegated-read-only", not_delegated),
     p("unified/cgroups-below-are-removed", below),
 ];
@@ -193,6 +195,14 @@ fn pids(g: &Ground) -> Checked {
     let limit = random::number(20..900);
     holds(g, "pids", json!({"limit": limit}), &[("pids.max", limit.to_string())])?;
     holds(g, "pids", json!({"limit": -1}), &[("pids.max", "max".to_owned())])
+}
+
+/// A limit since specification 1.3, not the absence of one. runc tells the kernel 1.
+fn pids_zero(g: &Ground) -> Checked {
+    let b = limited(g, "pids", json!({"limit": 0}))?;
+    let seen = value(&b, "pids.max")?;
+    want(seen == "0" || seen == "1", "pids.max", seen)?;
+    b.end()
 }
 
 /// A disk that takes limits: not a loop device, which may be without a file.
@@ -381,10 +391,11 @@ fn forkers(g: &Ground) -> Checked {
 }
 
 /// The owner of the files that `/sys/kernel/cgroup/delegate` names, and of the directory.
-fn owners(g: &Ground, access: &str) -> Checked<Vec<(String, u32)>> {
+fn owners(g: &Ground, access: &str, user: u32) -> Checked<Vec<(String, u32)>> {
     needs(g)?;
     let base = random::number(2..9) << 16;
     let mut b = Bundle::new(g, "exec sleep 1000")?;
+    b.config["process"]["user"] = json!({"uid": user, "gid": user});
     b.user_namespace(base)?;
     b.namespace(json!({"type": "cgroup"}));
     mount_cgroup(&mut b, access);
@@ -401,15 +412,24 @@ fn owners(g: &Ground, access: &str) -> Checked<Vec<(String, u32)>> {
 /// With a cgroup namespace and the hierarchy mounted writable, the container's root owns its cgroup, but
 /// not its limits.
 fn delegated(g: &Ground) -> Checked {
-    for (name, owner) in owners(g, "rw")? {
-        let wanted = if name == "pids.max" { u32::MAX } else { 0 };
+    check_owners(g, 0)
+}
+
+/// The user is the program's (config-linux.md, "Cgroup ownership").
+fn delegated_to_user(g: &Ground) -> Checked {
+    check_owners(g, random::number(1..60_000))
+}
+
+fn check_owners(g: &Ground, user: u32) -> Checked {
+    for (name, owner) in owners(g, "rw", user)? {
+        let wanted = if name == "pids.max" { u32::MAX } else { user };
         same(&format!("owner of {name:?}"), owner, wanted)?;
     }
     Ok(())
 }
 
 fn not_delegated(g: &Ground) -> Checked {
-    for (name, owner) in owners(g, "ro")? {
+    for (name, owner) in owners(g, "ro", 0)? {
         same(&format!("owner of {name:?}"), owner, u32::MAX)?;
     }
     Ok(())
