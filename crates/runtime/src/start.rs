@@ -66,6 +66,15 @@ fn poststart(container: &Container, fifo: &OwnedFd) -> Result<()> {
 
 /// See [`crate::start`].
 pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
+    start_with(opts, id, |_| Ok(()))
+}
+
+/// As [`start`]; `before` is done when it is certain that this start is the one.
+pub(crate) fn start_with<T>(
+    opts: &Options,
+    id: &ContainerId,
+    before: impl FnOnce(&Container) -> Result<T>,
+) -> Result<T> {
     let mut container = Container::load(opts, id)?;
     let wrong = |text: &str| Err(Error::WrongStatus(text.into()));
     if container.is_cut_short() {
@@ -92,14 +101,15 @@ pub(crate) fn start(opts: &Options, id: &ContainerId) -> Result<()> {
         Err(Errno::NXIO) => return wrong("cannot start a container that has stopped"),
         Err(e) => return Err(e).ctx("open", name),
     };
+    let prepared = before(&container)?;
     rustix::io::write(&fifo, b"0").ctx("write", name)?;
     // A fifo without a reader says the same: the process has gone on.
     rustix::fs::unlink(&path).ctx("unlink", name)?;
     drop(lock);
     if container.record.poststart.is_empty() {
-        return Ok(());
+        return Ok(prepared);
     }
-    poststart(&container, &fifo).inspect_err(|_| {
+    poststart(&container, &fifo).map(|()| prepared).inspect_err(|_| {
         // The error under way counts.
         if let Ok(Some(pidfd)) = container.pidfd() {
             let _gone = sys::process::pidfd_kill(&pidfd, 9);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 use crate::error::{Context, Result};
-use crate::{ContainerId, Options};
+use crate::state::Container;
 
 /// Longest message of sd_notify(3) that is read.
 const MESSAGE_LIMIT_BYTES: usize = 4096;
@@ -39,14 +39,19 @@ pub(super) struct Notify {
 }
 
 impl Notify {
-    /// Makes the container's socket, where `create` has made a place for it.
-    pub(super) fn new(options: &Options, id: &ContainerId) -> Result<Option<Notify>> {
+    /// Makes the container's socket, where `create` has made a place for it. Only for the one start that
+    /// goes through: what is there already was left by one that failed or was killed.
+    pub(super) fn new(container: &Container) -> Result<Option<Notify>> {
         let Some(manager) = notify_socket() else { return Ok(None) };
-        let path = options.root.join(id.as_str()).join(crate::NOTIFY_FILE);
+        let path = container.dir.join(crate::NOTIFY_FILE);
         let name = || path.display().to_string();
         if !path.parent().is_some_and(Path::exists) {
             // Created without NOTIFY_SOCKET.
             return Ok(None);
+        }
+        match rustix::fs::unlink(&path) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).ctx("unlink", name),
         }
         // Every user of the container may tell. A chmod afterwards would follow a link that the
         // container may have put there; this process has one thread, and the mask is its own.
@@ -63,11 +68,20 @@ impl Notify {
     }
 
     /// Reads one message; readiness, and nothing else that a container says, goes to the manager.
-    /// `main`: whom the manager is to watch from then on.
+    /// `main`: whom the manager is to watch from then on. An error means that it was not told, and will
+    /// not be; the container is none the worse for it.
     pub(super) fn forward(&mut self, main: Option<i32>) -> Result<()> {
         let name = || "NOTIFY_SOCKET";
         let mut buf = [0u8; MESSAGE_LIMIT_BYTES];
-        let n = self.container.recv(&mut buf).ctx("receive", name)?;
+        let n = match self.container.recv(&mut buf) {
+            Ok(n) => n,
+            Err(e) => {
+                // Any other would come again, and at once.
+                use std::io::ErrorKind::{Interrupted, WouldBlock};
+                self.done = !matches!(e.kind(), Interrupted | WouldBlock);
+                return Err(e).ctx("receive", name);
+            }
+        };
         let text = String::from_utf8_lossy(&buf[..n]);
         let Some(ready) = text.lines().find(|l| l.starts_with("READY=")) else { return Ok(()) };
         self.done = true;

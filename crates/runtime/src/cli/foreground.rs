@@ -56,12 +56,16 @@ impl Drop for Raw {
     }
 }
 
-/// Waits for the process; its exit code, 128 + n for signal n.
+/// Hears what became of passing readiness on.
+pub(super) type Told<'a> = &'a dyn Fn(Result<()>);
+
+/// Waits for the process; its exit code, 128 + n for signal n. With `notify` comes who hears what became
+/// of passing it on, which changes nothing else.
 pub(super) fn wait(
     signals: &Signals,
     created: &Created,
     kill: &dyn Fn(i32) -> Result<()>,
-    mut notify: Option<&mut Notify>,
+    mut notify: Option<(&mut Notify, Told<'_>)>,
 ) -> Result<i32> {
     let master = created.console_master.as_ref();
     let raw = master.map(|_| Raw::new());
@@ -81,7 +85,7 @@ pub(super) fn wait(
         };
         let output_at = master.filter(|_| !hung_up).map(|fd| add(fd.as_fd()));
         let input_at = input.then(|| add(stdin));
-        let told_at = notify.as_ref().and_then(|n| n.fd()).map(add);
+        let told_at = notify.as_ref().and_then(|(n, _)| n.fd()).map(add);
         match poll(&mut fds, hung_up.then_some(&HUNG_UP)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).ctx("poll", || "foreground process"),
@@ -89,10 +93,10 @@ pub(super) fn wait(
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
         let is_ready = |at: Option<usize>| at.is_some_and(|at| ready[at]);
         if is_ready(told_at)
-            && let Some(notify) = &mut notify
+            && let Some((notify, told)) = &mut notify
         {
             // The manager is to watch this process.
-            notify.forward(None)?;
+            told(notify.forward(None));
         }
         if ready[0] {
             forward(signals, master, kill)?;

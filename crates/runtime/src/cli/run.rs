@@ -7,6 +7,7 @@ use super::activation::{self, Notify};
 use super::flags::{Flag, Parsed, parse};
 use super::{Context, Failure, Outcome, foreground, one_id};
 use crate::spec::{Capabilities, ConsoleSize, Process};
+use crate::start::start_with;
 use crate::state::Container;
 use crate::{ContainerId, CreateOptions, Created, ExecOptions, Stdio, process, selfexe, state};
 
@@ -102,15 +103,21 @@ pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
 
 pub(super) fn start(cx: &Context, args: &[String]) -> Outcome {
     let id = one_id(&parse(args, &[])?, "start")?;
-    let notify = Notify::new(&cx.options, &id)?;
-    crate::start(&cx.options, &id)?;
+    let notify = start_with(&cx.options, &id, Notify::new)?;
     if let Some(notify) = notify {
         let container = Container::load(&cx.options, &id)?;
         if let Some(pidfd) = container.pidfd()? {
-            notify.wait(pidfd.as_fd(), container.record.pid)?;
+            warn_of(cx, notify.wait(pidfd.as_fd(), container.record.pid));
         }
     }
     Ok(0)
+}
+
+/// The container runs, whether its manager hears of it or not.
+fn warn_of(cx: &Context, told: crate::Result<()>) {
+    if let Err(e) = told {
+        cx.log.warning(&format!("readiness was not passed on: {}", e.chain()));
+    }
 }
 
 pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
@@ -131,9 +138,7 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     let signals = if detach { None } else { Some(foreground::Signals::new()?) };
     let created = crate::create(&cx.options, &id, options).map_err(failed)?;
     warn(cx, &created);
-    let started = Notify::new(&cx.options, &id)
-        .and_then(|notify| crate::start(&cx.options, &id).map(|()| notify));
-    let mut notify = match started {
+    let mut notify = match start_with(&cx.options, &id, Notify::new) {
         Ok(notify) => notify,
         Err(e) => {
             drop(crate::delete(&cx.options, &id, true));
@@ -142,12 +147,14 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     };
     let Some(signals) = signals else {
         if let Some(notify) = notify {
-            notify.wait(created.pidfd.as_fd(), created.pid)?;
+            warn_of(cx, notify.wait(created.pidfd.as_fd(), created.pid));
         }
         return Ok(0);
     };
     let kill = |signal| crate::kill(&cx.options, &id, signal, false);
-    let code = foreground::wait(&signals, &created, &kill, notify.as_mut());
+    let warn = |told| warn_of(cx, told);
+    let tell = notify.as_mut().map(|notify| (notify, &warn as foreground::Told<'_>));
+    let code = foreground::wait(&signals, &created, &kill, tell);
     if !parsed.is_set("keep") {
         for warning in crate::delete_with_warnings(&cx.options, &id, true)? {
             cx.log.warning(&warning.chain());

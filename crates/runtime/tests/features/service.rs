@@ -1,5 +1,6 @@
 //! What a service manager hands on, hooks at the end of a life, updates, and figures.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 
 use serde_json::{Value, json};
@@ -56,6 +57,41 @@ fn readiness_is_passed_on_to_the_service_manager() {
     let pid = b.state()["pid"].clone();
     assert_eq!(String::from_utf8_lossy(&buf[..n]), format!("READY=1\nMAINPID={pid}\n"));
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_manager_that_is_gone_and_a_socket_that_was_left_stop_nothing() {
+    let code = i32::try_from(random() % 200 + 1).unwrap();
+    let b =
+        Bundle::new(&format!("while [ ! -e /run/notify/go ]; do sleep 0.05; done; exit {code}"));
+    std::fs::create_dir_all(b.path("rootfs/run/notify")).unwrap();
+    b.save();
+    let spawn = |args: &[&str]| {
+        let mut command = b.command(args);
+        command.env("NOTIFY_SOCKET", b.path("gone")).stdout(std::process::Stdio::null());
+        command.stderr(std::fs::File::create(b.path("out")).unwrap()).spawn().unwrap()
+    };
+    let place = b.path("state").join(&b.id).join("notify");
+    // In the foreground.
+    let mut child = spawn(&["run", &b.id]);
+    let ready =
+        || UnixDatagram::unbound().unwrap().send_to(b"READY=1\n", place.join("notify.sock"));
+    wait(|| ready().is_ok(), "the socket");
+    wait(|| b.out().contains("readiness was not passed on"), "the warning");
+    assert_eq!(b.state()["status"], "running");
+    std::fs::write(place.join("go"), "").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(code), "{}", b.out());
+    // A start that was killed after it had bound the socket.
+    assert!(spawn(&["create", &b.id]).wait().unwrap().success(), "{}", b.out());
+    drop(UnixDatagram::bind(place.join("notify.sock")).unwrap());
+    let mut child = spawn(&["start", &b.id]);
+    wait(|| ready().is_ok(), "the socket");
+    assert!(child.wait().unwrap().success(), "{}", b.out());
+    assert!(b.out().contains("level=warning") && b.state()["status"] == "running", "{}", b.out());
+    // One that is not the one leaves the container's socket alone.
+    let before = std::fs::metadata(place.join("notify.sock")).unwrap().ino();
+    assert!(!spawn(&["start", &b.id]).wait().unwrap().success());
+    assert_eq!(std::fs::metadata(place.join("notify.sock")).unwrap().ino(), before);
 }
 
 /// As programs do that go to the background, or that log to the console from time to time.
