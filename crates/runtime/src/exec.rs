@@ -32,7 +32,7 @@ use crate::procfs::ProcFs;
 use crate::state::{Container, Status};
 use crate::surroundings::Surroundings;
 use crate::sync::{Message, Sync, Waited, send_fd_to};
-use crate::{ContainerId, Created, ExecOptions, Options, Stdio, console};
+use crate::{ContainerId, Created, ExecOptions, Options, Stdio, console, spec};
 
 /// What moves into the processes.
 struct Job {
@@ -50,10 +50,11 @@ struct Job {
 }
 
 /// See [`crate::exec`].
-pub(crate) fn exec(opts: &Options, id: &ContainerId, exec: ExecOptions) -> Result<Created> {
+pub(crate) fn exec(opts: &Options, id: &ContainerId, mut exec: ExecOptions) -> Result<Created> {
     process::check_preserved(exec.preserve_fds)?;
     let container = Container::load(opts, id)?;
     check_status(container.status()?, exec.ignore_paused)?;
+    complete(&mut exec.process, container.spec()?.process.unwrap_or_default());
     process::check_terminal(exec.process.terminal, &exec.stdio)?;
     let target = container.pidfd()?;
     let target = target.ok_or_else(|| Error::WrongStatus(STOPPED.into()))?;
@@ -133,6 +134,31 @@ fn check_status(status: Status, ignore_paused: bool) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::WrongStatus(why.into()))
+}
+
+/// Gives the process what confines the container's own one, where it does not say it itself: as runc's
+/// newInitConfig and nsexec do. An absent `noNewPrivileges` means false there, too.
+fn complete(process: &mut spec::Process, own: spec::Process) {
+    fn or<T>(mine: &mut Option<T>, own: Option<T>) {
+        *mine = mine.take().or(own);
+    }
+    for (mine, own) in [
+        (&mut process.apparmor_profile, own.apparmor_profile),
+        (&mut process.selinux_label, own.selinux_label),
+    ] {
+        if mine.is_empty() {
+            *mine = own;
+        }
+    }
+    if process.rlimits.is_empty() {
+        process.rlimits = own.rlimits;
+    }
+    or(&mut process.capabilities, own.capabilities);
+    or(&mut process.oom_score_adj, own.oom_score_adj);
+    or(&mut process.user.umask, own.user.umask);
+    or(&mut process.scheduler, own.scheduler);
+    or(&mut process.io_priority, own.io_priority);
+    or(&mut process.exec_cpu_affinity, own.exec_cpu_affinity);
 }
 
 /// How long a process may take on its way into the container; a program on a file system that does
@@ -368,4 +394,40 @@ fn until_it_runs(sync: &Sync, pidfd: &OwnedFd, patience: &Patience<'_>) -> Resul
     // End of file also comes from a death without a word (a filter that kills); the exit status,
     // which the caller gets anyway, says so.
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_process_is_confined_as_the_containers_own() {
+        let full = r#"{"args":["a"],"cwd":"/a","env":["A=a"],"terminal":true,"noNewPrivileges":true,
+            "user":{"uid":1,"gid":2,"umask":63},"apparmorProfile":"p","selinuxLabel":"l",
+            "capabilities":{"bounding":["CAP_CHOWN"]},"oomScoreAdj":7,
+            "rlimits":[{"type":"RLIMIT_CORE","hard":1,"soft":1}],
+            "scheduler":{"policy":"SCHED_BATCH"},"ioPriority":{"class":"IOPRIO_CLASS_BE","priority":3},
+            "execCPUAffinity":{"initial":"0","final":"0"}}"#;
+        let own: spec::Process = serde_json::from_str(full).unwrap();
+        let mut process: spec::Process =
+            serde_json::from_str(r#"{"args":["b"],"cwd":"/b","user":{"uid":3,"gid":4}}"#).unwrap();
+        complete(&mut process, own.clone());
+        let mut want = own.clone();
+        (want.args, want.cwd, want.env) = (vec!["b".into()], "/b".into(), Vec::new());
+        (want.terminal, want.no_new_privileges) = (false, false);
+        (want.user.uid, want.user.gid) = (3, 4);
+        assert_eq!(process, want);
+        // What it says itself stays.
+        let mut said = own.clone();
+        (said.apparmor_profile, said.selinux_label) = ("q".into(), "m".into());
+        (said.user.umask, said.oom_score_adj) = (Some(0), Some(0));
+        said.capabilities = Some(spec::Capabilities::default());
+        said.rlimits[0].hard = 2;
+        (said.scheduler, said.io_priority) = (Some(Default::default()), Some(Default::default()));
+        said.exec_cpu_affinity = Some(Default::default());
+        let mut process = said.clone();
+        complete(&mut process, own);
+        assert_eq!(process, said);
+    }
 }

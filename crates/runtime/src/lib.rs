@@ -146,7 +146,8 @@ pub struct Created {
 /// What [`exec`] takes.
 #[derive(Debug)]
 pub struct ExecOptions {
-    /// The process; absent parts are not filled from the container's own process.
+    /// The process. Where it says nothing of labels, capabilities, limits, umask, scheduling and
+    /// `oomScoreAdj`, it gets what the container's own process has.
     pub process: spec::Process,
     /// Standard streams.
     pub stdio: Stdio,

@@ -99,6 +99,36 @@ fn exec_codes_words_and_users() {
 }
 
 #[test]
+fn exec_of_a_bare_process_is_confined_as_the_container() {
+    let (files, score) = (random() % 500 + 100, random() % 900 + 1);
+    let mut b = Bundle::new("sleep 1000");
+    let p = &mut b.config["process"];
+    p["oomScoreAdj"] = json!(score);
+    p["user"]["umask"] = json!(0o57);
+    p["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}]);
+    for set in ["bounding", "effective", "permitted"] {
+        p["capabilities"][set] = json!(["CAP_CHOWN", "CAP_KILL"]);
+    }
+    b.start();
+    let exec = |more: Value| {
+        let look = "umask; ulimit -n; cat /proc/self/oom_score_adj; grep CapEff /proc/self/status";
+        let mut process = json!({
+            "args": ["sh", "-c", look], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+        });
+        process.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        std::fs::write(b.path("process.json"), process.to_string()).unwrap();
+        b.ok(&["exec", "-p", "process.json", &b.id])
+    };
+    let bare = exec(json!({}));
+    assert_eq!(bare, format!("0057\n{files}\n{score}\nCapEff:\t0000000000000021\n"));
+    let own = exec(json!({
+        "user": {"uid": 0, "gid": 0, "umask": 0}, "oomScoreAdj": 0, "capabilities": {},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 77, "soft": 77}],
+    }));
+    assert_eq!(own, "0000\n77\n0\nCapEff:\t0000000000000000\n");
+}
+
+#[test]
 fn no_capability_is_inheritable_or_ambient_unless_asked_for() {
     let b = Bundle::new("sleep 1000");
     b.start();
