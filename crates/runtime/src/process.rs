@@ -2,16 +2,16 @@
 //! namespaces" to the user's program. The same code for the first process and for exec.
 
 mod attributes;
+mod program;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, accessat, fchown,
-    fcntl_setfl, fstat, makedev, openat2, statat,
+    CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, fcntl_setfl, fstat, makedev,
+    openat2,
 };
 use rustix::io::Errno;
 use rustix::process::{
@@ -25,17 +25,16 @@ use rustix::thread::{
 use sys::exec::CStrVec;
 
 use attributes::{affinity, io_priority, rlimits, scheduler};
+use program::{environment, find_program, set_home};
 
 use crate::caps::{self, Sets};
 use crate::error::{Context, Error, Result, Step};
-use crate::procfs::{self, ProcFs};
+use crate::procfs::ProcFs;
 use crate::rootfs;
 use crate::seccomp::Filter;
 use crate::spec;
 use crate::sync::Sync;
 
-/// Largest /etc/passwd of an image that is searched for a home directory.
-const PASSWD_LIMIT_BYTES: usize = 1 << 20;
 const DEFAULT_UMASK: u32 = 0o022;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
@@ -130,7 +129,7 @@ impl Prepared {
         Ok(Prepared {
             args: CStrVec::new(&p.args).ok_or_else(|| bad("process.args", "NUL inside"))?,
             first,
-            env: p.env.clone(),
+            env: environment(&p.env)?,
             cwd: p.cwd.clone(),
             groups: p.user.additional_gids.iter().map(|g| Gid::from_raw(*g)).collect(),
             user: p.user.clone(),
@@ -189,7 +188,8 @@ impl Prepared {
                 .ctx("chdir to cwd", || self.cwd_text())?;
         }
         verify_cwd()?;
-        let env = self.environment();
+        let mut env = self.env;
+        set_home(&mut env, self.user.uid);
         let program = find_program(&self.first, &env)?;
         let kept = 3 + i32::try_from(self.preserve_fds).unwrap_or(0);
         let processes = self.outside.processes();
@@ -300,16 +300,6 @@ impl Prepared {
             return Err(Error::config("process.user", "the kernel did not set these ids"));
         }
         Ok(())
-    }
-
-    fn environment(&self) -> Vec<String> {
-        let mut env = self.env.clone();
-        match env.iter_mut().find(|e| e.starts_with("HOME=")) {
-            Some(home) if home == "HOME=" => *home = format!("HOME={}", home_of(self.user.uid)),
-            Some(_) => {}
-            None => env.push(format!("HOME={}", home_of(self.user.uid))),
-        }
-        env
     }
 }
 
@@ -493,65 +483,6 @@ fn verify_cwd() -> Result<()> {
     Ok(())
 }
 
-/// The user's home by the container's own passwd file; "/" if that does not say.
-fn home_of(uid: u32) -> String {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let text = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok().and_then(|fd| {
-        let regular = FileType::from_raw_mode(fstat(&fd).ok()?.st_mode) == FileType::RegularFile;
-        regular.then(|| procfs::read_bytes(&fd, PASSWD_LIMIT_BYTES).ok()).flatten()
-    });
-    let text = String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
-    for line in text.lines() {
-        let mut fields = line.split(':').skip(2);
-        if fields.next().and_then(|u| u.parse::<u32>().ok()) == Some(uid)
-            && let Some(home) = fields.nth(2).filter(|h| !h.is_empty())
-        {
-            return home.to_owned();
-        }
-    }
-    "/".to_owned()
-}
-
-/// Finds the program as a shell (and Go's LookPath, whose words clients match on) would.
-fn find_program(name: &str, env: &[String]) -> Result<CString> {
-    let c =
-        |path: &[u8]| CString::new(path).map_err(|_| Error::config("process.args", "NUL inside"));
-    let fail = |why: String| Error::Exec(format!("exec: {name:?}: {why}"));
-    if name.contains('/') {
-        return match executable(name) {
-            Ok(()) => c(name.as_bytes()),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                Err(fail(format!("stat {name}: no such file or directory")))
-            }
-            Err(Errno::ISDIR) => Err(fail("is a directory".into())),
-            Err(_) => Err(fail("permission denied".into())),
-        };
-    }
-    let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
-    for dir in path.split(':').filter(|_| !path.is_empty()) {
-        let full = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
-        if executable(&full).is_err() {
-            continue;
-        }
-        if !full.is_absolute() {
-            return Err(fail("cannot run executable found relative to current directory".into()));
-        }
-        return c(full.as_os_str().as_bytes());
-    }
-    Err(fail("executable file not found in $PATH".into()))
-}
-
-fn executable(path: impl AsRef<Path>) -> Result<(), Errno> {
-    let path = path.as_ref();
-    let stat = statat(rustix::fs::CWD, path, AtFlags::empty())?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Err(Errno::ISDIR);
-    }
-    accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
-    // root passes access(2) for a file that nobody may execute, but not execve(2).
-    if stat.st_mode & 0o111 == 0 { Err(Errno::ACCESS) } else { Ok(()) }
-}
-
 /// To the kernel this number means "leave it as it is": as an id it would be the runtime's own, root.
 pub(crate) const NO_ID: u32 = u32::MAX;
 
@@ -660,24 +591,5 @@ pub(crate) fn check_terminal(terminal: bool, stdio: &crate::Stdio) -> Result<()>
             "cannot use console socket if runc will not detach or allocate tty",
         )),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn words_of_a_failed_search() {
-        let env = vec!["PATH=/nowhere:/etc".to_owned()];
-        let text = |n: &str| find_program(n, &env).unwrap_err().to_string();
-        assert_eq!(text("foo"), "exec: \"foo\": executable file not found in $PATH");
-        assert_eq!(text("/x/y"), "exec: \"/x/y\": stat /x/y: no such file or directory");
-        assert_eq!(text("/etc"), "exec: \"/etc\": is a directory");
-        assert_eq!(text("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
-        assert_eq!(text("passwd"), "exec: \"passwd\": executable file not found in $PATH");
-        let env = vec!["PATH=/usr/bin:/bin".to_owned()];
-        assert!(find_program("sh", &env).unwrap().to_bytes().ends_with(b"/sh"));
     }
 }

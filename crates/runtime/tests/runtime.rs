@@ -96,6 +96,15 @@ fn exec_codes_words_and_users() {
     let got =
         b.ok(&["exec", "-e", "A=b c", "--cwd", "/tmp", &b.id, "sh", "-c", "echo $A $PWD $HOME"]);
     assert_eq!(got, "b c /tmp /root\n");
+    // The last value is the only one.
+    let env = ["-e", "TERM=a", "-e", "PATH=/nowhere", "-e", "TERM=b", "-e", "PATH=/bin"];
+    let got = b.ok(&[&["exec"], &env[..], &[&b.id, "env"]].concat());
+    for (name, want) in [("TERM=", "TERM=b"), ("PATH=", "PATH=/bin")] {
+        let found: Vec<&str> = got.lines().filter(|l| l.starts_with(name)).collect();
+        assert_eq!(found, [want], "{got}");
+    }
+    let got = b.fails(&["exec", "-e", "TERM", &b.id, "true"]);
+    assert!(got.contains("invalid environment variable"), "{got}");
 }
 
 #[test]
