@@ -8,7 +8,7 @@ use crate::cgroup::claim;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::spec::{IntelRdt, Resources};
-use crate::state::{self, Container, DirLock, State, Status};
+use crate::state::{self, Container, DirLock, Record, State, Status};
 use crate::sync::SEND_LIMIT;
 use crate::{ContainerId, Options};
 
@@ -36,10 +36,15 @@ pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> 
         // Also when the first process is gone and others are left in a shared pid namespace.
         return r.cgroup.signal_all(signal);
     }
-    let pidfd = container.pidfd()?.ok_or_else(not_running)?;
+    let pidfd = container.pidfd()?;
     if signal == SIGKILL && !r.own_pidns && r.unfinished.is_none() && r.cgroup.exists() {
+        // The first process may be gone, and others not.
+        if pidfd.is_none() && r.cgroup.processes().is_ok_and(|left| left.is_empty()) {
+            return Err(not_running());
+        }
         return r.cgroup.signal_all(signal);
     }
+    let pidfd = pidfd.ok_or_else(not_running)?;
     match sys::process::pidfd_kill(&pidfd, signal) {
         Err(Errno::SRCH) => return Err(not_running()),
         other => other.ctx("kill", || format!("{id} with signal {signal}"))?,
@@ -71,7 +76,14 @@ pub(crate) fn delete(opts: &Options, id: &ContainerId, force: bool) -> Result<Ve
         _ if force => end(&container)?,
         status => return Err(running(id, status)),
     }
-    destroy(&container)
+    let (is_gone, result) = destroy(&container);
+    // The id may be another's while hooks run, as in runc. They run once: at the delete that succeeds.
+    drop(lock);
+    let r = &container.record;
+    // A life that never began has no end.
+    let hooks: &[_] = if is_gone && r.pid != 0 { &r.poststop } else { &[] };
+    let warnings = hooks::run_all("poststop", hooks, &r.hook_state("stopped", 0), Some(&r.bundle));
+    result.map(|()| warnings)
 }
 
 fn running(id: &ContainerId, status: Status) -> Error {
@@ -123,8 +135,9 @@ fn end(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Removes everything; goes on after an error and gives the first one.
-fn destroy(container: &Container) -> Result<Vec<Error>> {
+/// Removes everything; goes on after an error and gives the first one. Whether the state is gone, too: it
+/// goes only when the cgroup is, so that delete can be called again.
+fn destroy(container: &Container) -> (bool, Result<()>) {
     let r = &container.record;
     let mut result = Ok(());
     let mut note = |r: Result<()>| {
@@ -132,10 +145,11 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
             result = r;
         }
     };
-    // Without a pid namespace of its own others may live on; exec'd processes in v1 may, too.
-    if !r.own_pidns && r.unfinished.is_none() && r.cgroup.exists() {
-        note(r.cgroup.signal_all(SIGKILL));
-    }
+    // Before the unit is stopped: systemd would wait for one that does not heed its SIGTERM.
+    note(match &r.unfinished {
+        Some(unfinished) => claim::kill(&container.dir, &unfinished.cgroups),
+        None => kill_rest(r),
+    });
     if let Some(unit) = &r.unit {
         note(unit.stop());
     }
@@ -153,18 +167,21 @@ fn destroy(container: &Container) -> Result<Vec<Error>> {
     if let Some(rdt) = &r.rdt {
         note(rdt.delete());
     }
-    let state = r.hook_state("stopped", 0);
-    // A life that never began has no end.
-    let hooks: &[_] = if r.pid == 0 { &[] } else { &r.poststop };
-    let warnings = hooks::run_all("poststop", hooks, &state, Some(&r.bundle));
-    // The state goes only when the cgroup is gone, so that delete can be called again.
-    if is_gone {
-        note(
-            std::fs::remove_dir_all(&container.dir)
-                .ctx("remove", || container.dir.display().to_string()),
-        );
+    if !is_gone {
+        return (false, result);
     }
-    result.map(|()| warnings)
+    let dir = &container.dir;
+    let removed = std::fs::remove_dir_all(dir).ctx("remove", || dir.display().to_string());
+    (removed.is_ok(), result.and(removed))
+}
+
+/// Kills what has outlived the first process: without a pid namespace of its own the container's other
+/// processes; in a unit also what others have put there.
+fn kill_rest(r: &Record) -> Result<()> {
+    match r.cgroup.exists() && (!r.own_pidns || r.unit.is_some()) {
+        true => r.cgroup.signal_all(SIGKILL),
+        false => Ok(()),
+    }
 }
 
 pub(crate) fn pause(opts: &Options, id: &ContainerId) -> Result<()> {

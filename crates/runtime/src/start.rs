@@ -91,6 +91,9 @@ pub(crate) fn start_with<T>(
     match container.status()? {
         Status::Created => {}
         Status::Stopped => return wrong("cannot start a container that has stopped"),
+        Status::Paused => {
+            return wrong("cannot start a container in the paused state: resume it first");
+        }
         _ => return wrong("cannot start an already running container"),
     }
     let path = container.dir.join(FIFO);

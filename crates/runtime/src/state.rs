@@ -265,13 +265,14 @@ impl Container {
         if !self.alive()? {
             return Ok(Status::Stopped);
         }
+        // One that was paused before its start is paused, as in runc: so it can be resumed.
+        if self.record.cgroup.is_frozen()? {
+            return Ok(Status::Paused);
+        }
         // It waits as long as the fifo has a reader.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if rustix::fs::open(self.dir.join(FIFO), flags, Mode::empty()).is_ok() {
             return Ok(Status::Created);
-        }
-        if self.record.cgroup.is_frozen()? {
-            return Ok(Status::Paused);
         }
         Ok(Status::Running)
     }

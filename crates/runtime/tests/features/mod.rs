@@ -3,6 +3,7 @@
 mod cut_short;
 mod host;
 mod joined;
+mod lifecycle;
 mod rootless;
 mod service;
 mod systemd;

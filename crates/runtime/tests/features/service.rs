@@ -146,6 +146,29 @@ fn poststop_hooks_run_whatever_happened_and_spoil_nothing() {
 }
 
 #[test]
+fn poststop_hooks_run_once_and_when_the_container_is_gone() {
+    let mut b = Bundle::new("sleep 1000");
+    let (log, go) = (b.path("log"), b.path("go"));
+    let line = format!(
+        "ls -d {} >> {log} 2>&1; until [ -e {go} ]; do sleep 0.02; done",
+        b.path("state").join(&b.id).display(),
+        log = log.display(),
+        go = go.display(),
+    );
+    b.config["hooks"]["poststop"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}]);
+    b.config["hooks"]["poststop"][0]["env"] = json!(["PATH=/bin:/usr/bin"]);
+    b.start();
+    let mut delete = b.command(&["delete", "-f", &b.id]).spawn().unwrap();
+    wait(|| log.exists(), "the hook");
+    // Nobody has to wait for the hook.
+    b.ok(&["delete", "-f", &b.id]);
+    std::fs::write(&go, "").unwrap();
+    assert!(delete.wait().unwrap().success());
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+}
+
+#[test]
 fn device_rules_change_with_an_update() {
     let mut b = Bundle::new("sleep 1000");
     // FUSE's, which no default rule allows.
