@@ -361,20 +361,31 @@ impl Ready {
     pub(crate) fn load(&mut self) -> Result<Option<OwnedFd>> {
         let Some(filter) = self.filter.take() else { return Ok(None) };
         let listener = filter.load()?;
-        if let Some(sets) = self.give_up.take() {
-            caps::set(&sets, 0)?;
-        }
+        self.give_up_right()?;
         Ok(listener)
     }
 
-    /// As [`Ready::load`]; the caller gets the listener before this returns, and has it alone.
+    fn give_up_right(&mut self) -> Result<()> {
+        self.give_up.take().map_or(Ok(()), |sets| caps::set(&sets, 0))
+    }
+
+    /// As [`Ready::load`]; the caller gets the listener before this returns, and has it alone. Until
+    /// then nobody answers: no call is made that the filter may leave to the listener.
     pub(crate) fn load_and_tell(&mut self, sync: &Sync) -> Result<()> {
-        let whole = self.filter.as_ref().is_some_and(|f| f.passes("sendmsg", [0; 6]));
-        if let Some(listener) = self.load()? {
+        let Some(filter) = self.filter.take() else { return Ok(()) };
+        let socket = u64::from(sync.as_fd().as_raw_fd().unsigned_abs());
+        let passes = |call| filter.passes(call, [socket, 0, 0, 0, 0, 0]);
+        let whole = passes("sendmsg");
+        if filter.notifies() && !whole && !passes("write") {
+            let problem = "with SCMP_ACT_NOTIFY must allow write or sendmsg: \
+                           else its listener cannot be handed over";
+            return Err(Error::config("linux.seccomp", problem));
+        }
+        if let Some(listener) = filter.load()? {
             sync.listener(&listener, whole)?;
             sync.wait_go()?;
         }
-        Ok(())
+        self.give_up_right()
     }
 
     /// Whether the filter can be loaded before the process is made that executes the program: it

@@ -1,5 +1,10 @@
 //! What a hostile container, image or caller must not get.
 
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::{Bundle, binary, random, text};
@@ -277,4 +282,49 @@ fn deep_cgroups_go_in_good_time() {
     assert!(got.contains("rmdir") && began.elapsed().as_secs() < 15, "{got}");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+/// While the process itself has its listener nobody answers what is left to that one.
+#[test]
+fn a_filter_that_leaves_the_runtimes_own_calls_to_its_listener_holds_up_nobody() {
+    let cases: [(&[&str], &str); 2] = [
+        (&["write", "sendmsg"], "must allow write or sendmsg"),
+        // Answered with ENOSYS as soon as the listener is closed.
+        (&["capset"], "capset"),
+    ];
+    for (calls, want) in cases {
+        let mut b = Bundle::new("true");
+        let socket = b.path("listener");
+        let listener = UnixListener::bind(&socket).unwrap();
+        b.config["process"]["noNewPrivileges"] = json!(false);
+        b.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+            "syscalls": [{"names": calls, "action": "SCMP_ACT_NOTIFY"}],
+        });
+        b.save();
+        // A descriptor that is not asked for is closed by the read.
+        std::thread::spawn(move || {
+            listener.accept().and_then(|(mut stream, _)| stream.read_exact(&mut [0]))
+        });
+        let errors = std::fs::File::create(b.path("errors")).unwrap();
+        let mut create =
+            b.command(&["create", &b.id]).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let ended = loop {
+            if let Some(status) = create.try_wait().unwrap() {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if ended.is_none() {
+            create.kill().unwrap();
+            create.wait().unwrap();
+        }
+        let said = std::fs::read_to_string(b.path("errors")).unwrap();
+        assert!(ended.is_some_and(|status| !status.success()), "{calls:?}: {ended:?} {said}");
+        assert!(said.contains(want), "{calls:?}: {said}");
+    }
 }
