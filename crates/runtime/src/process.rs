@@ -5,6 +5,8 @@ mod attributes;
 mod program;
 
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use rustix::process::{
     Resource, Rlimit, WaitId, WaitIdOptions, fchdir, getcwd, getegid, geteuid, getgid, getuid,
     umask, waitid,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
@@ -538,19 +541,22 @@ fn check_labels(p: &spec::Process, proc: &ProcFs) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file whole and atomically: a reader sees the old one or the new one.
+/// Writes a file whole and atomically: a reader sees the old one or the new one. Nobody can prepare
+/// the name under which it is written, and nothing stays there after a failure.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let name = || path.display().to_string();
+    let mut number = [0; 8];
+    getrandom(&mut number, GetRandomFlags::empty()).ctx("getrandom", name)?;
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(number)));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(&temporary, flags, Mode::from_raw_mode(mode)).ctx("create", name)?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let n = rustix::io::write(&fd, rest).ctx("write", name)?;
-        rest = &rest[n..];
+    let written = File::from(fd).write_all(bytes).ctx("write", name);
+    let done = written.and_then(|()| rustix::fs::rename(&temporary, path).ctx("rename", name));
+    if done.is_err() {
+        let _first_error_counts = rustix::fs::unlink(&temporary);
     }
-    rustix::fs::rename(&temporary, path).ctx("rename", name)
+    done
 }
 
 fn is_null(stat: &rustix::fs::Stat) -> bool {
@@ -602,5 +608,37 @@ pub(crate) fn check_terminal(terminal: bool, stdio: &crate::Stdio) -> Result<()>
             "cannot use console socket if runc will not detach or allocate tty",
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_through_no_link_and_leaves_nothing_when_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = || {
+            let mut names: Vec<_> =
+                dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("victim"), "as it was").unwrap();
+        let guess = format!("pid.{}.tmp", std::process::id());
+        std::os::unix::fs::symlink("victim", at(&guess)).unwrap();
+        write_atomically(&at("pid"), b"1", 0o600).unwrap();
+        write_atomically(&at("pid"), b"23", 0o600).unwrap();
+        assert_eq!(std::fs::read(at("pid")).unwrap(), b"23");
+        assert_eq!(std::fs::read(at("victim")).unwrap(), b"as it was");
+        let before = names();
+        assert_eq!(before.len(), 3, "{before:?}");
+        // A directory cannot be replaced by a file.
+        std::fs::create_dir(at("directory")).unwrap();
+        write_atomically(&at("directory"), b"1", 0o600).unwrap_err();
+        std::fs::remove_dir(at("directory")).unwrap();
+        assert_eq!(names(), before);
     }
 }
