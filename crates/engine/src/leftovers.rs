@@ -13,7 +13,7 @@ use types::ContainerId;
 use crate::{
     Engine,
     builds::CONTEXT_PREFIX,
-    container::{CONTAINER_LABEL, Container, dir_of},
+    container::{CONTAINER_LABEL, Container, dir_of, snapshot_labels},
     error::chain,
     util::blocking,
 };
@@ -48,6 +48,33 @@ impl Engine {
         }
     }
 
+    /// Removes from the store the containers of this engine that it has no directory for: a power cut
+    /// undid their removal there, and not here.
+    pub(crate) async fn remove_orphaned_containers(&self) {
+        let filters = [format!("labels.\"{CONTAINER_LABEL}\"")];
+        let containers = match self.services.containers.list(&filters).await {
+            Ok(containers) => containers,
+            Err(error) => {
+                tracing::warn!(%error, "the store's containers were not looked through");
+                return;
+            }
+        };
+        for container in containers {
+            let Ok(id) = container.id.parse::<ContainerId>() else { continue };
+            let dir = dir_of(&self.config.data_root, &id);
+            let gone = std::fs::symlink_metadata(&dir)
+                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if !gone || container.labels.get(CONTAINER_LABEL) != Some(&container.id) {
+                continue;
+            }
+            tracing::info!(container = %id, "what the store has of a container that is gone is removed");
+            self.undo_task(&ProcessId::init(id.as_str())).await;
+            if let Err(error) = self.services.containers.delete(id.as_str()).await {
+                tracing::warn!(container = %id, %error, "the store's record of a container stays");
+            }
+        }
+    }
+
     /// Removes containers' snapshots that neither this engine nor the store has a container for. The
     /// store does not collect them.
     pub(crate) async fn remove_orphaned_snapshots(&self) {
@@ -72,6 +99,39 @@ impl Engine {
             tracing::info!(container = %id, "the snapshot of a container that is gone is removed");
             if let Err(error) = self.services.snapshots.remove(id.as_str()).await {
                 tracing::warn!(container = %id, %error, "a snapshot stays");
+            }
+        }
+    }
+
+    /// Makes writable layers anew for containers that have none: their own record is on the disk when
+    /// they are created, the store's of their snapshot a second later, and a power cut can come in
+    /// between. What was written in that second is lost with it.
+    pub(crate) async fn renew_snapshots(&self, containers: &[Arc<Container>]) {
+        for container in containers {
+            let record = container.snapshot();
+            let id = record.id.as_str();
+            let missing = self.services.snapshots.stat(id).await;
+            // Those that go with their run have gone.
+            if record.host_config.auto_remove || !missing.is_err_and(|error| error.is_not_found()) {
+                continue;
+            }
+            // Layers are made of their blobs at the first use, and may have gone with it.
+            let extras = &self.services.extras;
+            let unpacked = extras.unpack(&record.image.manifest, None).await;
+            let parent = record.image.parent.as_ref().map(ToString::to_string);
+            let labels = snapshot_labels(&record.id);
+            let prepared = match unpacked {
+                Ok(_) => self.services.snapshots.prepare(id, parent.as_deref(), labels).await,
+                Err(error) => Err(error),
+            };
+            match prepared {
+                Ok(_) => tracing::warn!(
+                    container = id,
+                    "the writable layer was lost, as by a power cut just after the container's creation; it is empty now"
+                ),
+                Err(error) => {
+                    tracing::warn!(container = id, %error, "the writable layer is lost");
+                }
             }
         }
     }

@@ -233,6 +233,7 @@ impl Engine {
                 }
             }
         }
+        self.renew_snapshots(&loaded).await;
         let mut ports = Vec::new();
         let mut ended = Vec::new();
         for container in &loaded {
@@ -249,6 +250,7 @@ impl Engine {
             }
         }
         self.remove_stale_namespaces(&loaded).await;
+        self.remove_orphaned_containers().await;
         self.remove_orphaned_snapshots().await;
         self.settle_volumes().await;
         self.networks.assert_rules(ports)?;

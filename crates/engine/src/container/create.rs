@@ -104,11 +104,7 @@ impl Engine {
             new.mounts = mounts;
             make_dir_mode(&dir, 0o710)?;
             let record = Record::new(new);
-            let mut labels = Labels::from([
-                (CONTAINER_LABEL.into(), id.to_string()),
-                // The engine alone removes it, with its own record.
-                (GC_ROOT.into(), rfc3339(Some(Timestamp::now()))),
-            ]);
+            let mut labels = snapshot_labels(&id);
             if record.host_config.auto_remove {
                 labels.insert(VOLATILE.into(), "true".into());
             }
@@ -437,6 +433,15 @@ pub(super) fn check_restart_policy(policy: &api_types::RestartPolicy) -> Result<
             "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
         ))),
     }
+}
+
+/// Labels of a container's snapshot.
+pub(crate) fn snapshot_labels(id: &ContainerId) -> Labels {
+    Labels::from([
+        (CONTAINER_LABEL.into(), id.to_string()),
+        // The engine alone removes it, with its own record.
+        (GC_ROOT.into(), rfc3339(Some(Timestamp::now()))),
+    ])
 }
 
 fn remove_dir(dir: &std::path::Path) {

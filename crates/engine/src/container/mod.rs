@@ -45,7 +45,7 @@ pub use archive::{ArchivePut, PathTar};
 pub use attach::{AttachOptions, AttachSession, Input, Output};
 pub(crate) use attach::{session, wanted_outputs};
 pub use create::Created;
-pub(crate) use create::{CONTAINER_LABEL, ImageForContainer, attachment};
+pub(crate) use create::{CONTAINER_LABEL, ImageForContainer, attachment, snapshot_labels};
 pub(crate) use exec::Exec;
 pub(crate) use exit::wants_restart;
 pub(crate) use files::host_name;

@@ -294,6 +294,17 @@ impl Record {
         self.write(&dir.join(RECORD_FILE), self, durability)
     }
 
+    /// Takes back that there is such a container: what is left of it goes at the next start, if not now.
+    pub(crate) fn forget(dir: &Path) -> Result<()> {
+        let file = dir.join(RECORD_FILE);
+        match faults::write("record.forget").and_then(|()| std::fs::remove_file(&file)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &file, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Writes what differs from `before`, which is what the files have.
     pub(crate) fn save_changes(&self, before: &Self, dir: &Path) -> Result<()> {
         if !self.same_definition(before) {

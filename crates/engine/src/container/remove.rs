@@ -3,7 +3,12 @@ use std::sync::Arc;
 use api_types::{ContainersPruneReport, Filters, Map};
 use store_api::ProcessId;
 
-use super::{Container, record::Status, signal::SIGKILL, stop::wait_stopped};
+use super::{
+    Container,
+    record::{Record, Status},
+    signal::SIGKILL,
+    stop::wait_stopped,
+};
 use crate::{
     Engine, Error, Result,
     util::{blocking, parse_time, unix_nanos},
@@ -126,6 +131,11 @@ impl Engine {
         container.rootfs.settle("removed").await?;
         let record = container.snapshot();
         let id = record.id.as_str();
+        // First, and durable before the store forgets its part: else a power cut could bring it back
+        // without what it wrote.
+        let dir = container.dir.clone();
+        blocking(move || Record::forget(&dir)).await?;
+        faults::pass("remove.forgotten");
         let mut failed = Vec::new();
         let mut note = |result: store_api::Result<()>| match result {
             Err(error) if !error.is_not_found() => failed.push(error.message),

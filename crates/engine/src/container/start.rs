@@ -258,13 +258,14 @@ impl Engine {
         let value = serde_json::to_vec(spec)
             .map_err(|e| Error::internal(format!("encode specification of {}: {e}", record.id)))?;
         let now = Timestamp::now();
+        let mut labels =
+            store_api::Labels::from([(super::CONTAINER_LABEL.into(), record.id.to_string())]);
+        if volatile {
+            labels.insert("gantry.io/volatile".into(), "true".into());
+        }
         let container = store_api::Container {
             id: record.id.to_string(),
-            labels: if volatile {
-                store_api::Labels::from([("gantry.io/volatile".into(), "true".into())])
-            } else {
-                store_api::Labels::new()
-            },
+            labels,
             image: record.config.image.clone(),
             runtime: RuntimeInfo { name: "io.containerd.gantry.v2".into(), options: None },
             spec: Some(Any { type_url: SPEC_URL.into(), value: Bytes::from(value) }),

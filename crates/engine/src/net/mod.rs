@@ -216,6 +216,7 @@ impl Networks {
         for entry in entries.flatten() {
             let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "json") {
+                self.remove_temporary(&path);
                 continue;
             }
             let loaded =
@@ -366,6 +367,15 @@ impl Networks {
             return self.namespace_path(engine, &other);
         }
         Ok(Some(self.namespace_file(engine, record)))
+    }
+
+    /// A record that was being written when the power went.
+    fn remove_temporary(&self, path: &Path) {
+        if path.extension().is_some_and(|extension| extension == "new")
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(file = %path.display(), %error, "a temporary file stays");
+        }
     }
 
     fn save(&self, network: &Network) -> Result<()> {

@@ -24,6 +24,8 @@ use crate::{
 
 /// An ingest that nobody touched for this long is garbage (containerd's rule).
 const EXPIRES: Duration = Duration::from_secs(24 * 3600);
+/// Beginning of the references of writes that nobody can go on with.
+const ANONYMOUS: &str = "gantry-anonymous-";
 /// Bytes of an ingest's reference.
 const REFERENCE_BYTES: usize = 4096;
 
@@ -179,11 +181,11 @@ impl Core {
         let mut ingests = lock(&self.ingests.0);
         for entry in entries.filter_map(|entry| entry.ok()) {
             match load(&entry.path()) {
-                Some(ingest) => {
+                Some(ingest) if !ingest.meta.reference.starts_with(ANONYMOUS) => {
                     let key = (ingest.meta.namespace.clone(), ingest.meta.reference.clone());
                     ingests.insert(key, Arc::new(Mutex::new(ingest)));
                 }
-                None => remove_directory(&entry.path()),
+                _ => remove_directory(&entry.path()),
             }
         }
         Ok(())
@@ -371,7 +373,7 @@ impl Core {
 
     /// A write by the store itself, under a name of its own.
     pub(crate) fn ingest_anonymous(&self, ns: &str) -> Result<IngestWriter<'_>> {
-        self.ingest_named(ns, &format!("gantry-{}", crate::random_name()))
+        self.ingest_named(ns, &format!("{ANONYMOUS}{}", crate::random_name()))
     }
 
     /// A write of content with a known digest.
@@ -380,7 +382,7 @@ impl Core {
         ns: &str,
         digest: &Digest,
     ) -> Result<IngestWriter<'_>> {
-        self.ingest_as(ns, &format!("gantry-{}", crate::random_name()), Some(digest.clone()))
+        self.ingest_as(ns, &format!("{ANONYMOUS}{}", crate::random_name()), Some(digest.clone()))
     }
 
     /// The same under a given name; whatever an earlier run left there is overwritten.

@@ -133,6 +133,8 @@ pub(crate) struct Db {
     flusher: Mutex<FlusherState>,
     wake: Condvar,
     records: records::Records,
+    /// Files have changed that have to be durable before what the next flush commits.
+    files_first: AtomicBool,
     /// No fsync at all, for tests that only look at behaviour.
     unsynced: AtomicBool,
 }
@@ -192,6 +194,7 @@ impl Db {
             flusher: Mutex::new(FlusherState::default()),
             wake: Condvar::new(),
             records: records::Records::new(root),
+            files_first: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
         }
     }
@@ -331,14 +334,11 @@ impl Db {
             let full = lock(&self.writer).as_ref().is_some_and(Journal::is_full);
             return if full { self.rewrite_journal() } else { Ok(()) };
         }
-        let mut sync_files = false;
-        for ((table, key), pending) in &batch {
-            self.records.write(*table, key, pending.value.as_deref())?;
-            sync_files |= pending.value.is_some()
-                && matches!(table, Table::Content | Table::Snapshots | Table::Images);
-        }
-        if sync_files && !self.unsynced.load(Ordering::Relaxed) {
-            self.records.sync()?;
+        // After the batch was taken: a flush that has seen this for another one syncs after it was said.
+        let files_first = self.files_first.swap(false, Ordering::SeqCst);
+        if let Err(error) = self.write_files(&batch, files_first) {
+            self.files_first.fetch_or(files_first, Ordering::SeqCst);
+            return Err(error);
         }
         faults::pass("db.synced");
         if let Err(error) = self.commit_main(&batch) {
@@ -346,6 +346,11 @@ impl Db {
             return Err(error);
         }
         faults::pass("db.committed");
+        // Not before: a power cut in between would leave a record without its file. A file without a
+        // record goes at the next start.
+        for ((table, key), _) in batch.iter().filter(|(_, pending)| pending.value.is_none()) {
+            self.records.write(*table, key, None)?;
+        }
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
         for (key, flushed) in batch {
             if overlay.entries.get(&key).is_some_and(|p| p.sequence == flushed.sequence) {
@@ -354,6 +359,20 @@ impl Db {
         }
         drop(overlay);
         self.rewrite_journal()
+    }
+
+    /// Writes the files of the records that a batch puts; all files are durable where they, or what the
+    /// records speak of, have to be.
+    fn write_files(&self, batch: &[(Key, Pending)], files_first: bool) -> Result<()> {
+        let mut sync = files_first;
+        for ((table, key), pending) in batch.iter().filter(|(_, pending)| pending.value.is_some()) {
+            self.records.write(*table, key, pending.value.as_deref())?;
+            sync |= matches!(table, Table::Content | Table::Snapshots | Table::Images);
+        }
+        if sync && !self.unsynced.load(Ordering::Relaxed) {
+            self.records.sync()?;
+        }
+        Ok(())
     }
 
     fn commit_main(&self, batch: &[(Key, Pending)]) -> Result<()> {
@@ -390,6 +409,12 @@ impl Db {
             })
             .collect();
         journal.as_mut().map_or(Ok(()), |journal| journal.rewrite(&rest))
+    }
+
+    /// What has happened to files below the root, and beside it, is durable before any write that follows
+    /// this: redb's own sync says nothing of other files.
+    pub(crate) fn files_first(&self) {
+        self.files_first.store(true, Ordering::SeqCst);
     }
 
     /// Makes durable what was written to files below the root, whatever records say.

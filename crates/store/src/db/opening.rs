@@ -32,6 +32,12 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
     match create(&path) {
         Ok(main) if is_rebuilding(root) => Ok((main, Opened::Created)),
         Ok(main) => Ok((main, Opened::Existing)),
+        // The power went while it was made: there is nothing in it to be looked at.
+        Err(error) if is_damage(&error) && is_rebuilding(root) => {
+            std::fs::remove_file(&path)
+                .map_err(Error::io("remove the unfinished database", &path))?;
+            Ok((create(&path).map_err(Error::db("create"))?, Opened::Created))
+        }
         Err(error) if is_damage(&error) => {
             mark(root, &marker)?;
             let aside = move_aside(&path)?;

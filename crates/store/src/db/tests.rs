@@ -241,6 +241,24 @@ fn unfinished_until_it_is_said() {
     assert_eq!(ground.open(), Opened::Created);
 }
 
+/// A database that a power cut left half made is made anew; a damaged one is kept.
+#[test]
+fn half_made() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Now, "k", 1);
+    let root = ground.directory.path().join("root");
+    let mut aside = |ground: &mut Ground| {
+        ground.db = None;
+        std::fs::write(root.join("meta.db"), vec![7; 1 << 20]).unwrap();
+        assert_eq!(ground.open(), Opened::Created);
+        let names = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("meta.damaged-")).count()
+    };
+    assert_eq!(aside(&mut ground), 0, "its making had not ended");
+    super::finish_rebuild(&root).unwrap();
+    assert_eq!(aside(&mut ground), 1);
+}
+
 /// Records that are never flushed do not make the journal grow without end.
 #[test]
 fn journal_of_ephemeral_records_is_bounded() {

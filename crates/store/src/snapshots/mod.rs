@@ -364,6 +364,10 @@ impl Core {
     }
 
     pub(crate) fn snapshot_remove(&self, ns: &str, key: &str) -> Result<()> {
+        if self.snapshot_record(ns, key)?.durable() != Durable::Ephemeral {
+            // Its user's own record has gone, and may not come back without it.
+            self.db.files_first();
+        }
         let record = self.db.write(Durable::Soon, |tx| {
             let record: SnapshotRecord = tx
                 .get(Table::Snapshots, ns, key)?
