@@ -137,7 +137,7 @@ command!(
     "Show what each layer brings, and what would shrink the image"
 );
 command!(LOAD = "load", "[OPTIONS]", NoArgs, transfer::load, &[imf::IMAGE_LOAD],
-    "Load images from a tar archive or STDIN", also: &["image load", "load"]);
+    "Load images from a tar archive, an OCI image layout or STDIN", also: &["image load", "load"]);
 command!(IMAGES = "ls", "[OPTIONS] [REPOSITORY[:TAG]]", AtMost(1), image::ls, &[imf::IMAGE_LS],
     "List images", aliases: &["list"], also: &["image ls", "image list", "images"]);
 command!(
@@ -155,7 +155,15 @@ command!(PUSH = "push", "[OPTIONS] NAME[:TAG]", Exact(1), pull::push, &[imf::IMA
 command!(RMI = "rm", "[OPTIONS] IMAGE [IMAGE...]", AtLeast(1), image::rm, &[imf::IMAGE_RM],
     "Remove images", aliases: &["remove"], also: &["image rm", "image remove", "rmi"]);
 command!(SAVE = "save", "[OPTIONS] IMAGE [IMAGE...]", AtLeast(1), transfer::save, &[imf::IMAGE_SAVE],
-    "Save images to a tar archive (STDOUT by default)", also: &["image save", "save"]);
+    "Save images to a tar archive (STDOUT by default) or an OCI image layout", also: &["image save", "save"]);
+command!(
+    IMAGE_SQUASH = "squash",
+    "[OPTIONS] IMAGE",
+    Exact(1),
+    image::squash,
+    &[imf::IMAGE_SQUASH],
+    "Make an image with fewer layers out of one that is stored"
+);
 command!(TAG = "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", Exact(2), image::tag, &[],
     "Give an image a further name", also: &["image tag", "tag"]);
 command!(
@@ -451,6 +459,7 @@ pub(crate) static GROUPS: &[Group] = &[
             &PUSH,
             &RMI,
             &SAVE,
+            &IMAGE_SQUASH,
             &TAG,
         ],
     },

@@ -26,7 +26,7 @@ pub use client::{Client, Hijacked, Options, Ping, Query, Request};
 pub use conn::{Endpoint, HostError, Lookup};
 pub use containers::{AttachOptions, LogsOptions, StartExec};
 pub use error::Error;
-pub use images::{CommitOptions, ImportOptions};
+pub use images::{CommitOptions, ImportOptions, SquashOptions};
 pub use mux::{Channel, Demux, DemuxError};
 pub use stream::{ByteStream, JsonLines};
 pub use tls::{TlsFiles, TlsOptions};

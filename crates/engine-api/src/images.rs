@@ -1,16 +1,16 @@
 //! Images and builds.
 
-use api_types::BuildOptions;
+use api_types::{BuildOptions, IdResponse};
 use bytes::Bytes;
-use engine::Messages;
+use engine::{Messages, SquashOptions};
 use http::StatusCode;
 use serde_json::{Value, json};
 use types::{ErrorKind, ImageRef, Platform};
 
 use crate::{
-    body::{bytes_reply, ok, stream},
+    body::{bytes_reply, json as json_reply, ok, stream},
     error::{ApiError, Reply, empty},
-    request::{Context, parse_platform},
+    request::Context,
     route::Route,
     server::misrouted,
 };
@@ -42,6 +42,7 @@ pub(crate) async fn dispatch(route: Route, context: &mut Context) -> Reply {
             let platform = context.query.platform()?;
             ok(&engine.image_history(&context.name, platform.as_ref()).await?)
         }
+        Route::ImageSquash => squash(context).await,
         // An extension: docker has no such call.
         Route::ImageLayers => {
             let platform = context.query.platform()?;
@@ -221,17 +222,25 @@ async fn save(route: Route, context: &Context) -> Reply {
     if names.is_empty() {
         return Err(ApiError::bad("names of images are needed"));
     }
-    let tar = context.engine.image_save(&names, context.query.platform()?).await?;
+    let tar = context.engine.image_save(&names, context.query.platforms()?).await?;
     Ok(bytes_reply("application/x-tar", tar))
 }
 
+/// An extension: docker has no such call.
+async fn squash(context: &Context) -> Reply {
+    let query = &context.query;
+    let options = SquashOptions {
+        tag: query.get("t").into(),
+        from: query.get("from").into(),
+        platform: query.platform()?,
+        comment: query.get("comment").into(),
+    };
+    let id = context.engine.image_squash(&context.name, options).await?.to_string();
+    json_reply(StatusCode::CREATED, &IdResponse { id })
+}
+
 async fn load(context: &mut Context) -> Reply {
-    let platforms: Vec<Platform> = context
-        .query
-        .all("platform")
-        .iter()
-        .map(|text| parse_platform(text))
-        .collect::<Result<_, _>>()?;
+    let platforms = context.query.platforms()?;
     let archive = context.upload();
     reply(context.engine.image_load(archive, platforms).await?).await
 }

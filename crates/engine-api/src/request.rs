@@ -85,6 +85,12 @@ impl Query {
         self.optional("platform").map(parse_platform).transpose()
     }
 
+    /// The same where there may be several.
+    pub(crate) fn platforms(&self) -> Result<Vec<Platform>, ApiError> {
+        let given = self.0.get("platform").into_iter().flatten();
+        given.filter(|text| !text.is_empty()).map(|text| parse_platform(text)).collect()
+    }
+
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().flat_map(|(key, values)| values.iter().map(|v| (key.as_str(), v.as_str())))
     }

@@ -54,7 +54,7 @@ use container::{Container, Registry, StartBy, record::Record, record::Status};
 pub use error::{Error, Result};
 use events::EventLog;
 pub use events::EventSubscription;
-pub use image::{CommitOptions, Failure, Messages};
+pub use image::{CommitOptions, Failure, Messages, SquashOptions};
 /// Bytes in flight between a client and the engine, and why they break off.
 pub use store_api::{ByteStream, Error as StreamError};
 use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};

@@ -129,7 +129,9 @@ pub struct ExportRequest {
     pub names: Vec<String>,
     /// Content without a record, by digest of manifest or index.
     pub targets: Vec<Digest>,
-    pub platform: Option<Platform>,
+    /// Of one its manifest goes out, of several the index with these platforms' content; empty: the index
+    /// with all that is here.
+    pub platforms: Vec<Platform>,
     /// docker's manifest.json and repositories beside the OCI layout.
     pub docker_compatible: bool,
 }

@@ -207,19 +207,15 @@ impl Work<'_> {
         if to.skip_non_distributable {
             return Err(unimplemented("skip_non_distributable of an ImageExportStream"));
         }
-        let mut platforms = to.platforms.into_iter();
-        let platform = match (platforms.next(), to.all_platforms) {
-            (_, true) => None,
-            (Some(platform), false) => Some(platform_in(platform)),
-            (None, false) => Some(Platform::host()),
+        let platforms = match (to.platforms, to.all_platforms) {
+            (_, true) => Vec::new(),
+            (given, false) if given.is_empty() => vec![Platform::host()],
+            (given, false) => given.into_iter().map(platform_in).collect(),
         };
-        if platforms.next().is_some() {
-            return Err(unimplemented("an export of some of several platforms"));
-        }
         let request = ExportRequest {
             names: whole_names(&from)?,
             targets: Vec::new(),
-            platform,
+            platforms,
             docker_compatible: !to.skip_compatibility_manifest,
         };
         let stream = self.context.streams.take(&self.services.namespace, &to.stream)?;

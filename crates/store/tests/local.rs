@@ -56,6 +56,7 @@ suite! {
     squashed: suite::transfer::squashed,
     foreign: suite::platforms::foreign,
     chosen: suite::platforms::chosen,
+    exported: suite::platforms::exported,
     squashed_index: suite::platforms::squashed,
     squashed_onto: suite::platforms::squashed_onto,
     analysed: suite::analysis::analysed,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use api_types::{HistoryItem, ImageSummary};
+use client::SquashOptions;
 
 use crate::commands::container::reclaimed;
 use crate::commands::{confirm_prune, ellipsis, list_format, prune_filters, short_id};
@@ -131,6 +132,17 @@ fn image_row(image: &ImageSummary, (repo, tag, digest): &Name, trunc: bool) -> R
         ("SharedSize", size(image.shared_size).into()),
         ("UniqueSize", size(unique).into()),
     ])
+}
+
+pub(crate) async fn squash(ctx: &Ctx, m: Matches) -> Result<()> {
+    let options = SquashOptions {
+        tag: m.string("tag"),
+        from: m.string("from"),
+        platform: m.string("platform"),
+        comment: m.string("message"),
+    };
+    let id = ctx.client()?.image_squash(&m.args[0], &options).await?;
+    ctx.line(&id)
 }
 
 pub(crate) async fn tag(ctx: &Ctx, m: Matches) -> Result<()> {

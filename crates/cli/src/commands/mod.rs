@@ -11,6 +11,7 @@ pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod layers;
+pub(crate) mod layout;
 pub(crate) mod login;
 pub(crate) mod network;
 pub(crate) mod ps;

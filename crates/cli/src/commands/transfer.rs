@@ -9,6 +9,7 @@ use client::{Body, ByteStream, ImportOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use crate::commands::layout;
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::flags::Matches;
@@ -125,11 +126,29 @@ pub(crate) async fn export(ctx: &Ctx, m: Matches) -> Result<()> {
 pub(crate) async fn save(ctx: &Ctx, m: Matches) -> Result<()> {
     let client = ctx.client()?;
     let platforms = m.slice("platform");
-    write_out(ctx, &m, client.image_save(&m.args, &platforms)).await
+    let archive = client.image_save(&m.args, &platforms);
+    match m.text("format") {
+        // One archive is both.
+        "" | "docker-archive" | "oci-archive" => write_out(ctx, &m, archive).await,
+        "oci-dir" => match m.text("output") {
+            "" => Err("--format oci-dir needs a directory to write to: -o DIRECTORY".into()),
+            path => layout::write(archive, Path::new(path)).await,
+        },
+        other => Err(Error::Invalid(format!(
+            "unknown format {other:?}: docker-archive, oci-archive (the same archive is both) or oci-dir"
+        ))),
+    }
 }
 
 pub(crate) async fn load(ctx: &Ctx, m: Matches) -> Result<()> {
     let body = match m.given("input") {
+        Some(path) if Path::new(path).is_dir() => {
+            let layout = layout::open(Path::new(path))?;
+            if let Some(text) = layout.left_out() {
+                ctx.note(&text);
+            }
+            layout.body()
+        }
         Some(path) => {
             let path = Path::new(path);
             reader_body(File::open(path).map_err(Error::file("open", path))?)

@@ -81,7 +81,12 @@ pub(crate) static IMAGE_LAYERS: &[Flag] = &[
 ];
 
 pub(crate) static IMAGE_LOAD: &[Flag] = &[
-    Flag::new("input", Kind::Str, "Read from a tar file instead of STDIN").short('i'),
+    Flag::new(
+        "input",
+        Kind::Str,
+        "Read from a tar file, or the directory of an OCI image layout, instead of STDIN",
+    )
+    .short('i'),
     Flag::new("platform", Kind::Slice, "Platform to use, if the image has several").api(48),
     Flag::new("quiet", Kind::Bool, "Do not show progress").short('q'),
 ];
@@ -134,9 +139,24 @@ pub(crate) static IMAGE_RM: &[Flag] = &[
     Flag::new("platform", Kind::Slice, "Remove one platform only").api(50),
 ];
 
+/// `--format` is not a flag of docker's.
 pub(crate) static IMAGE_SAVE: &[Flag] = &[
-    Flag::new("output", Kind::Str, "Write to a file instead of STDOUT").short('o'),
+    Flag::new(
+        "format",
+        Kind::Str,
+        "docker-archive and oci-archive (one archive that is both), or oci-dir (a directory)",
+    )
+    .default("docker-archive"),
+    Flag::new("output", Kind::Str, "Write to a file or directory instead of STDOUT").short('o'),
     Flag::new("platform", Kind::Slice, "Platform to use, if the image has several").api(48),
+];
+
+/// Not a command of docker's.
+pub(crate) static IMAGE_SQUASH: &[Flag] = &[
+    Flag::new("from", Kind::Str, "Keep the layers of this image, and merge those above it"),
+    Flag::new("message", Kind::Str, "Comment of the entry in the history").short('m'),
+    Flag::new("platform", Kind::Str, "Squash one platform only, if the image has several"),
+    Flag::new("tag", Kind::Str, "Name and optional tag of the new image (\"name:tag\")").short('t'),
 ];
 
 pub(crate) static BUILDER_PRUNE: &[Flag] = &[

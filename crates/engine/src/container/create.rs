@@ -50,8 +50,9 @@ impl Engine {
         merge::validate(&config)?;
         validate::conflicts(&config, &host_config)?;
         validate::health(&config)?;
-        let warnings = self.check_host_config(&mut host_config)?;
+        let mut warnings = self.check_host_config(&mut host_config)?;
         let found = self.image_for_container(&config.image, platform.as_ref()).await?;
+        warnings.extend(found.warning);
         merge::merge(&mut config, &found.config);
         let image = found.image;
         let no_command =
@@ -454,6 +455,8 @@ fn remove_dir(dir: &std::path::Path) {
 
 /// What creating a container needs to know of its image.
 pub(crate) struct ImageForContainer {
+    /// What the client is told of it.
+    pub(crate) warning: Option<String>,
     pub(crate) image: ImageUse,
     pub(crate) config: api_types::ImageConfig,
 }

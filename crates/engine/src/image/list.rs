@@ -88,7 +88,7 @@ impl Engine {
         let mut images = Vec::new();
         let mut users: BTreeMap<Digest, (u64, usize)> = BTreeMap::new();
         for known in self.known_images().await?.into_values() {
-            let found = self.services.extras.resolve_image(&known.target, None).await;
+            let found = self.resolve_any(&known.target, None).await;
             let Ok(unpacked) = found else { continue };
             for (chain, layer) in unpacked.chain_ids.iter().zip(&unpacked.layers) {
                 if let Some((_, users)) = users.get_mut(chain) {
@@ -126,7 +126,7 @@ impl Engine {
         known: &Known,
         platform: Option<&Platform>,
     ) -> (Option<UnpackedImage>, OciConfig) {
-        let unpacked = self.services.extras.resolve_image(&known.target, platform).await.ok();
+        let unpacked = self.resolve_any(&known.target, platform).await.ok();
         let config = match &unpacked {
             Some(unpacked) => self.read_config(&unpacked.config).await.unwrap_or_default(),
             None => OciConfig::default(),
@@ -150,10 +150,9 @@ impl Engine {
         platform: Option<&Platform>,
     ) -> Result<ImageInspect> {
         let known = self.find_image(name).await?;
-        let unpacked =
-            self.services.extras.resolve_image(&known.target, platform).await.map_err(|error| {
-                if error.is_not_found() { Error::no_such_image(name) } else { error.into() }
-            })?;
+        let unpacked = self.resolve_any(&known.target, platform).await.map_err(|error| {
+            if error.is_not_found() { Error::no_such_image(name) } else { error.into() }
+        })?;
         let config = self.read_config(&unpacked.config).await?;
         let comment = config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default();
         Ok(ImageInspect {
@@ -188,7 +187,7 @@ impl Engine {
         platform: Option<&Platform>,
     ) -> Result<Vec<HistoryItem>> {
         let known = self.find_image(name).await?;
-        let unpacked = self.services.extras.resolve_image(&known.target, platform).await?;
+        let unpacked = self.resolve_any(&known.target, platform).await?;
         let config = self.read_config(&unpacked.config).await?;
         let mut layers = unpacked.chain_ids.iter().zip(&unpacked.layers);
         let mut items = Vec::new();

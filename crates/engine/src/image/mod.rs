@@ -6,17 +6,20 @@ mod changes;
 mod commit;
 mod layers;
 mod list;
+mod platforms;
 mod remove;
+mod squash;
 mod transfer;
 
 use std::collections::BTreeMap;
 
 use api_types::{AuthConfig, ImageConfig};
 use serde::Deserialize;
-use store_api::{Descriptor, Image, ProxyAccess, RegistryAccess, Timestamp, UnpackedImage};
+use store_api::{Descriptor, Image, ProxyAccess, RegistryAccess, Timestamp};
 use types::{Digest, ImageRef, Platform, limits};
 
 pub use commit::CommitOptions;
+pub use squash::SquashOptions;
 pub use transfer::{Failure, Messages};
 pub(crate) use transfer::{MessageSender, Teller};
 
@@ -170,16 +173,10 @@ impl Engine {
             Err(error) if error.is_not_found() => self.embedded(text).await?.ok_or(error)?,
             Err(error) => return Err(error),
         };
-        let unpacked: UnpackedImage =
-            match self.services.extras.unpack(&known.target, platform).await {
-                // The index may be here without the platform that is wanted: docker pulls it then.
-                Err(error) if error.is_not_found() && platform.is_some() => {
-                    return Err(Error::no_such_image(text));
-                }
-                other => other?,
-            };
+        let unpacked = self.unpack_for(text, &known.target, platform).await?;
         let config = self.read_config(&unpacked.config).await?;
         Ok(ImageForContainer {
+            warning: platforms::warning(&config, platform),
             image: ImageUse {
                 id: known.target.digest.clone(),
                 target: known.target,

@@ -459,10 +459,10 @@ impl Engine {
     pub async fn image_save(
         self: &Arc<Self>,
         names: &[String],
-        platform: Option<Platform>,
+        platforms: Vec<Platform>,
     ) -> Result<ByteStream> {
         let mut request =
-            ExportRequest { platform, docker_compatible: true, ..ExportRequest::default() };
+            ExportRequest { platforms, docker_compatible: true, ..ExportRequest::default() };
         for name in names {
             let known: Known = self.find_image(name).await?;
             let wanted = name.parse::<ImageRef>().ok();

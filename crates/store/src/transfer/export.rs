@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read},
 };
 
@@ -7,7 +7,7 @@ use archive::{Entry, Kind, TarWriter};
 use serde_json::{Value, json};
 use store_api::{ByteStream, Descriptor, ExportRequest, ResourceKind, Result, media_type};
 use tokio::sync::mpsc;
-use types::{Digest, ImageRef};
+use types::{Digest, ImageRef, Platform};
 
 use super::import::REF_NAME;
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result as CoreResult},
     guard::Pins,
     manifest::Document,
+    platforms::{best_here, fits, not_here},
     streams::StreamWriter,
 };
 
@@ -79,11 +80,11 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
     for (mut target, mut names) in named.into_values() {
         names.sort();
         names.dedup();
-        if let Some(platform) = &request.platform {
-            target = core.choose_manifest(ns, &target, Some(platform))?.0;
-        }
-        if collect((core, ns), &target, &mut plan.blobs, &plan.pins, 0)? == 0 {
-            return Err(Error::not_found("content of image", &target.digest));
+        let unwanted = chosen(core, ns, &mut target, &request.platforms)?;
+        let of = Collect { core, ns, pins: &plan.pins, unwanted: &unwanted };
+        if of.add(&target, &mut plan.blobs, 0)? == 0 {
+            let images = core.platforms_of(ns, &target)?;
+            return Err(not_here(&target, None, &images));
         }
         describe(core, ns, &target, &names, request, &mut plan)?;
         plan.images.push((target, names));
@@ -91,50 +92,93 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
     Ok(plan)
 }
 
-/// Adds a document and what it names; answers how many whole images are below. Of an index those
-/// count whose content is here.
-fn collect(
-    (core, ns): (&Core, &str),
-    descriptor: &Descriptor,
-    blobs: &mut BTreeMap<Digest, u64>,
-    pins: &Pins,
-    level: usize,
-) -> CoreResult<usize> {
-    if level > 4 {
-        return Err(Error::invalid(format!("index {}: nested too deep", descriptor.digest)));
+/// Leaves of an image what is for the wanted platforms: of one its manifest, of several the manifests of the
+/// index that are not among them are the answer.
+fn chosen(
+    core: &Core,
+    ns: &str,
+    target: &mut Descriptor,
+    wanted: &[Platform],
+) -> CoreResult<BTreeSet<Digest>> {
+    let mut unwanted = BTreeSet::new();
+    if wanted.is_empty() {
+        return Ok(unwanted);
     }
-    pins.add(ResourceKind::Content, &descriptor.digest);
-    let document = core.document(ns, descriptor)?;
-    let mut own = BTreeMap::from([(descriptor.digest.clone(), descriptor.size)]);
-    let mut images = 0;
-    match &document {
-        Document::Index(index) => {
-            for entry in &index.manifests {
-                pins.add(ResourceKind::Content, &entry.digest);
-                if core.has_content(ns, &entry.digest)? {
-                    images += collect((core, ns), entry, &mut own, pins, level + 1)?;
-                }
-            }
+    let images = core.platforms_of(ns, target)?;
+    let mut best = None;
+    for platform in wanted {
+        best = best_here(&images, Some(platform));
+        if best.is_none() {
+            return Err(not_here(target, Some(platform), &images));
         }
-        Document::Manifest(_) => {
-            for child in document.children() {
-                pins.add(ResourceKind::Content, &child.digest);
-                if !core.has_content(ns, &child.digest)? {
-                    if level == 0 {
-                        return Err(Error::not_found("content", &child.digest));
+    }
+    match (wanted, best) {
+        ([_], Some(only)) => *target = only.manifest.clone(),
+        _ => {
+            let others =
+                images.iter().filter(|image| !wanted.iter().any(|platform| fits(image, platform)));
+            unwanted.extend(others.map(|image| image.manifest.digest.clone()));
+        }
+    }
+    Ok(unwanted)
+}
+
+/// What is gone through to find what an image consists of.
+struct Collect<'a> {
+    core: &'a Core,
+    ns: &'a str,
+    /// What was found stays while they live.
+    pins: &'a Pins,
+    /// Manifests that are left out.
+    unwanted: &'a BTreeSet<Digest>,
+}
+
+impl Collect<'_> {
+    /// Adds a document and what it names; answers how many whole images are below. Of an index those
+    /// count whose content is here.
+    fn add(
+        &self,
+        descriptor: &Descriptor,
+        blobs: &mut BTreeMap<Digest, u64>,
+        level: usize,
+    ) -> CoreResult<usize> {
+        if level > 4 {
+            return Err(Error::invalid(format!("index {}: nested too deep", descriptor.digest)));
+        }
+        let Self { core, ns, pins, unwanted } = self;
+        pins.add(ResourceKind::Content, &descriptor.digest);
+        let document = core.document(ns, descriptor)?;
+        let mut own = BTreeMap::from([(descriptor.digest.clone(), descriptor.size)]);
+        let mut images = 0;
+        match &document {
+            Document::Index(index) => {
+                for entry in &index.manifests {
+                    pins.add(ResourceKind::Content, &entry.digest);
+                    if !unwanted.contains(&entry.digest) && core.has_content(ns, &entry.digest)? {
+                        images += self.add(entry, &mut own, level + 1)?;
                     }
-                    // Another platform's, of which only the manifest is here.
-                    return Ok(0);
                 }
-                own.insert(child.digest.clone(), child.size);
             }
-            images = 1;
+            Document::Manifest(_) => {
+                for child in document.children() {
+                    pins.add(ResourceKind::Content, &child.digest);
+                    if !core.has_content(ns, &child.digest)? {
+                        if level == 0 {
+                            return Err(Error::not_found("content", &child.digest));
+                        }
+                        // Another platform's, of which only the manifest is here.
+                        return Ok(0);
+                    }
+                    own.insert(child.digest.clone(), child.size);
+                }
+                images = 1;
+            }
         }
+        if images > 0 {
+            blobs.extend(own);
+        }
+        Ok(images)
     }
-    if images > 0 {
-        blobs.extend(own);
-    }
-    Ok(images)
 }
 
 /// docker's own description of an image, where it has this machine's (or the wanted) platform.
@@ -146,7 +190,8 @@ fn describe(
     request: &ExportRequest,
     plan: &mut Plan,
 ) -> CoreResult<()> {
-    let image = match core.resolve_image(ns, target, request.platform.as_ref()) {
+    // Of an index docker knows this machine's image, or the first of those that were wanted.
+    let image = match core.resolve_image(ns, target, request.platforms.first()) {
         Err(error) if error.is_not_found() => return Ok(()),
         other => other?,
     };
@@ -184,7 +229,8 @@ impl Core {
         target: &Descriptor,
         pins: &Pins,
     ) -> CoreResult<usize> {
-        match collect((self, ns), target, &mut BTreeMap::new(), pins, 0) {
+        let of = Collect { core: self, ns, pins, unwanted: &BTreeSet::new() };
+        match of.add(target, &mut BTreeMap::new(), 0) {
             Err(error) if error.is_not_found() => Ok(0),
             other => other,
         }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use store_api::{
-    Descriptor, ImagePlatform, ImportRequest, Imported, Services, SquashBase, SquashRequest,
+    Descriptor, ExportRequest, ImagePlatform, ImportRequest, Imported, Services, SquashBase,
+    SquashRequest,
 };
 use testkit::{
     fixtures::{
@@ -17,7 +18,7 @@ use types::{ErrorKind, Platform};
 
 use super::{
     assert_kind, get,
-    transfer::{image, shown, stream},
+    transfer::{collect, image, shown, stream},
 };
 
 /// Two that no test runs on.
@@ -295,4 +296,36 @@ pub async fn squashed_onto(services: &Services) {
     assert_says(outcome, ErrorKind::NotFound, &["not made for", FOREIGN[0]]);
     let alone = squash(&target, onto(&one), Some(&host()));
     services.extras.squash(alone).await.unwrap();
+}
+
+/// An archive holds what was asked for: one platform's manifest, or the index with some of its images.
+pub async fn exported(services: &Services) {
+    let made = Index::new(&[&host(), FOREIGN[0], FOREIGN[1]], &[]);
+    let name = name();
+    import_for(services, made.archive(&name), &[]).await.unwrap();
+    let export = async |platforms: &[&str]| {
+        let request = ExportRequest {
+            names: vec![name.clone()],
+            platforms: platforms.iter().map(|text| platform(text)).collect(),
+            docker_compatible: true,
+            ..ExportRequest::default()
+        };
+        Ok::<_, store_api::Error>(collect(services.transfer.export(request).await?).await.unwrap())
+    };
+    let has = |archive: &[u8], file: &str| {
+        archive.windows(file.len()).any(|window| window == file.as_bytes())
+    };
+    let holds = |archive: &[u8]| -> Vec<bool> {
+        let layer = |image: &Image| format!("blobs/sha256/{}", &digest(&image.layers[0].blob)[7..]);
+        made.images.iter().map(|(_, image)| has(archive, &layer(image))).collect()
+    };
+    assert_eq!(holds(&export(&[]).await.unwrap()), [true, true, true]);
+    let one = export(&FOREIGN[..1]).await.unwrap();
+    assert_eq!((holds(&one), has(&one, "\"made\"")), (vec![false, true, false], false));
+    let two = export(&[FOREIGN[1], &host()]).await.unwrap();
+    assert_eq!((holds(&two), has(&two, "\"made\"")), (vec![true, false, true], true));
+    let back = import_for(services, two, &[]).await.unwrap();
+    assert_eq!((back.len(), &back[0].name), (1, &name));
+    let lacking = export(&["linux/riscv64", &host()]).await;
+    assert_says(lacking, ErrorKind::NotFound, &["not made for linux/riscv64", FOREIGN[0]]);
 }

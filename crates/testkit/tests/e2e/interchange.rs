@@ -117,7 +117,7 @@ fn assert_same(ours: &str, theirs: &str, what: &str) {
 impl Ground<'_> {
     /// A script that has to succeed, with `$B`, `$P` as buildah's and podman's command lines. What podman
     /// remembers of registries has no option of its own: it gets a `/var/cache` of its own.
-    fn others(&self, script: &str) -> String {
+    pub(crate) fn others(&self, script: &str) -> String {
         let prepare = format!(
             "set -eu; mount -t tmpfs cache /var/cache; cd /run/tmp; B='buildah {STORAGE}'; \
              P='podman {STORAGE} --cgroup-manager=cgroupfs --events-backend=file --runtime=/usr/sbin/runc'\n"
@@ -132,14 +132,14 @@ impl Ground<'_> {
     }
 
     /// An image's root as a directory and as a tar, for others to work on.
-    fn rootfs(&self, image: &Busybox) {
+    pub(crate) fn rootfs(&self, image: &Busybox) {
         self.sandbox.write("/run/tmp/rootfs.tar", &image.rootfs).unwrap();
         let script =
             "mkdir -p rootfs && tar -C rootfs -xf rootfs.tar && tar -C rootfs -cf whole.tar .";
         self.others(script);
     }
 
-    fn read_marker(&self, image: &str, path: &str) -> String {
+    pub(crate) fn read_marker(&self, image: &str, path: &str) -> String {
         self.docker(&["run", "--rm", "--net=none", image, "cat", path])
     }
 }

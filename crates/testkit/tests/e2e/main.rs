@@ -14,6 +14,7 @@ mod engines;
 mod faults;
 mod ground;
 mod interchange;
+mod layouts;
 mod network;
 mod normalise;
 mod on_demand;

@@ -1,0 +1,542 @@
+//! OCI image layouts (image-spec 1.1 "Image Layout") as directories: `load -i DIR` and
+//! `save --format oci-dir -o DIR`. Docker's client reads and writes archives alone.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use archive::{Entry, Kind, Limits, TarReader, TarWriter};
+use bytes::Bytes;
+use client::{Body, ByteStream};
+use futures_util::StreamExt;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use tokio::sync::mpsc;
+use types::{Digest, Digester, limits};
+
+use crate::commands::transfer::writer_body;
+use crate::error::{Error, Result};
+
+/// Files of a layout at most: the engine reads no more of one archive.
+const FILES: usize = 16 << 10;
+/// Blobs that are named when they are left out; of more only the number is told.
+const NAMED: usize = 5;
+/// Pieces that wait for the disk.
+const QUEUE_CHUNKS: usize = 8;
+const COPY_BYTES: usize = 128 << 10;
+/// The files beside the blobs.
+const OWN: [&str; 2] = ["index.json", "oci-layout"];
+
+/// A layout that is to be sent.
+pub(crate) struct Layout {
+    root: OwnedFd,
+    path: PathBuf,
+    /// In the order in which they are sent, always the same.
+    files: Vec<String>,
+    /// What has no name of a blob and is left out.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// Looks what is in a layout. Links are not followed: a layout that somebody else made could lead to any
+/// file of who loads it.
+///
+/// # Errors
+/// For a directory that is no layout, and for links, devices and the like in it.
+pub(crate) fn open(path: &Path) -> Result<Layout> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| Error::file("open", path)(errno.into()))?;
+    let mut layout = Layout { root, path: path.to_owned(), files: Vec::new(), skipped: Vec::new() };
+    for name in OWN {
+        if !layout.has(name)? {
+            return Err(Error::Invalid(format!(
+                "{} is no OCI image layout: it has no {name} (other archives are read from a file, not from a directory)",
+                path.display()
+            )));
+        }
+        layout.files.push(name.to_owned());
+    }
+    for algorithm in layout.names("blobs")? {
+        let directory = format!("blobs/{algorithm}");
+        for hex in layout.names(&directory)? {
+            let file = format!("{directory}/{hex}");
+            if format!("{algorithm}:{hex}").parse::<Digest>().is_err() {
+                layout.skipped.push(file);
+            } else if layout.has(&file)? {
+                layout.files.push(file);
+            }
+            if layout.files.len() > FILES {
+                return Err(Error::Invalid(format!(
+                    "{} has more than {FILES} files",
+                    path.display()
+                )));
+            }
+        }
+    }
+    Ok(layout)
+}
+
+impl Layout {
+    /// Is there a file of this name?
+    fn has(&self, name: &str) -> Result<bool> {
+        let stat = match rustix::fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(Error::file("stat", &self.path.join(name))(errno.into())),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(true),
+            kind => Err(self.refused(name, kind)),
+        }
+    }
+
+    fn refused(&self, name: &str, kind: FileType) -> Error {
+        let what = match kind {
+            FileType::Symlink => "a symbolic link",
+            FileType::Directory => "a directory",
+            _ => "a device, socket or pipe",
+        };
+        let path = self.path.join(name);
+        Error::Invalid(format!(
+            "{} is {what}: of an OCI image layout only regular files are read (cp -rL makes a copy of it without links)",
+            path.display()
+        ))
+    }
+
+    /// What is in a directory below the root, sorted.
+    fn names(&self, directory: &str) -> Result<Vec<String>> {
+        let failed = |errno: rustix::io::Errno| {
+            Error::file("read", &self.path.join(directory))(errno.into())
+        };
+        let stat =
+            rustix::fs::statat(&self.root, directory, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {}
+            FileType::RegularFile => return Ok(Vec::new()),
+            kind => return Err(self.refused(directory, kind)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let open =
+            rustix::fs::openat(&self.root, directory, flags, Mode::empty()).map_err(failed)?;
+        let mut names = BTreeSet::new();
+        for entry in Dir::read_from(&open).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.insert(name);
+            }
+            if names.len() > FILES {
+                return Err(Error::Invalid(format!(
+                    "{} has more than {FILES} files",
+                    self.path.join(directory).display()
+                )));
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// What is told of files that are left out.
+    pub(crate) fn left_out(&self) -> Option<String> {
+        let names = self.skipped.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        match self.skipped.len() {
+            0 => None,
+            n if n <= NAMED => Some(format!("left out, since they are no blobs: {names}")),
+            n => Some(format!("left out, since they are no blobs: {names} and {} more", n - NAMED)),
+        }
+    }
+
+    /// The layout as a tar, with nothing of the files' owners, modes and times.
+    pub(crate) fn body(self) -> Body {
+        writer_body(move |writer| {
+            let mut tar = TarWriter::new(writer);
+            for name in &self.files {
+                let path = || self.path.join(name).display().to_string();
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                let file = rustix::fs::openat(&self.root, name.as_str(), flags, Mode::empty());
+                let file = File::from(file.map_err(|errno| named("open", path(), errno.into()))?);
+                let meta = file.metadata().map_err(|error| named("stat", path(), error))?;
+                if !meta.is_file() {
+                    let error = io::Error::other("it is no regular file any more");
+                    return Err(named("open", path(), error));
+                }
+                let mut entry = Entry::new(name.as_str(), Kind::File { sparse: None });
+                entry.size = meta.len();
+                tar.append(&entry, file.take(meta.len()))
+                    .map_err(|error| io::Error::other(format!("send {}: {error}", path())))?;
+            }
+            tar.finish().map(drop).map_err(io::Error::other)
+        })
+    }
+}
+
+fn named(op: &str, path: String, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{op} {path}: {}", crate::error::plain(&error)))
+}
+
+/// Writes the layout that an archive is, without docker's own files, to a directory that appears only
+/// when it is complete. A directory that is there must be empty.
+///
+/// # Errors
+/// Also when the archive is no layout (as dockerd before 25 saves), or a blob is not what it is called.
+pub(crate) async fn write(
+    archive: impl Future<Output = client::Result<ByteStream>>,
+    path: &Path,
+) -> Result<()> {
+    let target = Target::new(path)?;
+    let mut body = archive.await?;
+    let (queue, chunks) = mpsc::channel::<io::Result<Bytes>>(QUEUE_CHUNKS);
+    let worker = tokio::task::spawn_blocking(move || {
+        unpack(Chunks { queue: chunks, current: Bytes::new() }, &target.temporary)
+            .and_then(|()| target.finish())
+    });
+    while let Some(chunk) = body.next().await {
+        let (chunk, failed) = match chunk {
+            Ok(chunk) => (Ok(chunk), None),
+            // The reader stops there, and what it made goes away; this is why.
+            Err(error) => (Err(io::Error::other("the engine's answer broke off")), Some(error)),
+        };
+        let gone = queue.send(chunk).await.is_err();
+        if let Some(error) = failed {
+            drop(queue);
+            drop(worker.await);
+            return Err(error.into());
+        }
+        if gone {
+            break;
+        }
+    }
+    drop(queue);
+    worker.await.map_err(|error| Error::Invalid(format!("unpacking was given up: {error}")))?
+}
+
+/// The blocking end of a stream.
+struct Chunks {
+    queue: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.queue.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let n = out.len().min(self.current.len());
+        out[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}
+
+/// A directory beside the one that is wanted, which takes its place in the end.
+struct Target {
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl Target {
+    fn new(path: &Path) -> Result<Target> {
+        match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Error::Invalid(format!(
+                    "invalid output path: directory {:?} is not empty",
+                    path.display().to_string()
+                )));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("invalid output path", path)(error)),
+        }
+        // Also of `out/`, and of `.`, which has no name of its own.
+        let absolute = match path.canonicalize() {
+            Ok(path) => path,
+            Err(_) => {
+                std::path::absolute(path).map_err(Error::file("invalid output path", path))?
+            }
+        };
+        let Some(name) = absolute.file_name() else {
+            return Err(Error::Invalid(format!(
+                "invalid output path: {:?}",
+                path.display().to_string()
+            )));
+        };
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}", std::process::id()));
+        let temporary = absolute.with_file_name(hidden);
+        std::fs::create_dir(&temporary).map_err(Error::file("create", &temporary))?;
+        Ok(Target { path: absolute, temporary })
+    }
+
+    /// A directory that was there stays the same one. It becomes a layout with the last file.
+    fn finish(&self) -> Result<()> {
+        if !self.path.is_dir() {
+            return std::fs::rename(&self.temporary, &self.path)
+                .map_err(Error::file("rename", &self.temporary));
+        }
+        for name in ["blobs", "index.json", "oci-layout"] {
+            let from = self.temporary.join(name);
+            match std::fs::rename(&from, self.path.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::file("rename", &from)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // After a success it is not there any more.
+        drop(std::fs::remove_dir_all(&self.temporary));
+    }
+}
+
+/// Of an archive what belongs to a layout, under names that are made here and not by the archive.
+fn unpack(archive: impl Read, into: &Path) -> Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let root = rustix::fs::open(into, flags, Mode::empty())
+        .map_err(|errno| Error::file("open", into)(errno.into()))?;
+    let failed = |source| Error::Archive { op: "read the engine's archive", source };
+    let mut reader = TarReader::new(archive, Limits::default());
+    let mut seen = BTreeSet::new();
+    let mut index = Vec::new();
+    while let Some(entry) = reader.next_entry().map_err(failed)? {
+        let Kind::File { sparse: None } = entry.kind else { continue };
+        let path = entry.relative_path().map_err(failed)?;
+        let Some(name) = path.to_str() else { continue };
+        let digest = digest_of(name);
+        if digest.is_none() && !OWN.contains(&name) {
+            continue;
+        }
+        if seen.len() >= FILES {
+            return Err(Error::Invalid(format!("the archive has more than {FILES} files")));
+        }
+        if !seen.insert(name.to_owned()) {
+            return Err(Error::Invalid(format!("the archive has {name} twice")));
+        }
+        if name == OWN[0] {
+            let limit = u64::try_from(limits::MANIFEST_BYTES).unwrap_or(u64::MAX);
+            let read = reader.data().take(limit + 1).read_to_end(&mut index);
+            read.map_err(|source| Error::Stream { what: "read the engine's archive", source })?;
+            if index.len() > limits::MANIFEST_BYTES {
+                return Err(Error::Invalid(format!("the archive's {name} is too large")));
+            }
+            store(&root, into, name, None, index.as_slice())?;
+        } else {
+            store(&root, into, name, digest.as_ref(), reader.data())?;
+        }
+    }
+    reader.finish().map_err(failed)?;
+    complete(&seen, &index)
+}
+
+fn digest_of(name: &str) -> Option<Digest> {
+    let (algorithm, hex) = name.strip_prefix("blobs/")?.split_once('/')?;
+    format!("{algorithm}:{hex}").parse().ok()
+}
+
+/// Is it a layout, with all that its index names?
+fn complete(seen: &BTreeSet<String>, index: &[u8]) -> Result<()> {
+    if OWN.iter().any(|name| !seen.contains(*name)) {
+        return Err(Error::Invalid(
+            "the engine saves no OCI image layout (dockerd does since version 25): save to a file instead".into(),
+        ));
+    }
+    let index: serde_json::Value = serde_json::from_slice(index)
+        .map_err(|error| Error::Invalid(format!("index.json of the archive: {error}")))?;
+    for entry in index["manifests"].as_array().into_iter().flatten() {
+        let digest = entry["digest"].as_str().unwrap_or_default();
+        let file = format!("blobs/{}", digest.replacen(':', "/", 1));
+        if !seen.contains(&file) {
+            return Err(Error::Invalid(format!(
+                "the archive is not complete: its index.json names {digest}, which is not in it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn store(
+    root: &OwnedFd,
+    shown: &Path,
+    name: &str,
+    digest: Option<&Digest>,
+    mut data: impl Read,
+) -> Result<()> {
+    let path = shown.join(name);
+    let failed = |op| Error::file(op, &path);
+    if let Some(digest) = digest {
+        for directory in ["blobs".to_owned(), format!("blobs/{}", digest.algorithm().name())] {
+            match rustix::fs::mkdirat(root, &directory, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(failed("create the directory of")(errno.into())),
+            }
+        }
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(root.as_fd(), name, flags, Mode::from_raw_mode(0o644));
+    let mut file = File::from(file.map_err(|errno| failed("create")(errno.into()))?);
+    let mut digester = digest.map(|digest| Digester::new(digest.algorithm()));
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let n = match data.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(source) => {
+                return Err(Error::Stream { what: "read the engine's archive", source });
+            }
+        };
+        if let Some(digester) = &mut digester {
+            digester.update(&buffer[..n]);
+        }
+        file.write_all(&buffer[..n]).map_err(failed("write"))?;
+    }
+    let real = digester.map(Digester::finish);
+    if real.as_ref() != digest {
+        return Err(Error::Invalid(format!(
+            "the archive's {name} has other content than its name says"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A directory with one blob in it that its index names.
+    fn layout(dir: &Path) -> Digest {
+        let blob = Digest::sha256(b"blob");
+        std::fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+        std::fs::write(dir.join("blobs/sha256").join(blob.hex()), b"blob").unwrap();
+        std::fs::write(dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{blob}"}}]}}"#);
+        std::fs::write(dir.join("index.json"), index).unwrap();
+        blob
+    }
+
+    async fn sent(dir: &Path) -> io::Result<Vec<u8>> {
+        let Body::Stream(mut stream) = open(dir).map_err(io::Error::other)?.body() else {
+            panic!("a layout is a stream")
+        };
+        let mut all = Vec::new();
+        while let Some(piece) = stream.next().await {
+            all.extend_from_slice(&piece?);
+        }
+        Ok(all)
+    }
+
+    fn refused(dir: &Path) -> String {
+        open(dir).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layout_goes_out_and_comes_back_the_same() {
+        let ground = tempfile::tempdir().unwrap();
+        let (one, two) = (ground.path().join("one"), ground.path().join("two"));
+        let blob = layout(&one);
+        let archive = sent(&one).await.unwrap();
+        layout(&two);
+        std::fs::write(two.join("blobs/sha256/.tmp-1"), b"x").unwrap();
+        std::fs::write(two.join("blobs/readme"), b"x").unwrap();
+        std::fs::write(two.join("readme"), b"x").unwrap();
+        assert!(sent(&two).await.unwrap() == archive, "times and order say nothing");
+        let said = open(&two).unwrap().left_out().unwrap();
+        assert!(said.ends_with("no blobs: blobs/sha256/.tmp-1"), "{said}");
+        assert_eq!(open(&one).unwrap().left_out(), None);
+
+        let path = ground.path().join("back");
+        let target = Target::new(&path).unwrap();
+        unpack(archive.as_slice(), &target.temporary).unwrap();
+        assert!(!path.exists(), "nothing is seen before the end");
+        target.finish().unwrap();
+        drop(target);
+        assert_eq!(std::fs::read(path.join("blobs/sha256").join(blob.hex())).unwrap(), b"blob");
+        assert!(sent(&path).await.unwrap() == archive);
+        // An empty directory is filled, one with something in it is left alone.
+        let empty = ground.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let target = Target::new(&empty).unwrap();
+        unpack(archive.as_slice(), &target.temporary).unwrap();
+        target.finish().unwrap();
+        drop(target);
+        assert!(sent(&empty).await.unwrap() == archive);
+        let error = Target::new(&path).err().unwrap().to_string();
+        assert!(error.contains("is not empty"), "{error}");
+        assert_eq!(std::fs::read_dir(ground.path()).unwrap().count(), 4, "something is left over");
+    }
+
+    #[test]
+    fn links_and_devices_are_refused() {
+        let ground = tempfile::tempdir().unwrap();
+        let dir = ground.path().join("layout");
+        std::fs::create_dir(&dir).unwrap();
+        assert!(refused(&dir).contains("it has no index.json"), "{}", refused(&dir));
+        let blob = layout(&dir);
+        let file = dir.join("blobs/sha256").join(blob.hex());
+        let link = |to: &Path, from: &Path| std::os::unix::fs::symlink(to, from).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        link(Path::new("/etc/shadow"), &file);
+        assert!(refused(&dir).contains("is a symbolic link"), "{}", refused(&dir));
+        std::fs::remove_file(&file).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &file, FileType::Fifo, mode, 0).unwrap();
+        assert!(refused(&dir).contains("is a device, socket or pipe"), "{}", refused(&dir));
+        std::fs::remove_dir_all(dir.join("blobs")).unwrap();
+        link(Path::new("/etc"), &dir.join("blobs"));
+        assert!(refused(&dir).contains("is a symbolic link"), "{}", refused(&dir));
+        std::fs::remove_file(dir.join("index.json")).unwrap();
+        link(Path::new("/etc/passwd"), &dir.join("index.json"));
+        assert!(refused(&dir).contains("index.json is a symbolic link"), "{}", refused(&dir));
+    }
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = TarWriter::new(Vec::new());
+        for (name, data) in files {
+            let mut entry = Entry::new(*name, Kind::File { sparse: None });
+            entry.size = u64::try_from(data.len()).unwrap();
+            tar.append(&entry, *data).unwrap();
+        }
+        tar.finish().unwrap()
+    }
+
+    #[test]
+    fn an_archive_writes_nothing_but_a_whole_layout() {
+        let (blob, other) = (Digest::sha256(b"blob"), Digest::sha256(b"other"));
+        let index = format!(r#"{{"manifests":[{{"digest":"{blob}"}}]}}"#);
+        let (blob, other) =
+            (format!("blobs/sha256/{}", blob.hex()), format!("blobs/sha256/{}", other.hex()));
+        let own = [("index.json", index.as_bytes()), ("oci-layout", b"{}".as_slice())];
+        let unpacked = |more: &[(&str, &[u8])]| {
+            let ground = tempfile::tempdir().unwrap();
+            let files: Vec<_> = own.iter().chain(more).copied().collect();
+            let outcome = unpack(tar(&files).as_slice(), ground.path());
+            let mut names: Vec<_> = std::fs::read_dir(ground.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            (outcome.map_err(|error| error.to_string()), names)
+        };
+        let (outcome, names) =
+            unpacked(&[("manifest.json", b"[]"), ("a/../../b", b""), (&blob, b"blob")]);
+        assert!(outcome.is_err() && !names.contains(&"b".to_owned()), "{names:?}");
+        let (outcome, names) =
+            unpacked(&[("manifest.json", b"[]"), ("x/VERSION", b"1"), (&blob, b"blob")]);
+        assert_eq!((outcome, names.join(" ")), (Ok(()), "blobs index.json oci-layout".into()));
+        let said = |more: &[(&str, &[u8])]| unpacked(more).0.unwrap_err();
+        assert!(said(&[(&blob, b"blub")]).contains("other content than its name says"));
+        assert!(said(&[(&other, b"other")]).contains("not complete"));
+        assert!(said(&[(&blob, b"blob"), (&blob, b"blob")]).contains("twice"));
+        let ground = tempfile::tempdir().unwrap();
+        let docker = tar(&[("manifest.json", b"[]")]);
+        let error = unpack(docker.as_slice(), ground.path()).unwrap_err().to_string();
+        assert!(error.contains("saves no OCI image layout"), "{error}");
+    }
+}
