@@ -1,11 +1,12 @@
 //! `events`: figures of a container, and its OOM events, in runc's shape.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value, json};
 
-use super::flags::{Flag, parse};
+use super::flags::{Flag, decimal_times, parse};
 use super::{Context, Outcome, one_id, say};
 use crate::ContainerId;
 use crate::state::Container;
@@ -22,41 +23,80 @@ pub(super) fn print(cx: &Context, args: &[String]) -> Outcome {
     let pidfd = Container::load(&cx.options, &id)?.pidfd()?.ok_or_else(stopped)?;
     let mut oom = crate::oom_watch(&cx.options, &id)?;
     let mut next = Instant::now();
+    let too_long = || "--interval is too long".to_owned();
     loop {
-        if Instant::now() >= next {
-            say(&stats_line(&id, &crate::stats(&cx.options, &id)?));
-            next += interval;
+        let now = Instant::now();
+        if now >= next {
+            if !tell(&stats_line(&id, &crate::stats(&cx.options, &id)?))? {
+                return Ok(0);
+            }
+            next = next.checked_add(interval).ok_or_else(too_long)?.max(now);
         }
         let left = next.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|e| e.to_string())?;
         let fd = oom.fd();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
+        let stdout = rustix::stdio::stdout();
+        let mut fds = [
+            PollFd::new(&pidfd, PollFlags::IN),
+            PollFd::new(&fd, PollFlags::IN),
+            // Nothing but its end.
+            PollFd::new(&stdout, PollFlags::empty()),
+        ];
         match poll(&mut fds, Some(&left)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(format!("poll: {e}").into()),
         }
-        let (ended, rang) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-        if rang && oom.drain()? {
-            say(&format!("{}\n", json!({"type": "oom", "id": id.as_str()})));
-        }
-        if ended {
+        let [ended, rang, unread] = fds.map(|fd| !fd.revents().is_empty());
+        let oom_line = format!("{}\n", json!({"type": "oom", "id": id.as_str()}));
+        if unread || (rang && oom.drain()? && !tell(&oom_line)?) || ended {
             return Ok(0);
         }
     }
 }
 
-/// Go's durations, as far as they are useful here: `500ms`, `5s`, `2m`.
+/// Whether somebody still reads standard output.
+fn tell(line: &str) -> Result<bool, String> {
+    match std::io::stdout().write_all(line.as_bytes()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(format!("standard output: {e}")),
+    }
+}
+
+/// A duration as Go's `time.ParseDuration` reads it (`1h`, `1m30.5s`), to the nanosecond and below 293
+/// years; it must be positive.
 fn duration(text: &str) -> Result<Duration, String> {
-    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let n: u64 = number.parse().map_err(|_| format!("invalid duration {text:?}"))?;
-    let d = match unit {
-        "ms" => Duration::from_millis(n),
-        "s" => Duration::from_secs(n),
-        "m" => Duration::from_secs(n.saturating_mul(60)),
-        _ => return Err(format!("invalid duration {text:?}")),
-    };
-    if d.is_zero() { Err("duration interval must be greater than 0".into()) } else { Ok(d) }
+    let bad = || format!("invalid value {text:?} for flag -interval: parse error");
+    let mut total_ns = 0i64;
+    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if rest.is_empty() {
+        return Err(bad());
+    }
+    if rest == "0" {
+        rest = "";
+    }
+    while !rest.is_empty() {
+        let at = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(at);
+        let at = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(at);
+        let unit_ns: i64 = match unit {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return Err(bad()),
+        };
+        let part = decimal_times(number, unit_ns).ok_or_else(bad)?;
+        total_ns = total_ns.checked_add(part).ok_or_else(bad)?;
+        rest = tail;
+    }
+    match u64::try_from(total_ns) {
+        Ok(ns) if ns > 0 && !text.starts_with('-') => Ok(Duration::from_nanos(ns)),
+        _ => Err("duration interval must be greater than 0".into()),
+    }
 }
 
 fn stats_line(id: &ContainerId, s: &Stats) -> String {
@@ -177,8 +217,43 @@ mod tests {
 
     #[test]
     fn intervals() {
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert!(duration("0s").is_err());
+        for (text, ns) in [
+            ("250ms", 250_000_000),
+            ("1h", 3_600_000_000_000),
+            ("1m30s", 90_000_000_000),
+            ("1.5h0.25s", 5_400_250_000_000),
+            (".5s", 500_000_000),
+            ("2.s", 2_000_000_000),
+            ("+3us", 3000),
+            ("3\u{b5}s4\u{3bc}s5ns", 7005),
+            ("9223372036854775807ns", i64::MAX.unsigned_abs()),
+        ] {
+            assert_eq!(duration(text).unwrap(), Duration::from_nanos(ns), "{text}");
+        }
+        for text in ["0", "0s", "-5s", "0.1ns", "-1h30m"] {
+            assert_eq!(duration(text).unwrap_err(), "duration interval must be greater than 0");
+        }
+        for text in [
+            "",
+            "-",
+            "+",
+            "5",
+            "s",
+            ".s",
+            "1.2.3s",
+            "1x",
+            "1s5",
+            "1 s",
+            "--5s",
+            "+-5s",
+            "1d",
+            "99999999999999999m",
+            "9223372036854775808ns",
+            "2562048h",
+        ] {
+            let got = duration(text).unwrap_err();
+            assert!(got.ends_with("for flag -interval: parse error"), "{text}: {got}");
+        }
     }
 
     #[test]

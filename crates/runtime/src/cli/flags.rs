@@ -44,7 +44,7 @@ pub(super) struct Parsed {
 
 impl Parsed {
     pub(super) fn is_set(&self, name: &str) -> bool {
-        self.value(name).is_some_and(|v| v != "false")
+        self.value(name).and_then(boolean) == Some(true)
     }
 
     /// The last value.
@@ -66,6 +66,33 @@ impl Parsed {
                 .map_err(|_| format!("invalid value {text:?} for flag -{name}")),
         }
     }
+}
+
+/// The words of Go's `strconv.ParseBool`.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// A decimal number without a sign (`1`, `1.5`, `.5`, `1.`) times a unit, cut to a whole number.
+/// `None` if it is no such number, or too large.
+pub(super) fn decimal_times(text: &str, unit: i64) -> Option<i64> {
+    /// What lies further behind the point is less than one of any unit here.
+    const FRACTION_DIGITS: usize = 18;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || whole.len() + fraction.len() == 0 {
+        return None;
+    }
+    let number = |s: &str| if s.is_empty() { Some(0) } else { s.parse::<i128>().ok() };
+    let fraction = &fraction[..fraction.len().min(FRACTION_DIGITS)];
+    let scale = 10i128.pow(u32::try_from(fraction.len()).ok()?);
+    let unit = i128::from(unit);
+    let part = number(fraction)?.checked_mul(unit)? / scale;
+    i64::try_from(number(whole)?.checked_mul(unit)?.checked_add(part)?).ok()
 }
 
 /// Parses the flags before the first other word. `--help` and `-h` are flags of every command.
@@ -93,6 +120,10 @@ pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, Refusal> 
             });
         };
         let value = match (inline, takes_value) {
+            (Some(value), false) if boolean(&value).is_none() => {
+                let text = format!("invalid boolean value {value:?} for -{name}: parse error");
+                return Err(text.into());
+            }
             (Some(value), _) => value,
             (None, false) => "true".to_owned(),
             (None, true) => {
@@ -123,6 +154,20 @@ mod tests {
         let p = parse(&args("--bundle=/y=z -d=false -- -x"), &flags).unwrap();
         assert_eq!((p.value("bundle"), p.is_set("detach")), (Some("/y=z"), false));
         assert_eq!(p.rest, ["-x"]);
+        for (word, want) in
+            [("1", true), ("t", true), ("TRUE", true), ("0", false), ("f", false), ("False", false)]
+        {
+            let p = parse(&args(&format!("-d --detach={word}")), &flags).unwrap();
+            assert_eq!(p.is_set("detach"), want, "{word}");
+        }
+        for word in ["", "yes", "tRUE", "2", "no"] {
+            match parse(&args(&format!("-d={word}")), &flags) {
+                Err(Refusal::Wrong(text)) => {
+                    assert!(text.contains("for -d: parse error"), "{text}")
+                }
+                other => panic!("{word}: {other:?}"),
+            }
+        }
         assert!(parse(&args("--nope"), &flags).is_err());
         assert!(parse(&args("-b"), &flags).is_err());
         let lines = match parse(&args("-b /x --help"), &flags) {

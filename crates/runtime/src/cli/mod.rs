@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use flags::{Flag, Parsed, Refusal, parse};
+use flags::{Flag, Parsed, Refusal, boolean, parse};
 
 use crate::{Error, Options};
 
@@ -156,10 +156,11 @@ fn command_usage(command: &str, flags: &str) -> String {
 
 fn context(global: &Parsed, log: Log) -> Result<Context, (Log, String)> {
     let rootless = match global.value("rootless") {
-        None | Some("auto") => None,
-        Some("true") => Some(true),
-        Some("false") => Some(false),
-        Some(other) => return Err((log, format!("invalid value {other:?} for flag -rootless"))),
+        None | Some("auto" | "") => None,
+        Some(word) => match boolean(word) {
+            Some(rootless) => Some(rootless),
+            None => return Err((log, format!("invalid value {word:?} for flag -rootless"))),
+        },
     };
     let root = global.value("root").map(PathBuf::from).unwrap_or_else(default_root);
     let options = Options { root, systemd_cgroup: global.is_set("systemd-cgroup"), rootless };

@@ -1,5 +1,6 @@
 //! The rarer parts of the specification and of the command line.
 
+mod command_line;
 mod cut_short;
 mod host;
 mod joined;
