@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run fuzz faults bench bench-runtime bench-store conformance install vm-test vm-conformance clean
+.PHONY: help build release deps test run fuzz faults power-loss bench bench-runtime bench-store conformance install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,9 @@ fuzz: deps ## random configurations and seccomp profiles through the runtime, FU
 
 faults: deps ## store and engine killed at every named point, each time looked over (root, some minutes); FAULTS=N takes N of each kind
 	scripts/faults
+
+power-loss: deps ## the power cut at hundreds of places of recorded block writes, each disk looked over (root, ten minutes); POWER_CUTS=N takes N of each form of layers, POWER_SEED repeats
+	scripts/power-loss
 
 bench: ## ratios against the peers, in one run (root)
 	scripts/bench

@@ -3,8 +3,8 @@
 //! Owns: the [`sandbox`] an engine under test lives in, the [`leak`] check that proves that it left
 //! nothing behind, [`fixtures`] (images and tar streams with byte-by-byte control), a [`registry`]
 //! on loopback, the [`peer`]s to compare with, the [`engine`] under test as a process, the conformance
-//! suite for runtimes with the attacks on them ([`oci`]), and the waiting ([`wait`]), running
-//! ([`command`]) and naming ([`random`]) that these share.
+//! suite for runtimes with the attacks on them ([`oci`]), the power cuts ([`power`]), and the waiting
+//! ([`wait`]), running ([`command`]) and naming ([`random`]) that these share.
 //!
 //! Does not own: the tests of the product, which live beside it, and the installation of the peers
 //! (`scripts/deps`).
@@ -25,6 +25,7 @@ pub mod fixtures;
 pub mod leak;
 pub mod oci;
 pub mod peer;
+pub mod power;
 pub mod random;
 pub mod registry;
 pub mod sandbox;
