@@ -49,7 +49,7 @@ impl Rule {
 /// The spec's rules, then those for the devices that every container has (runc's list): making
 /// any node, the standard devices, ptys, tun.
 pub(crate) fn effective(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
-    let mut out: Vec<Rule> = rules.iter().map(parse).collect::<Result<_>>()?;
+    let mut out: Vec<Rule> = rules.iter().enumerate().map(parse).collect::<Result<_>>()?;
     // runc starts from "nothing", whatever the cgroup's parent allows.
     if !out.first().is_some_and(Rule::is_default) {
         out.insert(0, Rule { allow: false, ..Rule::new('a', None, None, ALL) });
@@ -87,7 +87,7 @@ pub(crate) fn transition(now: &[Rule], new: &[Rule]) -> Vec<Rule> {
     denied.chain(new.iter().skip(1).cloned()).collect()
 }
 
-fn parse(rule: &DeviceRule) -> Result<Rule> {
+fn parse((index, rule): (usize, &DeviceRule)) -> Result<Rule> {
     let bad = |problem: String| Error::config("linux.resources.devices", problem);
     let kind = match rule.kind.as_str() {
         "" | "a" => 'a',
@@ -108,8 +108,9 @@ fn parse(rule: &DeviceRule) -> Result<Rule> {
             other => return Err(bad(format!("access {other:?}"))),
         };
     }
+    // The specification does not say what is meant then; runc does not guess either.
     if access == 0 {
-        access = ALL;
+        return Err(bad(format!("device access at {index} field cannot be empty")));
     }
     let (major, minor) = (number(rule.major)?, number(rule.minor)?);
     Ok(Rule { allow: rule.allow, kind, major, minor, access })
@@ -131,9 +132,13 @@ mod tests {
         assert_eq!(out[1].v1_line(), "c 10:229 rw");
         assert_eq!(out[2].v1_line(), "c *:* m");
         assert!(out.iter().any(|r| r.v1_line() == "c 136:* rwm"));
-        let open: Vec<DeviceRule> = serde_json::from_str(r#"[{"allow":true}]"#).unwrap();
+        let open: Vec<DeviceRule> =
+            serde_json::from_str(r#"[{"allow":true,"access":"rwm"}]"#).unwrap();
         assert_eq!(effective(&open).unwrap().len(), 1);
         assert!(!effective(&[]).unwrap()[0].allow);
+        let silent = [open[0].clone(), DeviceRule { access: String::new(), ..open[0].clone() }];
+        let got = effective(&silent).unwrap_err().to_string();
+        assert!(got.contains("device access at 1 field cannot be empty"), "{got}");
     }
 
     #[test]
@@ -143,16 +148,16 @@ mod tests {
             effective(&list).unwrap()
         };
         let now = rules(
-            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229}]"#,
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rwm"}]"#,
         );
         let new = rules(
-            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":7,"minor":1}]"#,
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":7,"minor":1,"access":"rwm"}]"#,
         );
         let steps = transition(&now, &new);
         assert_eq!((steps[0].allow, steps[0].v1_line().as_str()), (false, "c 10:229 rwm"));
         assert_eq!((steps[1].allow, steps[1].v1_line().as_str()), (true, "c 7:1 rwm"));
         assert!(steps[1..].iter().all(|r| r.allow));
-        let all = rules(r#"[{"allow":true}]"#);
+        let all = rules(r#"[{"allow":true,"access":"rwm"}]"#);
         assert_eq!(transition(&now, &all), all);
     }
 }

@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_last_rule_that_matches_decides() {
-        let text = r#"[{"allow":false},{"allow":true,"type":"b","major":8,"access":"r"},
+        let text = r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"b","major":8,"access":"r"},
             {"allow":true,"type":"c","major":10,"minor":200,"access":"r"},
             {"allow":true,"type":"c","major":10,"minor":200,"access":"w"},
             {"allow":false,"type":"b","major":8,"minor":3,"access":"rwm"}]"#;

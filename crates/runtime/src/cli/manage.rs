@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use super::flags::{Flag, Parsed, parse};
+use super::flags::{Flag, Parsed, decimal_times, parse};
 use super::{Context, Failure, Outcome, one_id, say};
 use crate::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids, Resources};
 use crate::state::read_file;
@@ -294,24 +294,31 @@ fn from_flags(p: &Parsed) -> Result<Resources, Failure> {
     })
 }
 
-/// `-1`, or a number with an optional unit of 1024s: `512m`, `1GiB`.
+/// `-1`, or a decimal number with an optional unit of 1024s (`512m`, `1.5g`, `1 GiB`), as go-units'
+/// RAMInBytes reads it; a fraction of a byte is cut off.
 fn size(text: &str, flag: &str) -> Result<i64, String> {
-    let bad = || format!("invalid value for {flag}: {text:?}");
+    let bad = || format!("invalid value for {flag}: invalid size: '{text}'");
     if text == "-1" {
         return Ok(-1);
     }
-    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
+    // A lone point at either end is none of it.
+    if !number.starts_with(|c: char| c.is_ascii_digit()) || number.ends_with('.') {
+        return Err(bad());
+    }
+    let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let shift = match unit.strip_suffix('i').unwrap_or(unit) {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
         _ => return Err(bad()),
     };
-    let number: i64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).ok_or_else(bad)
+    decimal_times(number, 1 << shift).ok_or_else(bad)
 }
 
 #[cfg(test)]
@@ -331,6 +338,35 @@ mod tests {
         }
         assert_eq!(size("2g", "memory").unwrap(), 2 << 30);
         assert_eq!(size("-1", "memory").unwrap(), -1);
-        assert!(size("2x", "memory").is_err() && size("", "memory").is_err());
+        // What runc 1.1 makes of them.
+        for (text, n) in [
+            ("1.5g", 1_610_612_736),
+            ("0.5", 0),
+            ("64 m", 64 << 20),
+            ("64MiB", 64 << 20),
+            ("1gi", 1 << 30),
+            ("1p", 1 << 50),
+            ("64B", 64),
+        ] {
+            assert_eq!(size(text, "memory").unwrap(), n, "{text}");
+        }
+        for text in [
+            "",
+            "2x",
+            "1e9",
+            ".5g",
+            "64.g",
+            "+64m",
+            "-2",
+            "1.5.5g",
+            "1g ",
+            " 1g",
+            "0x10",
+            "1bb",
+            "9999999999999999999",
+            "8192p",
+        ] {
+            assert!(size(text, "memory").is_err(), "{text:?}");
+        }
     }
 }

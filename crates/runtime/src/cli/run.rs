@@ -53,7 +53,7 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
         None => std::env::current_dir().map_err(|e| format!("current directory: {e}"))?,
     };
     let mut options = CreateOptions::new(bundle);
-    options.stdio = console(parsed);
+    options.stdio = console(parsed, foreground)?;
     if foreground && matches!(options.stdio, Stdio::Inherit) {
         let (spec, _) = state::parse_spec(&options.bundle.join(state::CONFIG))?;
         if spec.process.as_ref().is_some_and(|p| p.terminal) {
@@ -75,11 +75,24 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
     Ok(options)
 }
 
-fn console(parsed: &Parsed) -> Stdio {
+/// In the foreground the terminal is this process's own.
+fn console(parsed: &Parsed, foreground: bool) -> Result<Stdio, String> {
     match parsed.value("console-socket") {
-        Some(path) if !path.is_empty() => Stdio::ConsoleSocket(path.into()),
-        _ => Stdio::Inherit,
+        Some(path) if !path.is_empty() && foreground => {
+            Err("cannot use console socket if runc will not detach or allocate tty".to_owned())
+        }
+        Some(path) if !path.is_empty() => Ok(Stdio::ConsoleSocket(path.into())),
+        _ => Ok(Stdio::Inherit),
     }
+}
+
+/// A user or group id: digits only, no sign, no space.
+fn id_number(text: &str) -> Result<u32, String> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse::<u32>()
+        .ok()
+        .filter(|n| digits && *n <= i32::MAX.unsigned_abs())
+        .ok_or_else(|| format!("bad user or group id {text:?}"))
 }
 
 fn warn(cx: &Context, created: &Created) {
@@ -174,7 +187,7 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
     process::check_preserved(preserve_fds)?;
     let process = exec_process(cx, &id, &parsed, command)?;
     let detach = parsed.is_set("detach");
-    let mut stdio = console(&parsed);
+    let mut stdio = console(&parsed, !detach)?;
     if !detach && process.terminal && matches!(stdio, Stdio::Inherit) {
         stdio = Stdio::Console;
     }
@@ -248,21 +261,13 @@ fn exec_process(
             Some((uid, gid)) => (uid, Some(gid)),
             None => (user, None),
         };
-        let number = |text: &str| {
-            // Digits only: no sign, no space.
-            let digits = text.bytes().all(|b| b.is_ascii_digit());
-            text.parse::<u32>()
-                .ok()
-                .filter(|n| digits && *n <= i32::MAX.unsigned_abs())
-                .ok_or_else(|| format!("bad user or group id {text:?}"))
-        };
-        p.user.uid = number(uid)?;
+        p.user.uid = id_number(uid)?;
         if let Some(gid) = gid {
-            p.user.gid = number(gid)?;
+            p.user.gid = id_number(gid)?;
         }
     }
     for gid in parsed.all("additional-gids") {
-        p.user.additional_gids.push(gid.parse().map_err(|_| format!("bad group id {gid:?}"))?);
+        p.user.additional_gids.push(id_number(gid)?);
     }
     Ok(p)
 }

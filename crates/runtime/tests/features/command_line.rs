@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use crate::support::{Bundle, wait};
+use serde_json::json;
+
+use crate::support::{Bundle, random, text, wait};
 
 #[test]
 fn events_end_when_nobody_reads_them() {
@@ -37,4 +39,43 @@ fn flags_without_a_value_take_gos_words_for_one() {
     // In the foreground: it is gone afterwards.
     assert_eq!(b.ok(&["run", "--no-pivot=0", "-d=f", "--detach=False", &b.id]), "in\n");
     assert!(b.fails(&["state", &b.id]).contains("does not exist"));
+}
+
+#[test]
+fn a_console_socket_is_for_a_process_that_is_left_alone() {
+    let words = "cannot use console socket if runc will not detach or allocate tty";
+    let mut b = Bundle::new("sleep 1000");
+    b.config["process"]["terminal"] = json!(true);
+    b.save();
+    let said = b.fails(&["run", "--console-socket", "none", &b.id]);
+    assert!(said.contains(words), "{said}");
+    b.config["process"]["terminal"] = json!(false);
+    b.start();
+    let said = b.fails(&["exec", "-t", "--console-socket", "none", &b.id, "true"]);
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn numbers_of_exec_and_update() {
+    let b = Bundle::new("sleep 1000");
+    b.start();
+    for gid in ["+5", "-5", " 5", "5 ", "2147483648", ""] {
+        let said = b.fails(&["exec", "-g", gid, &b.id, "true"]);
+        assert!(said.contains("bad user or group id"), "{gid:?}: {said}");
+    }
+    let tenths = random() % 9 + 11;
+    let memory = format!("{}.{}g", tenths / 10, tenths % 10);
+    b.ok(&["update", "--memory", &memory, &b.id]);
+    let want = u64::from(tenths) * (1 << 30) / 10 / 4096 * 4096;
+    let limit = std::fs::read_to_string(b.cgroup("memory").join("memory.limit_in_bytes")).unwrap();
+    assert_eq!(limit.trim(), want.to_string(), "{memory}");
+}
+
+#[test]
+fn a_device_rule_says_which_access_it_means() {
+    let mut b = Bundle::new("true");
+    b.config["linux"]["resources"]["devices"] =
+        json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1}]);
+    let said = text(&b.run());
+    assert!(said.contains("device access at 1 field cannot be empty"), "{said}");
 }
