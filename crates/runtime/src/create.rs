@@ -357,6 +357,7 @@ fn hand_on(spec: &mut Spec, create: &CreateOptions, dir: &Path) -> Result<()> {
 
 /// What the specification demands, and what is not offered.
 fn check(spec: &Spec) -> Result<Linux> {
+    spec.check_version()?;
     let linux = spec.linux.clone().ok_or_else(|| Error::config("linux", "is missing"))?;
     if !linux.mount_label.is_empty() && !Path::new("/sys/fs/selinux").exists() {
         return Err(Error::config("linux.mountLabel", "selinux is not enabled on the host"));

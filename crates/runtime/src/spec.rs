@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The specification version that `features`, `spec` and `state` name.
 pub const OCI_VERSION: &str = "1.3.0";
 
@@ -57,6 +59,23 @@ Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     linux: Option<Linux>,
 }}
+
+impl Spec {
+    /// Whether it may be read as one of this version: within a major version the meaning stays the
+    /// same (runtime-spec, config.md). A spec without a version passes, as in runc, which looks at
+    /// none; crun refuses both.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another major version, or what is none.
+    pub(crate) fn check_version(&self) -> Result<()> {
+        let major = OCI_VERSION.split('.').next();
+        if self.oci_version.is_empty() || self.oci_version.split(['.', '-', '+']).next() == major {
+            return Ok(());
+        }
+        let problem = format!("{:?} is not supported: this is {OCI_VERSION}", self.oci_version);
+        Err(Error::config("ociVersion", problem))
+    }
+}
 
 spec_struct! {
 /// `root`.
@@ -548,6 +567,19 @@ mod tests {
         assert!(spec.mounts.is_empty() && spec.hooks.is_empty());
         assert_eq!(spec.process.unwrap().user.gid, 2);
         assert_eq!(spec.linux.unwrap().resources.unwrap().memory.unwrap().limit, Some(-1));
+    }
+
+    #[test]
+    fn versions_of_this_major_version_are_read() {
+        let check = |version: &str| {
+            Spec { oci_version: version.to_owned(), ..Spec::default() }.check_version()
+        };
+        for version in ["", "1.0.0-rc1", "1.0.2", "1.0.2-dev", OCI_VERSION, "1.99.0"] {
+            check(version).unwrap();
+        }
+        for version in ["9.9", "0.9.0", "2.0.0", "10.0.0", "abc", "v1.0.0"] {
+            assert!(check(version).unwrap_err().to_string().contains("ociVersion"), "{version}");
+        }
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub fn set_io_priority(class: u32, priority: u32) -> Result<(), Errno> {
 pub struct SchedAttr {
     /// `SCHED_*`.
     pub policy: u32,
-    /// `SCHED_FLAG_*`.
+    /// `SCHED_FLAG_*`; the clamps that `SCHED_FLAG_UTIL_CLAMP_*` set are 0.
     pub flags: u64,
     /// For OTHER and BATCH.
     pub nice: i32,
@@ -185,8 +185,12 @@ pub fn set_scheduler(pid: i32, attr: &SchedAttr) -> Result<(), Errno> {
         runtime: u64,
         deadline: u64,
         period: u64,
+        util_min: u32,
+        util_max: u32,
     }
-    const RAW_SIZE: u32 = 48;
+    // SCHED_ATTR_SIZE_VER1 (Linux 5.3): with the shorter form the kernel refuses the flags for the
+    // clamps of utilization. Where a kernel knows only that one, the rest has to be zero, and is.
+    const RAW_SIZE: u32 = 56;
     let raw = Raw {
         size: RAW_SIZE,
         policy: attr.policy,
@@ -196,8 +200,10 @@ pub fn set_scheduler(pid: i32, attr: &SchedAttr) -> Result<(), Errno> {
         runtime: attr.runtime_ns,
         deadline: attr.deadline_ns,
         period: attr.period_ns,
+        util_min: 0,
+        util_max: 0,
     };
-    // SAFETY: raw is 48 bytes with C layout, as its size field says.
+    // SAFETY: raw is 56 bytes with C layout, as its size field says.
     crate::check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const raw, 0) })
         .map(drop)
 }
@@ -281,4 +287,19 @@ pub fn unshare(namespaces: u64) -> Result<(), Errno> {
     // SAFETY: namespaces only: no descriptor, memory or signal table is unshared. 0x80 (TIME)
     // affects children only.
     crate::check(unsafe { libc::syscall(libc::SYS_unshare, namespaces) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel may lack them (CONFIG_UCLAMP_TASK), but it must know what is asked for.
+    #[test]
+    fn the_clamps_of_utilization_are_words_that_the_kernel_knows() {
+        for flags in [0x20, 0x40, 0x60] {
+            let attr = SchedAttr { flags, ..SchedAttr::default() };
+            let set = set_scheduler(0, &attr);
+            assert!(matches!(set, Ok(()) | Err(Errno::OPNOTSUPP)), "{flags:#x}: {set:?}");
+        }
+    }
 }

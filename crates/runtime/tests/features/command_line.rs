@@ -79,3 +79,13 @@ fn a_device_rule_says_which_access_it_means() {
     let said = text(&b.run());
     assert!(said.contains("device access at 1 field cannot be empty"), "{said}");
 }
+
+#[test]
+fn a_spec_of_another_major_version_is_refused() {
+    let mut b = Bundle::new("echo in");
+    b.config["ociVersion"] = json!("9.9");
+    let said = text(&b.run());
+    assert!(said.contains("ociVersion: \\\"9.9\\\" is not supported"), "{said}");
+    b.config["ociVersion"] = json!("1.99.0");
+    assert!(text(&b.run()).contains("in\n"));
+}
