@@ -1,11 +1,12 @@
 //! A tar as a directory.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashSet},
     ffi::{OsStr, OsString},
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -56,6 +57,9 @@ pub enum Devices {
 /// A filter sees each entry first, may change it (its name, say), and leaves it out by `false`.
 pub type EntryFilter<'a> = dyn FnMut(&mut Entry) -> bool + 'a;
 
+/// Answers the roots of the layers below, topmost first, once they are there.
+pub type LateLowers<'a> = dyn Fn() -> std::io::Result<Vec<OwnedFd>> + 'a;
+
 /// Where to extract, and how.
 pub struct ExtractOptions<'a> {
     /// A directory below the root, resolved within the root (links are followed within it) and
@@ -74,6 +78,9 @@ pub struct ExtractOptions<'a> {
     /// [`Whiteouts::Overlay`]: the roots of all layers below, topmost first. Directories that
     /// the tar implies without an entry look as they do there; an opaque root hides their names.
     pub lowers: &'a [BorrowedFd<'a>],
+    /// Asked once for these roots when they are first needed, in place of `lowers`: a layer can be
+    /// extracted before those below it are there. What it answers as an error ends the extraction.
+    pub late_lowers: Option<&'a LateLowers<'a>>,
     pub filter: Option<&'a mut EntryFilter<'a>>,
 }
 
@@ -89,6 +96,7 @@ impl Default for ExtractOptions<'_> {
             root_metadata: false,
             no_overwrite_dir_non_dir: false,
             lowers: &[],
+            late_lowers: None,
             filter: None,
         }
     }
@@ -157,6 +165,8 @@ struct Extractor<'e, 'o> {
     deleted: HashSet<(u64, OsString)>,
     /// Directories whose lower contents are gone already.
     emptied: HashSet<u64>,
+    /// What [`ExtractOptions::late_lowers`] answered.
+    late: OnceCell<Vec<OwnedFd>>,
     /// Bytes of these, about.
     remembered: usize,
     buffer: Vec<u8>,
@@ -177,6 +187,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
             made: HashSet::new(),
             deleted: HashSet::new(),
             emptied: HashSet::new(),
+            late: OnceCell::new(),
             remembered: 0,
             buffer: vec![0; COPY_BYTES],
         }
@@ -279,14 +290,15 @@ impl<'e, 'o> Extractor<'e, 'o> {
     /// The directory for a name, with implied directories made like the ones below them.
     fn parent(&mut self, dir: &Path) -> Result<Parent, Error> {
         let (options, directories, deleted) = (self.options, &mut self.directories, &self.deleted);
-        let mut remembered = 0;
+        let (mut remembered, late) = (0, &self.late);
         let parent = self.place.directory(dir, &mut |parent, name, path| {
             let Some(node) = Node::open(parent, name, path)? else { return Ok(()) };
             let inode = rustix::fs::fstat(parent).map_err(|e| Error::file("stat", path, e))?.st_ino;
             if deleted.contains(&(inode, name.to_owned())) {
                 return mark_opaque(options.whiteouts, node.fd(), path);
             }
-            if let Some(lower) = place::find_in_lowers(options.lowers, path)? {
+            let lowers = place::lowers(options, late)?;
+            if let Some(lower) = place::find_in_lowers(&lowers, path)? {
                 let mtime = copy_metadata(&lower, &node, path)?;
                 let deferred = Deferred { identity: node.identity(), mtime, mode: None };
                 remembered += path.as_os_str().len() + REMEMBERED_OVERHEAD;
@@ -630,11 +642,13 @@ impl<'e, 'o> Extractor<'e, 'o> {
             return mark_opaque(self.options.whiteouts, parent.fd.as_fd(), dir);
         }
         // overlayfs merges the roots whatever their marks say.
-        for lower in self.options.lowers {
-            for name in sorted_names(*lower, dir)? {
-                if !self.deleted.contains(&parent.key(&name)) {
-                    self.whiteout(dir, &name)?;
-                }
+        let mut names = Vec::new();
+        for lower in place::lowers(self.options, &self.late)? {
+            names.extend(sorted_names(lower, dir)?);
+        }
+        for name in names {
+            if !self.deleted.contains(&parent.key(&name)) {
+                self.whiteout(dir, &name)?;
             }
         }
         Ok(())

@@ -44,7 +44,9 @@ pub use diff::{
 };
 pub use entry::{Chunk, Entry, IdRange, Kind, Limits, Owner, Position, Time};
 pub use error::{Error, Problem};
-pub use extract::{Devices, EntryFilter, ExtractOptions, ExtractStats, Whiteouts, extract};
+pub use extract::{
+    Devices, EntryFilter, ExtractOptions, ExtractStats, LateLowers, Whiteouts, extract,
+};
 pub use pack::{Filter, PackOptions, PackStats, Source, Verdict, pack, pack_into};
 pub use reader::{Contents, Data, TarReader};
 pub use whiteout::{Meaning, in_user_namespace, meaning};

@@ -1,6 +1,7 @@
 //! Where names go: parents resolved below the root, made where they are missing; removal.
 
 use std::{
+    cell::OnceCell,
     ffi::{OsStr, OsString},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
@@ -14,6 +15,7 @@ use rustix::{
 
 use crate::{
     error::Error,
+    extract::ExtractOptions,
     node::{Node, open_in_root, sorted_names},
     whiteout,
 };
@@ -166,6 +168,22 @@ impl<'r> Place<'r> {
         open_in_root(self.root, prefix, OFlags::PATH | OFlags::DIRECTORY)
             .map_err(|e| Error::file("open directory", prefix, e))
     }
+}
+
+/// The roots of the layers below; those that come late are asked for and kept in `late`.
+pub(crate) fn lowers<'o>(
+    options: &'o ExtractOptions<'_>,
+    late: &'o OnceCell<Vec<OwnedFd>>,
+) -> Result<Vec<BorrowedFd<'o>>, Error> {
+    let Some(ask) = options.late_lowers else { return Ok(options.lowers.to_vec()) };
+    let lowers = match late.get() {
+        Some(lowers) => lowers,
+        None => {
+            let lowers = ask().map_err(|e| Error::file("wait for what lies below", "", e))?;
+            late.get_or_init(|| lowers)
+        }
+    };
+    Ok(lowers.iter().map(|lower| lower.as_fd()).collect())
 }
 
 /// The directory that the layers below show at `path`: what a directory that a layer only

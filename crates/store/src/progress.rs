@@ -1,5 +1,5 @@
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -37,6 +37,8 @@ pub(crate) struct Reporter {
 struct Outbox {
     queue: Mutex<Queue>,
     wake: Notify,
+    /// The state of each blob that moves, and when it was last told how far it is.
+    told: Mutex<HashMap<Option<Digest>, (ProgressState, Instant)>>,
 }
 
 #[derive(Default)]
@@ -116,9 +118,30 @@ impl Reporter {
         }
     }
 
+    /// How far a subject has come in a state, in bytes; told once in a while.
+    pub(crate) fn amount(&self, subject: &Subject, state: ProgressState, current: u64) {
+        let Some(outbox) = &self.outbox else { return };
+        {
+            let mut told = lock(&outbox.told);
+            let last = told.get(&subject.digest);
+            if last.is_some_and(|(of, at)| *of == state && at.elapsed() < INTERVAL) {
+                return;
+            }
+            told.insert(subject.digest.clone(), (state, Instant::now()));
+        }
+        outbox.put(make(subject, state, current, ""), true);
+    }
+
+    /// A subject has come to the end of a state, whatever was told of it before.
+    pub(crate) fn full(&self, subject: &Subject, state: ProgressState) {
+        if let Some(outbox) = &self.outbox {
+            outbox.put(make(subject, state, subject.total, ""), true);
+        }
+    }
+
     /// A meter for one state of one subject.
     pub(crate) fn meter<'a>(&'a self, subject: &'a Subject, state: ProgressState) -> Meter<'a> {
-        Meter { reporter: self, subject, state, last: Mutex::new(None) }
+        Meter { reporter: self, subject, state }
     }
 }
 
@@ -135,19 +158,11 @@ pub(crate) struct Meter<'a> {
     reporter: &'a Reporter,
     subject: &'a Subject,
     state: ProgressState,
-    last: Mutex<Option<Instant>>,
 }
 
 impl Meter<'_> {
     pub(crate) fn at(&self, current: u64) {
-        let mut last = lock(&self.last);
-        if last.is_some_and(|last| last.elapsed() < INTERVAL) {
-            return;
-        }
-        *last = Some(Instant::now());
-        if let Some(outbox) = &self.reporter.outbox {
-            outbox.put(make(self.subject, self.state, current, ""), true);
-        }
+        self.reporter.amount(self.subject, self.state, current);
     }
 }
 

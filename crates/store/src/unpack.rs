@@ -1,8 +1,23 @@
-//! An image's layers become committed snapshots, named by their chain ids.
+//! An image's layers become committed snapshots, named by their chain ids: made at once, as far as there
+//! are helpers, and committed from the bottom up.
+
+mod ahead;
+mod growth;
+mod staged;
+
+use std::ops::Deref;
 
 use store_api::{Descriptor, Labels, ProgressState, ResourceKind, UnpackedImage};
 use types::{Digest, Platform};
 
+pub(crate) use self::{
+    ahead::{Ahead, Crew, Slots, Source},
+    growth::{Grower, Growth},
+};
+use self::{
+    ahead::{Found, given_up},
+    staged::Staged,
+};
 use crate::{
     Core,
     error::{Error, Result},
@@ -38,60 +53,90 @@ impl Core {
         for chain_id in &image.chain_ids {
             pins.add(ResourceKind::Snapshot, chain_id);
         }
-        // From the top down: what stands, stands on everything below it.
-        let mut have = 0;
-        for (i, chain_id) in image.chain_ids.iter().enumerate().rev() {
-            let name = chain_id.to_string();
-            self.guard.refresh(ns, ResourceKind::Snapshot, &name);
-            if self.has_snapshot(ns, &name)? {
-                have = i + 1;
-                break;
-            }
-        }
+        let have = self.layers_there(ns, image)?;
+        let ahead = Ahead::new(self, ns, image, have);
         for i in have..image.layers.len() {
-            self.unpack_layer(ns, image, i, reporter)?;
+            ahead.comes(i, Source::Blob);
         }
+        let subjects: Vec<Subject> = (0..image.layers.len()).map(|i| subject(image, i)).collect();
+        let tell = |i: usize, bytes| {
+            reporter.amount(&subjects[i], ProgressState::Extracting, bytes);
+        };
+        self.with_helpers(&ahead, &tell, || {
+            for i in have..image.layers.len() {
+                let unpacked = self.unpack_layer(ns, image, i, reporter, &ahead);
+                // What a helper found is why this one was given up.
+                unpacked.map_err(|error| ahead.failure().unwrap_or(error))?;
+                if let Some(error) = ahead.failure() {
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })?;
         faults::pass("unpack.label");
         self.label_snapshot(ns, image)
     }
 
-    /// Extracts layer `i`, whose parent is there. The same layer in flight is extracted once.
-    pub(crate) fn unpack_layer(
+    /// How many layers are there, from below. They are protected from now on.
+    pub(crate) fn layers_there(&self, ns: &str, image: &UnpackedImage) -> Result<usize> {
+        // From the top down: what stands, stands on everything below it.
+        for (i, chain_id) in image.chain_ids.iter().enumerate().rev() {
+            let name = chain_id.to_string();
+            self.guard.refresh(ns, ResourceKind::Snapshot, &name);
+            if self.has_snapshot(ns, &name)? {
+                return Ok(i + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Commits layer `i`, whose parent is there: what a helper made of it, or what is made now. The same
+    /// layer in flight is made once.
+    pub(crate) fn unpack_layer<C: Deref<Target = Self> + Sync>(
         &self,
         ns: &str,
         image: &UnpackedImage,
         i: usize,
         reporter: &Reporter,
+        ahead: &Ahead<C>,
     ) -> Result<()> {
         let layer = &image.layers[i];
         let chain_id = image.chain_ids[i].to_string();
         let parent = i.checked_sub(1).map(|below| image.chain_ids[below].to_string());
-        let subject = Subject {
-            digest: Some(layer.digest.clone()),
-            diff_id: Some(image.diff_ids[i].clone()),
-            is_layer: true,
-            total: layer.size,
-        };
+        let subject = subject(image, i);
+        let place =
+            Place { expected: &image.diff_ids[i], parent: parent.as_deref(), chain_id: &chain_id };
         self.flights.alone(&format!("{ns} {chain_id}"), || {
             self.guard.refresh(ns, ResourceKind::Snapshot, &chain_id);
-            if self.has_snapshot(ns, &chain_id)? {
+            let found = ahead.take(i);
+            let is_there = self.has_snapshot(ns, &chain_id);
+            let is_wanted = matches!(is_there, Ok(false)) && !ahead.is_stopped();
+            if let (Found::Staged(staged, _), false) = (&found, is_wanted) {
+                self.discard_staged(staged);
+            }
+            let is_there = is_there?;
+            if ahead.is_stopped() {
+                return Err(given_up());
+            }
+            if is_there {
                 reporter.state(&subject, ProgressState::Complete, "");
                 return Ok(());
             }
-            reporter.state(&subject, ProgressState::Extracting, "");
-            let meter = reporter.meter(&subject, ProgressState::Extracting);
-            let tell = |bytes| meter.at(bytes);
-            let expected = &image.diff_ids[i];
-            if let Err(error) =
-                self.extract_to(ns, layer, expected, parent.as_deref(), &chain_id, &tell)
-            {
-                // Is it the image that is wrong, or what the disk made of it?
-                return if error.is_full_disk() {
-                    Err(error)
-                } else {
-                    self.verify_blob(&layer.digest).and(Err(error))
-                };
+            let (is_packable, is_done, _turn) = match found {
+                Found::Staged(Staged::MustExtract, turn) => (false, false, Some(turn)),
+                Found::Staged(staged, turn) => {
+                    reporter.full(&subject, ProgressState::Extracting);
+                    (true, self.commit_staged(ns, layer, &place, staged)?, Some(turn))
+                }
+                Found::Nothing(turn) => (true, false, turn),
+            };
+            if !is_done {
+                reporter.state(&subject, ProgressState::Extracting, "");
+                let tell = |bytes| reporter.amount(&subject, ProgressState::Extracting, bytes);
+                let extracted = self.extract_to(ns, layer, &place, is_packable, &tell);
+                extracted.map_err(|error| self.blame(&layer.digest, error))?;
             }
+            self.flights.layers.tell();
             reporter.state(&subject, ProgressState::Complete, "");
             Ok(())
         })
@@ -101,13 +146,14 @@ impl Core {
         &self,
         ns: &str,
         layer: &Descriptor,
-        expected: &Digest,
-        parent: Option<&str>,
-        chain_id: &str,
+        place: &Place<'_>,
+        is_packable: bool,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        if self.takes_packed(ns, parent)?
-            && self.pack_layer(ns, layer, &Place { expected, parent, chain_id }, progress)?
+        let Place { expected, parent, chain_id } = *place;
+        if is_packable
+            && self.takes_packed(ns, parent)?
+            && self.pack_layer(ns, layer, place, progress)?
         {
             return Ok(());
         }
@@ -161,5 +207,14 @@ impl Core {
             &layer.digest,
             &Labels::from([(crate::diffs::UNCOMPRESSED.to_string(), expected.to_string())]),
         )
+    }
+}
+
+fn subject(image: &UnpackedImage, i: usize) -> Subject {
+    Subject {
+        digest: Some(image.layers[i].digest.clone()),
+        diff_id: Some(image.diff_ids[i].clone()),
+        is_layer: true,
+        total: image.layers[i].size,
     }
 }

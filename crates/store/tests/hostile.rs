@@ -445,3 +445,136 @@ async fn redirected_blobs_come_without_credentials() {
     assert!(storage.layers_seen().len() > 2);
     assert!(storage.layers_seen().iter().all(|seen| !seen.has_credentials));
 }
+
+/// Bytes of all files below a directory of the store.
+fn bytes_below(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.filter_map(|entry| entry.ok()).map(of).sum()
+}
+
+/// Two compressed layers, of which the lower one has so many random bytes.
+fn compressed(bytes: usize) -> Image {
+    let large = TarStream::new().dir("d/").file("d/large", 0o644, &random::bytes(bytes)).finish();
+    let small = TarStream::new().file("small", 0o600, &random::bytes(5000)).finish();
+    Image::new(vec![Layer::gzipped(large), Layer::gzipped(small)], &json!({ "Cmd": ["/small"] }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_made_while_it_comes_and_nobody_sees_it_before_its_end() {
+    let image = compressed(6 << 20);
+    let large = Digest::sha256(&image.layers[0].blob).to_string();
+    let (path, missing) = (large.clone(), 1500);
+    let length = image.layers[0].blob.len();
+    let registry = Registry::start(&image, move |seen, _| match seen.range {
+        None if seen.path.contains(&path) => Answer::Hang(length - missing),
+        _ => Answer::Whole,
+    });
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let snapshots = ground.path().join("root/snapshots");
+    let (pulling, reference) = (services.clone(), registry.reference());
+    let first = tokio::spawn(async move { pull(&pulling, &reference).await });
+    until("the files of both layers", async || {
+        let made = std::fs::read_dir(&snapshots).unwrap().count();
+        made == 2 && bytes_below(&snapshots) > 4 << 20
+    })
+    .await;
+    assert!(!first.is_finished(), "the pull has ended");
+    assert!(services.snapshots.list(&[]).await.unwrap().is_empty(), "a layer is visible");
+    let blobs = services.content.list(&[]).await.unwrap();
+    assert!(blobs.iter().all(|blob| blob.digest.to_string() != large), "a blob is visible");
+    // Who gives up leaves nothing of it but the bytes to go on with.
+    first.abort();
+    until("an end of what was made", async || {
+        std::fs::read_dir(&snapshots).unwrap().next().is_none()
+    })
+    .await;
+    let (pulled, steps) =
+        registry::pull(&services, &registry.reference(), RegistryAccess::default(), true).await;
+    pulled.unwrap();
+    assert!(registry.layers_seen().iter().any(|seen| seen.range.is_some()), "not resumed");
+    for layer in &image.layers {
+        let digest = Digest::sha256(&layer.blob);
+        let of_it = steps.iter().filter(|step| step.digest.as_ref() == Some(&digest));
+        let states: Vec<_> = of_it.map(|step| step.state).collect();
+        assert_eq!(states.last(), Some(&ProgressState::Complete), "{states:?}");
+        let at = |state| states.iter().position(|other| *other == state);
+        if let (Some(extracting), Some(downloaded)) =
+            (at(ProgressState::Extracting), at(ProgressState::Downloaded))
+        {
+            assert!(extracting > downloaded, "{states:?}");
+        }
+    }
+    all_whole(&services).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_fails_ends_the_others_at_once() {
+    let image = compressed(2 << 20);
+    let large = Digest::sha256(&image.layers[0].blob).to_string();
+    let registry = Registry::start(&image, move |seen, _| match seen.path.contains(&large) {
+        true => Answer::Hang(1 << 20),
+        false => Answer::Refusal(404, "", "{}"),
+    });
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let reference = registry.reference();
+    let pulling = pull(&services, &reference);
+    // The lower layer hangs for longer.
+    let pulled = tokio::time::timeout(std::time::Duration::from_secs(10), pulling).await;
+    let error = pulled.expect("the failure waits for another layer").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+    let snapshots = ground.path().join("root/snapshots");
+    assert!(std::fs::read_dir(&snapshots).unwrap().next().is_none(), "something was left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_another_content_ends_the_others_at_once() {
+    let mut image = compressed(2 << 20);
+    let large = Digest::sha256(&image.layers[0].blob).to_string();
+    // Its configuration names another content of the upper layer.
+    let other = TarStream::new().file("other", 0o600, &random::bytes(100)).finish();
+    image.layers[1].blob = Layer::gzipped(other).blob;
+    image.renew_manifest();
+    let registry = Registry::start(&image, move |seen, _| match seen.path.contains(&large) {
+        true => Answer::Hang(1 << 20),
+        false => Answer::Whole,
+    });
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let reference = registry.reference();
+    let pulling = pull(&services, &reference);
+    let pulled = tokio::time::timeout(std::time::Duration::from_secs(10), pulling).await;
+    let error = pulled.expect("the failure waits for another layer").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DataLoss, "{error}");
+    let snapshots = ground.path().join("root/snapshots");
+    assert!(std::fs::read_dir(&snapshots).unwrap().next().is_none(), "something was left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_two_pulls_at_once_is_made_once() {
+    let image = compressed(3 << 20);
+    let registry = Registry::start(&image, |_, _| Answer::Whole);
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let mut pulls = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (services, reference) = (services.clone(), registry.reference());
+        pulls.spawn(async move { pull(&services, &reference).await });
+    }
+    while let Some(done) = pulls.join_next().await {
+        done.unwrap().unwrap();
+    }
+    // Each making takes the next number.
+    let numbers = std::fs::read_dir(ground.path().join("root/snapshots")).unwrap();
+    let names = numbers.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut numbers: Vec<u64> = names.map(|name| name.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2]);
+    all_whole(&services).await;
+}

@@ -272,6 +272,13 @@ impl Core {
         written.map(|()| ingest.offset)
     }
 
+    /// The file that an ingest writes, to be read.
+    pub(crate) fn ingest_file(&self, ns: &str, reference: &str) -> Result<File> {
+        let ingest = self.find_ingest(ns, reference)?;
+        let path = lock(&ingest).data();
+        File::open(&path).map_err(Error::io("open", path))
+    }
+
     pub(crate) fn ingest_commit(
         &self,
         ns: &str,

@@ -104,7 +104,7 @@ impl Disk {
     }
 
     /// A record names the directory from now on.
-    pub(super) fn recorded(&self, id: u64) {
+    pub(crate) fn recorded(&self, id: u64) {
         lock(&self.in_work).remove(&id);
     }
 

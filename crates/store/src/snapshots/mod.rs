@@ -90,6 +90,27 @@ impl SnapshotRecord {
         }
     }
 
+    /// Of a layer whose files are there in full.
+    pub(crate) fn committed(
+        id: u64,
+        parent: Option<&str>,
+        usage: Usage,
+        packed: Option<PackedLayer>,
+    ) -> Self {
+        let now = Timestamp::now();
+        Self {
+            id,
+            kind: Kind::Committed,
+            parent: parent.map(Into::into),
+            labels: Labels::new(),
+            created: now,
+            updated: now,
+            usage: Some((usage.bytes, usage.inodes)),
+            packed,
+            full: false,
+        }
+    }
+
     fn durable(&self) -> Durable {
         let ephemeral = self.kind != Kind::Committed && labels::is_volatile(&self.labels);
         if ephemeral { Durable::Ephemeral } else { Durable::Soon }
@@ -280,7 +301,7 @@ impl Core {
     }
 
     /// The topmost directory that a child of `parent` has below it.
-    fn root_of(&self, ns: &str, parent: &str) -> Result<PathBuf> {
+    pub(crate) fn root_of(&self, ns: &str, parent: &str) -> Result<PathBuf> {
         let record = self.committed(ns, parent)?;
         if record.packed.is_none() {
             return Ok(self.disk.fs(record.id));
@@ -290,7 +311,7 @@ impl Core {
         self.packed_root(ns, &chain)
     }
 
-    pub(super) fn committed(&self, ns: &str, parent: &str) -> Result<SnapshotRecord> {
+    pub(crate) fn committed(&self, ns: &str, parent: &str) -> Result<SnapshotRecord> {
         let record = match self.snapshot_record(ns, parent) {
             Err(error) if error.is_not_found() => {
                 return Err(Error::not_found("parent snapshot", parent));

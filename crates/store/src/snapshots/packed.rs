@@ -23,14 +23,14 @@ use rustix::{
     mount::{self as m, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags},
 };
 use sha2::{Digest as _, Sha256};
-use store_api::{Descriptor, Event, Labels, ResourceKind, Timestamp};
+use store_api::{Descriptor, Usage};
 use types::Digest;
 
-use super::{Disk, Kind, PackedLayer, SnapshotRecord, child_key};
+use super::{Disk, PackedLayer, SnapshotRecord};
 use crate::{
     Config, Core, LayerForm, Purpose,
     content::BUFFER_BYTES,
-    db::{Durable, Table, lock},
+    db::{Table, lock},
     diffs::is_layer,
     error::{Error, Result},
     streams::{Hashing, Watched},
@@ -101,6 +101,11 @@ impl Packed {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Do new layers stay packed, where what they stand on is?
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled
     }
 
     /// Takes away what an earlier store mounted. Nobody needs it: what is mounted on it holds it.
@@ -350,6 +355,18 @@ impl Disk {
         Ok(scanned.map_err(Error::index("read", tar.display()))?.0)
     }
 
+    /// Blocks and inodes of a packed layer's own files.
+    pub(crate) fn usage_packed(&self, id: u64) -> Result<Usage> {
+        let directory = self.directory(id);
+        let mut usage = Usage::default();
+        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
+            let metadata = entry.and_then(|entry| entry.metadata());
+            usage.bytes += metadata.map_err(Error::io("stat", &directory))?.blocks() * 512;
+            usage.inodes += 1;
+        }
+        Ok(usage)
+    }
+
     /// The tar of a layer that is kept as one.
     pub(crate) fn packed_tar(&self, id: u64) -> PathBuf {
         self.directory(id).join(TAR)
@@ -475,7 +492,7 @@ impl Core {
         let done = packed.and_then(|packed| {
             let Some(packed) = packed else { return Ok(false) };
             faults::pass("packed.written");
-            self.commit_packed(ns, place, id, packed)?;
+            self.commit_made(ns, place, id, Some(packed))?;
             faults::pass("packed.committed");
             Ok(true)
         });
@@ -494,21 +511,39 @@ impl Core {
         directory: &Path,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Option<PackedLayer>> {
-        let path = directory.join(TAR);
         let (blob, _) = self.open_blob(ns, &layer.digest)?;
-        // What is not compressed is here already: its bytes are only read and hashed.
-        let linked = layer.digest == *expected
-            && fs::hard_link(self.blob_path(&layer.digest), &path).is_ok();
         let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
+        let packed = self.pack_stream(layer, expected, watched, true, directory)?;
+        if let Some(packed) = &packed {
+            self.check_layer(ns, layer, &packed.diff_id, expected)?;
+        }
+        Ok(packed)
+    }
+
+    /// The same from a stream, whose digest is not looked at. `share`: the layer's blob is here, and
+    /// where it is the tar itself it is linked, not copied.
+    pub(crate) fn pack_stream(
+        &self,
+        layer: &Descriptor,
+        expected: &Digest,
+        input: impl Read + Send,
+        share: bool,
+        directory: &Path,
+    ) -> Result<Option<PackedLayer>> {
+        let path = directory.join(TAR);
+        // What is not compressed is here already: its bytes are only read and hashed.
+        let linked = share
+            && layer.digest == *expected
+            && fs::hard_link(self.blob_path(&layer.digest), &path).is_ok();
         let (contents, diff_id) = if linked {
-            match scan(Hashing::new(watched), directory) {
+            match scan(Hashing::new(input), directory) {
                 Ok((contents, tar)) => (contents, tar.finish().0),
                 Err(error) => return unpackable(layer, error),
             }
         } else {
             faults::write("packed.tar").map_err(Error::io("create", &path))?;
             let mut file = create(&path)?;
-            let tar = archive::decompress(watched)
+            let tar = archive::decompress(input)
                 .map_err(Error::stream("inflate layer", &layer.digest))?;
             let tee = Tee { inner: Hashing::new(tar), file: Some(&mut file) };
             match scan(tee, directory) {
@@ -516,58 +551,8 @@ impl Core {
                 Err(error) => return unpackable(layer, error),
             }
         };
-        self.check_layer(ns, layer, &diff_id, expected)?;
         let (tar_bytes, extra_bytes) = (contents.tar_bytes(), contents.extra_bytes());
         Ok(Some(PackedLayer { diff_id, tar_bytes, extra_bytes }))
-    }
-
-    fn commit_packed(
-        &self,
-        ns: &str,
-        place: &Place<'_>,
-        id: u64,
-        packed: PackedLayer,
-    ) -> Result<()> {
-        let Place { parent, chain_id, .. } = *place;
-        self.ensure_namespace(ns)?;
-        let now = Timestamp::now();
-        let directory = self.disk.directory(id);
-        let (mut bytes, mut inodes) = (0, 0);
-        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
-            let metadata = entry.and_then(|entry| entry.metadata());
-            bytes += metadata.map_err(Error::io("stat", &directory))?.blocks() * 512;
-            inodes += 1;
-        }
-        let record = SnapshotRecord {
-            id,
-            kind: Kind::Committed,
-            parent: parent.map(Into::into),
-            labels: Labels::new(),
-            created: now,
-            updated: now,
-            usage: Some((bytes, inodes)),
-            packed: Some(packed),
-            full: false,
-        };
-        self.guard.refresh(ns, ResourceKind::Snapshot, chain_id);
-        self.db.write(Durable::Soon, |tx| {
-            if tx.get::<SnapshotRecord>(Table::Snapshots, ns, chain_id)?.is_some() {
-                return Err(Error::already_exists("snapshot", chain_id));
-            }
-            if let Some(parent) = parent {
-                if tx.get::<SnapshotRecord>(Table::Snapshots, ns, parent)?.is_none() {
-                    return Err(Error::not_found("parent snapshot", parent));
-                }
-                tx.put(Table::Children, ns, &child_key(parent, chain_id), &())?;
-            }
-            tx.put(Table::Snapshots, ns, chain_id, &record)
-        })?;
-        self.disk.recorded(id);
-        let (key, name) = (chain_id.to_string(), chain_id.to_string());
-        let parent = parent.unwrap_or_default().to_string();
-        self.bus.publish(ns, Event::SnapshotPrepare { key: key.clone(), parent });
-        self.bus.publish(ns, Event::SnapshotCommit { key, name });
-        Ok(())
     }
 
     pub(super) fn packed_records(&self, ns: &str, chain: &[String]) -> Result<Vec<SnapshotRecord>> {

@@ -7,7 +7,7 @@ use store_api::{
     PullRequest, Pulled, ResourceKind, Result, UnpackedImage, WriteRequest, media_type,
 };
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform, limits};
@@ -19,6 +19,7 @@ use crate::{
     guard::Pins,
     manifest::{self, Document, Manifest},
     progress::{Reporter, Subject},
+    unpack::{Ahead, Crew, Grower, Growth, Source},
 };
 
 /// Blobs downloaded at once where the caller has no wish: a registry's per-connection limits are what
@@ -39,10 +40,21 @@ struct Layers {
     /// The image is here with all of them.
     whole: bool,
     /// Those to download.
-    wanted: Vec<(Descriptor, Subject, oneshot::Sender<Result<bool>>)>,
+    wanted: Vec<Wanted>,
     /// In order: whether each was downloaded.
-    arrivals: Vec<oneshot::Receiver<Result<bool>>>,
+    arrivals: Vec<oneshot::Receiver<bool>>,
 }
+
+/// A layer to download: the image's `i`-th.
+struct Wanted {
+    i: usize,
+    layer: Descriptor,
+    subject: Subject,
+    arrived: oneshot::Sender<bool>,
+}
+
+/// What is made of a layer's bytes while they come: by whom, and as which layer.
+type Reader<'a> = Option<(&'a Ahead<Arc<crate::Core>>, usize)>;
 
 /// What is known of a download that failed.
 #[derive(Default)]
@@ -165,7 +177,7 @@ impl Pull {
         Ok(())
     }
 
-    /// Downloads an image's blobs, all at once, and extracts its layers in order as they arrive.
+    /// Downloads an image's blobs and makes its layers, all at once; they are committed in order.
     /// Answers whether anything was downloaded.
     async fn part(
         self: &Arc<Self>,
@@ -199,22 +211,56 @@ impl Pull {
         }
         let Layers { whole, wanted, arrivals } =
             self.announce(part, image.as_ref(), downloaded).await?;
+        let crew = match &image {
+            Some(image) if unpack => Some(self.crew(image, whole).await?),
+            _ => None,
+        };
+        let ahead = crew.as_ref().map(|crew| Arc::clone(&crew.ahead));
         let mut tasks = JoinSet::new();
-        for (layer, subject, arrived) in wanted {
-            let pull = Arc::clone(self);
+        let (failed, mut failures) = mpsc::channel(wanted.len().max(1));
+        let mut here: Vec<usize> = (0..part.manifest.layers.len()).collect();
+        for Wanted { i, layer, subject, arrived } in wanted {
+            here.retain(|other| *other != i);
+            let (pull, ahead, failed) = (Arc::clone(self), ahead.clone(), failed.clone());
             tasks.spawn(async move {
-                let outcome = pull.layer(&layer, &subject).await;
-                // Nobody waits any more when another layer failed first.
-                drop(arrived.send(outcome));
+                match pull.layer(&layer, &subject, ahead.as_deref().map(|ahead| (ahead, i))).await {
+                    Ok(outcome) => {
+                        if let Some(ahead) = &ahead {
+                            ahead.comes(i, Source::Blob);
+                        }
+                        // Nobody waits any more when another layer failed first.
+                        arrived.send(outcome).ok();
+                    }
+                    // There is room for one of each.
+                    Err(error) => drop(failed.try_send(error)),
+                }
             });
         }
-        for (i, arrival) in arrivals.into_iter().enumerate() {
-            let gone = |_| Error::new(ErrorKind::Cancelled, "the pull was given up");
-            downloaded |= arrival.await.map_err(gone)??;
-            if let (true, Some(image)) = (unpack, &image) {
-                downloaded |= self.extract_whole(part, image, i, whole).await?;
-            }
+        drop(failed);
+        for (i, ahead) in here.iter().flat_map(|i| ahead.iter().map(move |ahead| (*i, ahead))) {
+            ahead.comes(i, Source::Blob);
         }
+        let outcome = {
+            let failed = async {
+                match &ahead {
+                    Some(ahead) => ahead.failed().await.into(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(error) = failures.recv() => Err(error),
+                error = failed => Err(error),
+                outcome = self.in_order(part, arrivals, image.as_ref(), ahead.as_ref(), whole) => outcome,
+            }
+        };
+        // One layer's failure ends the others.
+        tasks.shutdown().await;
+        drop(ahead);
+        if let Some(crew) = crew {
+            crew.end().await;
+        }
+        downloaded |= outcome?;
         faults::pass("pull.layers");
         let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
         self.local
@@ -228,6 +274,41 @@ impl Pull {
             })
             .await?;
         Ok(downloaded)
+    }
+
+    /// Commits the layers as they arrive, from the bottom up. Answers whether any was downloaded.
+    async fn in_order(
+        self: &Arc<Self>,
+        part: &Part,
+        arrivals: Vec<oneshot::Receiver<bool>>,
+        image: Option<&UnpackedImage>,
+        ahead: Option<&Arc<Ahead<Arc<crate::Core>>>>,
+        silent: bool,
+    ) -> Result<bool> {
+        let mut downloaded = false;
+        for (i, arrival) in arrivals.into_iter().enumerate() {
+            let gone = |_| Error::new(ErrorKind::Cancelled, "the pull was given up");
+            downloaded |= arrival.await.map_err(gone)?;
+            if let (Some(image), Some(ahead)) = (image, ahead) {
+                downloaded |= self.extract_whole(part, image, (i, ahead), silent).await?;
+            }
+        }
+        Ok(downloaded)
+    }
+
+    /// Helpers that make the layers' files while they come.
+    async fn crew(self: &Arc<Self>, image: &UnpackedImage, silent: bool) -> Result<Crew> {
+        let wanted = image.clone();
+        let have = self.local.quick(move |core, ns| core.layers_there(ns, &wanted)).await?;
+        let ahead = Ahead::new(Arc::clone(&self.local.core), &self.local.ns, image, have);
+        let layers = image.layers.iter().enumerate();
+        let subjects: Vec<_> = layers.map(|(i, layer)| subject(layer, Some(image), i)).collect();
+        let pull = Arc::clone(self);
+        Ok(Crew::start(ahead, move |i, bytes| {
+            if !silent {
+                pull.reporter.amount(&subjects[i], ProgressState::Extracting, bytes);
+            }
+        }))
     }
 
     /// Tells of the layers in the image's order, before any of them moves.
@@ -250,14 +331,14 @@ impl Pull {
             let subject = subject(layer, image, i);
             if !here[i] {
                 self.reporter.state(&subject, ProgressState::Waiting, "");
-                layers.wanted.push((layer.clone(), subject, arrived));
+                layers.wanted.push(Wanted { i, layer: layer.clone(), subject, arrived });
                 continue;
             }
             if !whole {
                 self.reporter.state(&subject, ProgressState::Exists, "");
             }
             // It is waited for only below.
-            drop(arrived.send(Ok(false)));
+            arrived.send(false).ok();
         }
         Ok(layers)
     }
@@ -268,31 +349,31 @@ impl Pull {
         self: &Arc<Self>,
         part: &Part,
         image: &UnpackedImage,
-        i: usize,
+        (i, ahead): (usize, &Arc<Ahead<Arc<crate::Core>>>),
         silent: bool,
     ) -> Result<bool> {
-        let Err(error) = self.extract(image, i, silent).await else { return Ok(false) };
+        let Err(error) = self.extract(image, (i, ahead), silent).await else { return Ok(false) };
         let layer = &part.manifest.layers[i];
         if self.is_here(&layer.digest).await? {
             return Err(error);
         }
-        self.layer(layer, &subject(layer, Some(image), i)).await?;
-        self.extract(image, i, silent).await?;
+        self.layer(layer, &subject(layer, Some(image), i), None).await?;
+        self.extract(image, (i, ahead), silent).await?;
         Ok(true)
     }
 
     async fn extract(
         self: &Arc<Self>,
         image: &UnpackedImage,
-        i: usize,
+        (i, ahead): (usize, &Arc<Ahead<Arc<crate::Core>>>),
         silent: bool,
     ) -> Result<()> {
-        let (pull, image) = (Arc::clone(self), image.clone());
+        let (pull, image, ahead) = (Arc::clone(self), image.clone(), Arc::clone(ahead));
         let nobody = Reporter::silent();
         self.local
             .heavy(move |core, ns| {
                 let reporter = if silent { &nobody } else { &pull.reporter };
-                core.unpack_layer(ns, &image, i, reporter)
+                core.unpack_layer(ns, &image, i, reporter, &ahead)
             })
             .await
     }
@@ -321,7 +402,12 @@ impl Pull {
 
     /// Downloads one blob unless it is here; a download of the same blob that is under way is waited
     /// for, one that broke off is resumed.
-    async fn layer(&self, layer: &Descriptor, subject: &Subject) -> Result<bool> {
+    async fn layer(
+        &self,
+        layer: &Descriptor,
+        subject: &Subject,
+        reader: Reader<'_>,
+    ) -> Result<bool> {
         let slot = match self.slots.try_acquire() {
             Ok(slot) => Ok(slot),
             Err(_) => {
@@ -334,7 +420,7 @@ impl Pull {
         let mut again = true;
         loop {
             let mut attempt = Attempt::default();
-            let error = match self.download(layer, subject, &mut attempt).await {
+            let error = match self.download(layer, subject, reader, &mut attempt).await {
                 Err(error)
                     if matches!(
                         error.kind,
@@ -363,6 +449,7 @@ impl Pull {
         &self,
         layer: &Descriptor,
         subject: &Subject,
+        reader: Reader<'_>,
         attempt: &mut Attempt,
     ) -> Result<bool> {
         let reference = format!("layer-{}", layer.digest);
@@ -384,7 +471,8 @@ impl Pull {
             self.reporter.state(subject, ProgressState::Downloading, "");
             let blob = self.repository.get_blob(&layer.digest, Some(layer.size), offset).await;
             let mut blob = blob.map_err(refused)?;
-            let received = self.receive(&mut blob, subject, &reference).await;
+            let grower = self.read_along(layer, &reference, blob.offset(), reader).await;
+            let received = self.receive(&mut blob, subject, &reference, grower).await;
             attempt.sources = blob.sources().to_vec();
             received?;
         }
@@ -411,8 +499,39 @@ impl Pull {
         Ok(true)
     }
 
+    /// Lets a helper read what is written of a layer while it comes. Of one that is not compressed the
+    /// blob will be the tar, which is not written twice.
+    async fn read_along(
+        &self,
+        layer: &Descriptor,
+        reference: &str,
+        offset: u64,
+        reader: Reader<'_>,
+    ) -> Option<Grower> {
+        let (ahead, i) = reader.filter(|(ahead, i)| ahead.is_compressed(*i, &layer.digest))?;
+        let reference = reference.to_string();
+        match self.local.quick(move |core, ns| core.ingest_file(ns, &reference)).await {
+            Ok(file) => {
+                let grower = Grower(Arc::new(Growth::new(file, offset)));
+                ahead.comes(i, Source::Download(Arc::clone(&grower.0)));
+                Some(grower)
+            }
+            Err(error) => {
+                // Its blob is read instead.
+                tracing::debug!(layer = %layer.digest, error = %error, "a download is not read along");
+                None
+            }
+        }
+    }
+
     /// Writes what arrives.
-    async fn receive(&self, blob: &mut Blob, subject: &Subject, reference: &str) -> Result<()> {
+    async fn receive(
+        &self,
+        blob: &mut Blob,
+        subject: &Subject,
+        reference: &str,
+        grower: Option<Grower>,
+    ) -> Result<()> {
         let meter = self.reporter.meter(subject, ProgressState::Downloading);
         let mut offset = blob.offset();
         let mut buffer = BytesMut::with_capacity(WRITE_BYTES + (64 << 10));
@@ -430,9 +549,15 @@ impl Pull {
                     .local
                     .heavy(move |core, ns| core.ingest_write(ns, &name, offset, &bytes))
                     .await?;
+                if let Some(grower) = &grower {
+                    grower.grown(offset);
+                }
                 buffer.reserve(WRITE_BYTES);
             }
             if chunk.map_err(refused)?.is_none() {
+                if let Some(grower) = &grower {
+                    grower.reached();
+                }
                 return Ok(());
             }
         }

@@ -1,0 +1,497 @@
+//! The layers of one image are made at once: helpers make each one's files where nobody sees them, and
+//! what commits them does so in order.
+//!
+//! A layer that several images have is made once: all of them share its [`Slot`].
+
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use store_api::UnpackedImage;
+use types::Digest;
+
+use super::{growth::Growth, staged::Staged};
+use crate::{
+    Core,
+    db::lock,
+    error::{Error, Result},
+};
+
+/// Helpers for all images together, per core: some wait for a download or for a layer below. Each has
+/// the window of a decompressor (32 KiB of gzip, up to 128 MiB that a zstd frame may ask for) and the
+/// names of its layer in memory.
+const HELPERS_PER_CORE: usize = 4;
+/// Of these for one image at most, per core: beyond it is only memory.
+const OF_ONE_IMAGE_PER_CORE: usize = 2;
+
+/// Layers that are being made, by namespace and chain id, and the number of helpers.
+#[derive(Default)]
+pub(crate) struct Slots {
+    all: Mutex<HashMap<String, Arc<Slot>>>,
+    helpers: AtomicUsize,
+    /// Something was committed, or given up.
+    moved: Mutex<()>,
+    wake: Condvar,
+}
+
+/// One layer that is being made.
+#[derive(Default)]
+struct Slot {
+    state: Mutex<SlotState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+enum SlotState {
+    #[default]
+    Idle,
+    /// Somebody makes it: of a download, where there is one.
+    Working(Option<Arc<Growth>>),
+    Ready(Staged),
+}
+
+impl Slots {
+    /// Takes helpers, `wanted` at most; none is an answer too.
+    fn helpers(&self, wanted: usize) -> Helpers<'_> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let wanted = wanted.min(cores * OF_ONE_IMAGE_PER_CORE);
+        let mut count = 0;
+        let taken = self.helpers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |busy| {
+            count = wanted.min((cores * HELPERS_PER_CORE).saturating_sub(busy));
+            Some(busy + count)
+        });
+        debug_assert!(taken.is_ok(), "the update always answers");
+        Helpers { slots: self, count }
+    }
+
+    /// Tells those who wait for a layer below theirs.
+    pub(crate) fn tell(&self) {
+        let _moved = lock(&self.moved);
+        self.wake.notify_all();
+    }
+
+    /// Waits until `done` answers something.
+    fn wait_until<T>(&self, done: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        let mut moved = lock(&self.moved);
+        loop {
+            if let Some(value) = done()? {
+                return Ok(value);
+            }
+            moved = self.wake.wait(moved).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Helpers that were taken; given back when dropped.
+struct Helpers<'a> {
+    slots: &'a Slots,
+    count: usize,
+}
+
+impl Drop for Helpers<'_> {
+    fn drop(&mut self) {
+        self.slots.helpers.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+/// Who makes a layer. What was not handed over when this is dropped can be begun by others.
+pub(crate) struct Turn<'a>(&'a Slot);
+
+impl Turn<'_> {
+    fn ready(self, staged: Staged) {
+        *lock(&self.0.state) = SlotState::Ready(staged);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        if matches!(*state, SlotState::Working(_)) {
+            *state = SlotState::Idle;
+        }
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
+/// What a layer's turn finds.
+pub(crate) enum Found<'a> {
+    /// It was made ahead, and is to be committed.
+    Staged(Staged, Turn<'a>),
+    /// It is to be made now. `None`: another image's download makes it too, and is not waited for.
+    Nothing(Option<Turn<'a>>),
+}
+
+impl Slot {
+    /// Begins, unless it is begun or done.
+    fn begin(&self, growth: Option<Arc<Growth>>) -> Option<Turn<'_>> {
+        let mut state = lock(&self.state);
+        if !matches!(*state, SlotState::Idle) {
+            return None;
+        }
+        *state = SlotState::Working(growth);
+        Some(Turn(self))
+    }
+
+    fn take(&self) -> Found<'_> {
+        let mut state = lock(&self.state);
+        loop {
+            match std::mem::take(&mut *state) {
+                SlotState::Idle => {
+                    *state = SlotState::Working(None);
+                    return Found::Nothing(Some(Turn(self)));
+                }
+                SlotState::Ready(staged) => {
+                    *state = SlotState::Working(None);
+                    return Found::Staged(staged, Turn(self));
+                }
+                SlotState::Working(growth) => {
+                    let goes_on = growth.as_ref().is_some_and(|growth| growth.is_open());
+                    *state = SlotState::Working(growth);
+                    if goes_on {
+                        return Found::Nothing(None);
+                    }
+                    // It has all that it needs: its bytes, and what is below it.
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+/// Where a layer's bytes come from.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// The blob that is here.
+    Blob,
+    /// A download that goes on.
+    Download(Arc<Growth>),
+}
+
+#[derive(Default)]
+struct Layer {
+    source: Option<Source>,
+    /// It needs no helper (any more).
+    taken: bool,
+}
+
+#[derive(Default)]
+struct State {
+    layers: Vec<Layer>,
+    failed: Option<Error>,
+}
+
+/// The layers of one image on their way.
+pub(crate) struct Ahead<C: Deref<Target = Core>> {
+    pub(super) core: C,
+    pub(super) ns: String,
+    pub(super) image: UnpackedImage,
+    slots: Vec<Arc<Slot>>,
+    state: Mutex<State>,
+    changed: Condvar,
+    stopped: AtomicBool,
+    /// Wakes who waits for a failure.
+    failure: tokio::sync::Notify,
+}
+
+impl<C: Deref<Target = Core> + Sync> Ahead<C> {
+    /// `have`: so many layers from below are there already.
+    pub(crate) fn new(core: C, ns: &str, image: &UnpackedImage, have: usize) -> Self {
+        let mut all = lock(&core.flights.layers.all);
+        let slot = |chain_id| Arc::clone(all.entry(name(ns, chain_id)).or_default());
+        let slots = image.chain_ids.iter().map(slot).collect();
+        drop(all);
+        let layers =
+            (0..image.layers.len()).map(|i| Layer { source: None, taken: i < have }).collect();
+        Self {
+            core,
+            ns: ns.into(),
+            image: image.clone(),
+            slots,
+            state: Mutex::new(State { layers, failed: None }),
+            changed: Condvar::new(),
+            stopped: AtomicBool::new(false),
+            failure: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// The bytes of a layer are here, or come.
+    pub(crate) fn comes(&self, i: usize, source: Source) {
+        lock(&self.state).layers[i].source = Some(source);
+        self.changed.notify_all();
+    }
+
+    /// How many helpers are worth having for layers that need one.
+    pub(crate) fn helpers_wanted(&self) -> usize {
+        let open = lock(&self.state).layers.iter().filter(|layer| !layer.taken).count();
+        // One layer alone is made by who commits it, unless it still comes.
+        if self.core.disk.copies { 0 } else { open }
+    }
+
+    /// The body of a helper: makes layers until there is none left. `tell`: a layer's bytes that were
+    /// read, while nothing else of it moves.
+    pub(crate) fn help(&self, tell: &(dyn Fn(usize, u64) + Sync)) {
+        while let Some((i, source)) = self.next() {
+            let downloading = match &source {
+                Source::Blob => None,
+                Source::Download(growth) => Some(Arc::clone(growth)),
+            };
+            let Some(turn) = self.slots[i].begin(downloading) else { continue };
+            if self.is_there(i) {
+                continue;
+            }
+            let tell = |bytes| {
+                if self.is_here(i) {
+                    tell(i, bytes);
+                }
+            };
+            match (self.stage(i, &source, &tell), &source) {
+                // What cannot be expressed may be what was not sent right.
+                (Ok(Staged::MustExtract) | Err(_), Source::Download(_)) => {
+                    drop(turn);
+                    self.again(i);
+                }
+                (Ok(staged), _) => turn.ready(staged),
+                (Err(_), Source::Blob) if self.is_stopped() => {}
+                (Err(error), Source::Blob) => {
+                    drop(turn);
+                    self.judge(i, error);
+                }
+            }
+        }
+    }
+
+    /// Is the layer's blob here?
+    fn is_here(&self, i: usize) -> bool {
+        matches!(lock(&self.state).layers[i].source, Some(Source::Blob))
+    }
+
+    /// Is layer `i`, whose blob has this digest, another thing than its tar?
+    pub(crate) fn is_compressed(&self, i: usize, blob: &Digest) -> bool {
+        self.image.diff_ids[i] != *blob
+    }
+
+    /// Is the layer committed? A failure to look is met by who commits it.
+    fn is_there(&self, i: usize) -> bool {
+        let chain_id = self.image.chain_ids[i].to_string();
+        self.core.has_snapshot(&self.ns, &chain_id).unwrap_or(false)
+    }
+
+    /// The lowest layer that waits for a helper; waits for one to come.
+    fn next(&self) -> Option<(usize, Source)> {
+        let mut state = lock(&self.state);
+        loop {
+            if self.is_stopped() || state.layers.iter().all(|layer| layer.taken) {
+                return None;
+            }
+            let waits = |layer: &&mut Layer| !layer.taken && layer.source.is_some();
+            let found = state.layers.iter_mut().enumerate().find(|(_, layer)| waits(&layer));
+            if let Some((i, Layer { source: Some(source), taken })) = found {
+                *taken = true;
+                return Some((i, source.clone()));
+            }
+            // Every layer comes, is taken by who commits it, or is given up with all.
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Nothing came of what was read of a download; its blob is read when that is verified.
+    fn again(&self, i: usize) {
+        let mut state = lock(&self.state);
+        let layer = &mut state.layers[i];
+        if matches!(layer.source, Some(Source::Download(_))) {
+            layer.source = None;
+        }
+        layer.taken = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// An error that the image itself has, or that says that there is no room, ends all at once. Any
+    /// other may be gone in the layer's turn; a damaged blob is met then, and may be downloaded again.
+    fn judge(&self, i: usize, error: Error) {
+        let error = self.core.blame(&self.image.layers[i].digest, error);
+        let is_final = match &error {
+            error if error.is_full_disk() => true,
+            Error::Archive { source, .. } => source.io().is_none(),
+            error => error.is_data_loss() && self.is_blob_whole(i),
+        };
+        if !is_final {
+            let error = store_api::Error::from(error);
+            tracing::debug!(layer = i, error = %error, "a layer was not made ahead");
+            return;
+        }
+        lock(&self.state).failed.get_or_insert(error);
+        self.stop();
+        self.failure.notify_waiters();
+        self.failure.notify_one();
+    }
+
+    fn is_blob_whole(&self, i: usize) -> bool {
+        let digest = &self.image.layers[i].digest;
+        self.core.has_whole_content(&self.ns, digest).unwrap_or(false)
+    }
+
+    /// What a helper found wrong, once.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        lock(&self.state).failed.take()
+    }
+
+    /// Ends when a helper has found something wrong.
+    pub(crate) async fn failed(&self) -> Error {
+        loop {
+            if let Some(error) = self.failure() {
+                return error;
+            }
+            self.failure.notified().await;
+        }
+    }
+
+    /// It is layer `i`'s turn: no helper begins it any more, one that has begun it is waited for.
+    pub(crate) fn take(&self, i: usize) -> Found<'_> {
+        lock(&self.state).layers[i].taken = true;
+        self.changed.notify_all();
+        self.slots[i].take()
+    }
+
+    /// Helpers end at their next look.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        let state = lock(&self.state);
+        for layer in &state.layers {
+            if let Some(Source::Download(growth)) = &layer.source {
+                growth.break_off();
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+        self.core.flights.layers.tell();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a snapshot is there, or all is given up.
+    pub(super) fn wait_for(&self, chain_id: &Digest) -> Result<()> {
+        let name = chain_id.to_string();
+        self.core.flights.layers.wait_until(|| {
+            if self.is_stopped() {
+                return Err(given_up());
+            }
+            Ok(self.core.has_snapshot(&self.ns, &name)?.then_some(()))
+        })
+    }
+}
+
+pub(super) fn given_up() -> Error {
+    Error::Api(store_api::Error::new(types::ErrorKind::Cancelled, "the unpacking was given up"))
+}
+
+fn name(ns: &str, chain_id: &Digest) -> String {
+    format!("{ns} {chain_id}")
+}
+
+impl<C: Deref<Target = Core>> Drop for Ahead<C> {
+    fn drop(&mut self) {
+        let core: &Core = &self.core;
+        for (slot, chain_id) in
+            std::mem::take(&mut self.slots).into_iter().zip(&self.image.chain_ids)
+        {
+            let mut all = lock(&core.flights.layers.all);
+            // The map's and this one: no other image has the layer.
+            if Arc::strong_count(&slot) != 2 {
+                continue;
+            }
+            all.remove(&name(&self.ns, chain_id));
+            drop(all);
+            if let SlotState::Ready(staged) = std::mem::take(&mut *lock(&slot.state)) {
+                core.discard_staged(&staged);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Works on an image's layers with as many helpers as are free, until `work` has ended.
+    pub(super) fn with_helpers<T>(
+        &self,
+        ahead: &Ahead<&Self>,
+        tell: &(dyn Fn(usize, u64) + Sync),
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let wanted = ahead.helpers_wanted();
+        let helpers = self.flights.layers.helpers(if wanted > 1 { wanted } else { 0 });
+        std::thread::scope(|scope| {
+            for _ in 0..helpers.count {
+                let builder = std::thread::Builder::new().name("store-unpack".into());
+                // Without it the others do its work.
+                if let Err(error) = builder.spawn_scoped(scope, || ahead.help(tell)) {
+                    tracing::debug!(error = %error, "no thread for a layer");
+                }
+            }
+            let outcome = work();
+            ahead.stop();
+            outcome
+        })
+    }
+}
+
+/// One helper's place, also of one that never came to run.
+struct Helper(Arc<Ahead<Arc<Core>>>);
+
+impl Helper {
+    fn of(ahead: &Arc<Ahead<Arc<Core>>>) -> Self {
+        ahead.core.flights.layers.helpers.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(ahead))
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.0.core.flights.layers.helpers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Helpers of a pull, which are tasks of the runtime; they end with the last layer, or when the pull is
+/// dropped.
+pub(crate) struct Crew {
+    pub(crate) ahead: Arc<Ahead<Arc<Core>>>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Crew {
+    /// Takes the helpers that are free; `tell` as for [`Ahead::help`].
+    pub(crate) fn start(
+        ahead: Ahead<Arc<Core>>,
+        tell: impl Fn(usize, u64) + Send + Sync + 'static,
+    ) -> Self {
+        let ahead = Arc::new(ahead);
+        let mut tasks = tokio::task::JoinSet::new();
+        let helpers = ahead.core.flights.layers.helpers(ahead.helpers_wanted());
+        let tell = Arc::new(tell);
+        for _ in 0..helpers.count {
+            let (helper, tell) = (Helper::of(&ahead), Arc::clone(&tell));
+            tasks.spawn_blocking(move || helper.0.help(&*tell));
+        }
+        drop(helpers);
+        Self { ahead, tasks }
+    }
+
+    /// Waits for the helpers, which have nothing to do any more.
+    pub(crate) async fn end(mut self) {
+        self.ahead.stop();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.ahead.stop();
+    }
+}
