@@ -43,10 +43,15 @@ const MARK: &str = "_GANTRY_PROTECTED";
 /// beginning. Call it first thing, with one thread.
 ///
 /// # Errors
-/// If neither an overlay mount nor a sealed copy is possible.
+/// If neither an overlay mount nor a sealed copy is possible; `EBUSY` in the program that was executed
+/// again, if it has more than one thread.
 pub fn protect() -> Result<()> {
     if is_protected()? {
-        return Ok(());
+        // The programs that are started from here have not been protected.
+        return match std::env::var_os(MARK) {
+            Some(_) => sys::process::unset_env(MARK).ctx("unset", || MARK),
+            None => Ok(()),
+        };
     }
     if std::env::var_os(MARK).is_some() {
         return Err(Error::config("/proc/self/exe", "is still not protected after a second exec"));

@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Makes a new session keyring named `name` (with the kernel's possessor rights) and joins it;
@@ -208,6 +209,31 @@ pub fn set_scheduler(pid: i32, attr: &SchedAttr) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// Takes a variable out of the environment, which programs started from now on inherit.
+///
+/// # Errors
+/// `EBUSY` if the process has more than one thread, `EINVAL` for what cannot be a name, the errno of
+/// reading /proc/self/task.
+#[allow(clippy::disallowed_methods)] // safe here: the threads are counted
+pub fn unset_env(name: &str) -> Result<(), Errno> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(Errno::INVAL);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tasks = rustix::fs::open("/proc/self/task", flags, Mode::empty())?;
+    let mut threads = 0;
+    for entry in Dir::read_from(&tasks)? {
+        threads += u32::from(!entry?.file_name().to_bytes().starts_with(b"."));
+    }
+    if threads != 1 {
+        return Err(Errno::BUSY);
+    }
+    // SAFETY: no other thread reads or writes the environment: there is none, as was just counted,
+    // and only this one could have made one since.
+    unsafe { std::env::remove_var(name) };
+    Ok(())
+}
+
 /// The calling process's descriptor with this number, taken over from whoever left it open.
 ///
 /// The caller must be the only user of the number: for descriptors that were passed to the
@@ -292,6 +318,18 @@ pub fn unshare(namespaces: u64) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_is_not_changed_beside_another_thread() {
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || wait.recv());
+        assert_eq!(unset_env("GANTRY_TEST_ABSENT"), Err(Errno::BUSY));
+        drop(end);
+        assert!(other.join().is_ok_and(|received| received.is_err()));
+        for name in ["", "A=B", "A\0"] {
+            assert_eq!(unset_env(name), Err(Errno::INVAL));
+        }
+    }
 
     /// The kernel may lack them (CONFIG_UCLAMP_TASK), but it must know what is asked for.
     #[test]

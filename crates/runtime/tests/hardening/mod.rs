@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -327,4 +327,14 @@ fn a_filter_that_leaves_the_runtimes_own_calls_to_its_listener_holds_up_nobody()
         assert!(ended.is_some_and(|status| !status.success()), "{calls:?}: {ended:?} {said}");
         assert!(said.contains(want), "{calls:?}: {said}");
     }
+}
+
+/// What a protected program starts is not protected by that: it does not take itself for it, and can
+/// protect itself.
+#[test]
+fn a_program_that_a_protected_one_starts_protects_itself() {
+    let protected = binary().parent().unwrap().join("protected");
+    let o = Command::new(&protected).arg(&protected).arg("env").output().unwrap();
+    assert!(o.status.success(), "{}", text(&o));
+    assert!(!String::from_utf8_lossy(&o.stdout).contains("_GANTRY"), "{}", text(&o));
 }
