@@ -56,14 +56,12 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, mut exec: ExecOptions) -> R
     check_status(container.status()?, exec.ignore_paused)?;
     complete(&mut exec.process, container.spec()?.process.unwrap_or_default());
     process::check_terminal(exec.process.terminal, &exec.stdio)?;
-    let target = container.pidfd()?;
-    let target = target.ok_or_else(|| Error::WrongStatus(STOPPED.into()))?;
-    let filter = container.filter()?;
+    let target = container.pidfd()?.ok_or_else(|| Error::WrongStatus(STOPPED.into()))?;
     let record = &container.record;
     let sub = SubCgroup::parse(exec.cgroup.as_deref().unwrap_or_default())?;
     let chosen = exec.cgroup.as_deref().filter(|c| !c.is_empty());
     let proc = ProcFs::open()?;
-    let process = Prepared::new(&exec.process, filter, exec.preserve_fds, &proc)?;
+    let process = Prepared::new(&exec.process, container.filter()?, exec.preserve_fds, &proc)?;
     // The first processors are taken before the cgroup is entered, so that it cannot start there.
     let late = process.affinity.initial.is_some();
     let into = if late { None } else { record.cgroup.open_v2_sub(&sub)? };
@@ -93,8 +91,7 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, mut exec: ExecOptions) -> R
         ignore_paused: exec.ignore_paused,
         deadline: Cell::new(Instant::now() + JOIN_LIMIT),
     };
-    let spawned = spawn(job, into, moved, &patience)?;
-    let Spawned { sync, pid, pidfd, console, listener } = spawned;
+    let Spawned { sync, pid, pidfd, console, listener } = spawn(job, into, moved, &patience)?;
     let result = (|| -> Result<Option<OwnedFd>> {
         if let Some(rdt) = &record.rdt {
             rdt.join(pid)?;
