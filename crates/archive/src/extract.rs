@@ -18,7 +18,8 @@ use rustix::{
 use crate::{
     entry::{Entry, Kind, Limits, Owner, Time, portable_xattr},
     error::{Error, Problem},
-    metadata::{copy_metadata, drop_xattrs, mark_opaque, timestamps},
+    implied::Hidden,
+    metadata::{drop_xattrs, mark_opaque, timestamps},
     node::{Node, proc_path, sorted_names},
     place::{self, Parent, Place},
     reader::TarReader,
@@ -29,7 +30,7 @@ const COPY_BYTES: usize = 128 << 10;
 /// A name that another process makes again each time it is removed is given up on.
 const REPLACE_TRIES: usize = 8;
 /// What one remembered name takes beside its text.
-const REMEMBERED_OVERHEAD: usize = 128;
+pub(crate) const REMEMBERED_OVERHEAD: usize = 128;
 
 /// What names beginning with `.wh.` mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,29 +147,33 @@ pub fn extract<R: Read>(
 }
 
 /// What a directory gets when everything is in it.
-struct Deferred {
-    identity: (u32, u32, u64),
-    mtime: Time,
-    mode: Option<u32>,
+pub(crate) struct Deferred {
+    pub(crate) identity: (u32, u32, u64),
+    pub(crate) mtime: Time,
+    pub(crate) mode: Option<u32>,
+    /// Only names imply it: it looks as it does in the layers below.
+    pub(crate) like_lower: bool,
 }
 
-struct Extractor<'e, 'o> {
-    options: &'e ExtractOptions<'o>,
-    place: Place<'e>,
-    dest: Option<Parent>,
+pub(crate) struct Extractor<'e, 'o> {
+    pub(crate) options: &'e ExtractOptions<'o>,
+    pub(crate) place: Place<'e>,
+    pub(crate) dest: Option<Parent>,
     stats: ExtractStats,
     /// Sorted, so that what lies below a directory stands behind it.
-    directories: BTreeMap<PathBuf, Deferred>,
+    pub(crate) directories: BTreeMap<PathBuf, Deferred>,
     /// [`Whiteouts::Remove`]: what this archive made, which its own whiteouts do not touch.
-    made: HashSet<(u64, OsString)>,
+    pub(crate) made: HashSet<(u64, OsString)>,
     /// [`Whiteouts::Overlay`]: names that this layer deletes from the ones below.
-    deleted: HashSet<(u64, OsString)>,
+    pub(crate) deleted: HashSet<(u64, OsString)>,
     /// Directories whose lower contents are gone already.
     emptied: HashSet<u64>,
+    /// [`Whiteouts::Overlay`]: paths that this layer deletes, and directories that it makes opaque.
+    pub(crate) hidden: Hidden,
     /// What [`ExtractOptions::late_lowers`] answered.
-    late: OnceCell<Vec<OwnedFd>>,
+    pub(crate) late: OnceCell<Vec<OwnedFd>>,
     /// Bytes of these, about.
-    remembered: usize,
+    pub(crate) remembered: usize,
     buffer: Vec<u8>,
 }
 
@@ -187,6 +192,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
             made: HashSet::new(),
             deleted: HashSet::new(),
             emptied: HashSet::new(),
+            hidden: Hidden::default(),
             late: OnceCell::new(),
             remembered: 0,
             buffer: vec![0; COPY_BYTES],
@@ -225,7 +231,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
     }
 
     /// Counts a name that is kept to the end.
-    fn remember(&mut self, name: &OsStr) -> Result<(), Error> {
+    pub(crate) fn remember(&mut self, name: &OsStr) -> Result<(), Error> {
         self.remembered += name.len() + REMEMBERED_OVERHEAD;
         if self.remembered > self.options.limits.remembered_bytes {
             let limit = u64::try_from(self.options.limits.remembered_bytes).unwrap_or(u64::MAX);
@@ -287,29 +293,6 @@ impl<'e, 'o> Extractor<'e, 'o> {
         Ok(false)
     }
 
-    /// The directory for a name, with implied directories made like the ones below them.
-    fn parent(&mut self, dir: &Path) -> Result<Parent, Error> {
-        let (options, directories, deleted) = (self.options, &mut self.directories, &self.deleted);
-        let (mut remembered, late) = (0, &self.late);
-        let parent = self.place.directory(dir, &mut |parent, name, path| {
-            let Some(node) = Node::open(parent, name, path)? else { return Ok(()) };
-            let inode = rustix::fs::fstat(parent).map_err(|e| Error::file("stat", path, e))?.st_ino;
-            if deleted.contains(&(inode, name.to_owned())) {
-                return mark_opaque(options.whiteouts, node.fd(), path);
-            }
-            let lowers = place::lowers(options, late)?;
-            if let Some(lower) = place::find_in_lowers(&lowers, path)? {
-                let mtime = copy_metadata(&lower, &node, path)?;
-                let deferred = Deferred { identity: node.identity(), mtime, mode: None };
-                remembered += path.as_os_str().len() + REMEMBERED_OVERHEAD;
-                directories.insert(path.to_owned(), deferred);
-            }
-            Ok(())
-        })?;
-        self.remembered += remembered;
-        Ok(parent)
-    }
-
     fn directory(
         &mut self,
         entry: &Entry,
@@ -333,8 +316,9 @@ impl<'e, 'o> Extractor<'e, 'o> {
     fn directory_metadata(&mut self, entry: &Entry, node: &Node, path: &Path) -> Result<(), Error> {
         let defer_mode = entry.mode & 0o300 != 0o300;
         let mode = if defer_mode { 0o700 } else { entry.mode };
-        if self.options.whiteouts == Whiteouts::Remove && self.options.xattrs {
-            drop_xattrs(entry, node, path)?;
+        if self.options.whiteouts != Whiteouts::None && self.options.xattrs {
+            // What is said last is all that is said.
+            drop_xattrs(&entry.xattrs, node, path)?;
         }
         self.metadata(entry, node, path, mode)?;
         self.remember(path.as_os_str())?;
@@ -344,6 +328,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
                 identity: node.identity(),
                 mtime: entry.mtime,
                 mode: defer_mode.then_some(entry.mode),
+                like_lower: false,
             },
         );
         Ok(())
@@ -530,7 +515,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
         Err(Error::file("create", path, Errno::EXIST))
     }
 
-    fn remove(
+    pub(crate) fn remove(
         &mut self,
         parent: &Parent,
         name: &OsStr,
@@ -548,10 +533,11 @@ impl<'e, 'o> Extractor<'e, 'o> {
             }
         }
         let made = &self.made;
-        place::remove(parent, name, path, &|inode, name| {
+        let around = place::remove(parent, name, path, &|inode, name| {
             keep_made && made.contains(&(inode, name.to_owned()))
         })?;
-        Ok(())
+        // They are there for this layer's sake alone now.
+        around.iter().try_for_each(|dir| self.make_plain(dir))
     }
 
     fn owner(&self, entry: &Entry) -> Result<Option<(u32, u32)>, Error> {
@@ -613,7 +599,9 @@ impl<'e, 'o> Extractor<'e, 'o> {
             return self.remove(&parent, name, &path, true);
         }
         self.remember(name)?;
+        self.remember(path.as_os_str())?;
         self.deleted.insert(parent.key(name));
+        self.hidden.deleted.insert(path.clone());
         match Node::open(parent.fd.as_fd(), name, &path)? {
             None => {
                 let mode = Mode::from_raw_mode(0);
@@ -621,7 +609,10 @@ impl<'e, 'o> Extractor<'e, 'o> {
                     .map_err(|e| Error::file("create whiteout", path, e))
             }
             // What this layer itself has stays; a directory must not show what was below it.
-            Some(node) if node.is_dir() => mark_opaque(self.options.whiteouts, node.fd(), &path),
+            Some(node) if node.is_dir() => {
+                mark_opaque(self.options.whiteouts, node.fd(), &path)?;
+                self.forget_lower(&path, true)
+            }
             Some(_) => Ok(()),
         }
     }
@@ -638,8 +629,11 @@ impl<'e, 'o> Extractor<'e, 'o> {
             }
             return Ok(());
         }
+        self.remember(dir.as_os_str())?;
+        self.hidden.opaque.insert(dir.to_owned());
         if !dir.as_os_str().is_empty() {
-            return mark_opaque(self.options.whiteouts, parent.fd.as_fd(), dir);
+            mark_opaque(self.options.whiteouts, parent.fd.as_fd(), dir)?;
+            return self.forget_lower(dir, false);
         }
         // overlayfs merges the roots whatever their marks say.
         let mut names = Vec::new();

@@ -24,6 +24,7 @@ mod entry;
 mod error;
 mod extract;
 mod header;
+mod implied;
 mod metadata;
 mod node;
 mod pack;

@@ -1,6 +1,6 @@
 //! What an extracted object gets besides its content.
 
-use std::{os::fd::BorrowedFd, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, os::fd::BorrowedFd, path::Path};
 
 use rustix::{
     fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags},
@@ -8,7 +8,7 @@ use rustix::{
 };
 
 use crate::{
-    entry::{Entry, Time},
+    entry::Time,
     error::Error,
     extract::Whiteouts,
     node::{Node, proc_path},
@@ -49,11 +49,34 @@ pub(crate) fn timestamps(mtime: Time) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// Takes away the attributes that an entry for an existing directory does not have.
-pub(crate) fn drop_xattrs(entry: &Entry, node: &Node, path: &Path) -> Result<(), Error> {
+/// What a layer's directory is that no entry describes and no layer below has: owned by `owner`, mode 0755,
+/// no attributes, the time 0. What the kernel makes of it (the umask, a parent's set-group-ID bit, the
+/// present time) would depend on who extracts, and where.
+pub(crate) fn make_plain(
+    owner: Option<(u32, u32)>,
+    node: &Node,
+    path: &Path,
+) -> Result<Time, Error> {
+    if let Some((uid, gid)) = owner {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(node.fd(), "", uid, gid, AtFlags::EMPTY_PATH)
+            .map_err(|e| Error::file("change owner of", path, e))?;
+    }
+    rustix::fs::chmod(proc_path(node.fd()), Mode::from_raw_mode(0o755))
+        .map_err(|e| Error::file("change mode of", path, e))?;
+    drop_xattrs(&BTreeMap::new(), node, path)?;
+    Ok(Time::default())
+}
+
+/// Takes away the attributes of an existing directory that are not among `kept`.
+pub(crate) fn drop_xattrs(
+    kept: &BTreeMap<OsString, Vec<u8>>,
+    node: &Node,
+    path: &Path,
+) -> Result<(), Error> {
     let proc = proc_path(node.fd());
     for (name, _) in node.portable_xattrs(path)? {
-        if entry.xattrs.contains_key(&name) {
+        if kept.contains_key(&name) {
             continue;
         }
         match rustix::fs::removexattr(&proc, name.as_os_str()) {

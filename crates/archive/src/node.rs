@@ -96,6 +96,10 @@ impl Node {
         self.fd.as_fd()
     }
 
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     pub(crate) fn file_type(&self) -> FileType {
         FileType::from_raw_mode(self.stat.stx_mode.into())
     }

@@ -33,6 +33,11 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
+    pub(crate) fn of(directory: Node) -> Self {
+        let inode = directory.stat().stx_ino;
+        Self { fd: Rc::new(directory.into_fd()), inode }
+    }
+
     /// Identifies a name in this directory as long as the directory exists.
     pub(crate) fn key(&self, name: &OsStr) -> (u64, OsString) {
         (self.inode, name.to_owned())
@@ -82,6 +87,11 @@ impl<'r> Place<'r> {
         let fd = open_in_root(self.root, &full, OFlags::PATH | OFlags::DIRECTORY)
             .map_err(|e| Error::file("open directory", full, e))?;
         self.keep(fd, relative)
+    }
+
+    /// Is this the directory that was asked for last?
+    pub(crate) fn is_last(&self, relative: &Path) -> bool {
+        self.last.as_ref().is_some_and(|(path, _)| path == relative)
     }
 
     pub(crate) fn forget(&mut self) {
@@ -232,17 +242,19 @@ struct Frame {
     kept: bool,
 }
 
-/// Removes `name` and everything below it but for what is kept and the directories around that.
+/// Removes `name` and everything below it but for what is kept and the directories around that, whose
+/// paths it gives.
 pub(crate) fn remove(
     parent: &Parent,
     name: &OsStr,
     path: &Path,
     kept: &Kept<'_>,
-) -> Result<(), Error> {
+) -> Result<Vec<PathBuf>, Error> {
     let top_kept = kept(parent.inode, name);
     let mut path = path.to_owned();
+    let mut around = Vec::new();
     let Some(frame) = unlink(parent.fd.as_fd(), name, top_kept, &path)? else {
-        return Ok(());
+        return Ok(around);
     };
     let mut stack = vec![frame];
     let mut any_kept = false;
@@ -268,13 +280,13 @@ pub(crate) fn remove(
         if !done.kept {
             match rustix::fs::unlinkat(above, &done.name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::NOTEMPTY) if any_kept => {}
+                Err(Errno::NOTEMPTY) if any_kept => around.push(path.clone()),
                 Err(e) => return Err(Error::file("remove directory", path, e)),
             }
         }
         path.pop();
     }
-    Ok(())
+    Ok(around)
 }
 
 /// Unlinks what is not a directory, unless it is kept; opens what is one.

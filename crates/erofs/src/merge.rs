@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use crate::{
     error::{Error, Result},
     tree::{Body, Bytes, DEPTH, Directory, Layer, Node, Part},
@@ -52,7 +50,7 @@ impl Tree {
         {
             return Err(Error::unsupported("an opaque root", "/"));
         }
-        merge.directory(0, root, None, 0)
+        merge.directory(0, root, 0)
     }
 
     /// The image's devices beside the index itself, in the order in which a mount names them: number
@@ -106,15 +104,8 @@ impl Merge<'_> {
         Ok(std::mem::replace(node, Node::whiteout()))
     }
 
-    /// Merges the layer's directory `node` into the tree's directory `target`. `hidden`: the directory
-    /// that an opaque one above hid at this place; what is only implied looks like it nevertheless.
-    fn directory(
-        &mut self,
-        target: u32,
-        node: Node,
-        mut hidden: Option<u32>,
-        depth: usize,
-    ) -> Result<()> {
+    /// Merges the layer's directory `node` into the tree's directory `target`.
+    fn directory(&mut self, target: u32, node: Node, depth: usize) -> Result<()> {
         let Body::Directory(upper) = node.body else {
             return Err(Error::Contents("a directory is none"));
         };
@@ -123,42 +114,22 @@ impl Merge<'_> {
         }
         let below = self.tree.base == Base::Layers;
         if let Some(lower) = self.tree.directory(target) {
-            let children = if upper.opaque {
+            if upper.opaque {
                 lower.opaque = below;
-                std::mem::take(&mut lower.children)
-            } else {
-                BTreeMap::new()
-            };
-            lower.implied &= upper.implied;
-            if !children.is_empty() {
-                let mut old = Node::implied();
-                old.body = Body::Directory(Directory { children, ..Directory::default() });
-                hidden = Some(self.tree.add_node(old)?);
+                lower.children.clear();
             }
+            lower.implied &= upper.implied;
         }
         if !upper.implied {
-            let lower = std::mem::replace(&mut self.tree.nodes[target as usize].meta, node.meta);
-            if upper.inherits {
-                let xattrs = &mut self.tree.nodes[target as usize].meta.xattrs;
-                for (name, value) in lower.xattrs {
-                    xattrs.entry(name).or_insert(value);
-                }
-            }
+            self.tree.nodes[target as usize].meta = node.meta;
         }
         for (name, id) in upper.children {
-            self.child(target, name, id, hidden, depth)?;
+            self.child(target, name, id, depth)?;
         }
         Ok(())
     }
 
-    fn child(
-        &mut self,
-        target: u32,
-        name: Bytes,
-        id: u32,
-        hidden: Option<u32>,
-        depth: usize,
-    ) -> Result<()> {
+    fn child(&mut self, target: u32, name: Bytes, id: u32, depth: usize) -> Result<()> {
         let present = self.tree.directory(target).and_then(|d| d.children.get(&name).copied());
         if let Some(Some(id)) = self.moved.get(id as usize).copied() {
             return self.name(target, name, id);
@@ -178,12 +149,11 @@ impl Merge<'_> {
                 Ok(())
             }
             Body::Directory(_) => {
-                let hidden = hidden.and_then(|id| self.sub_directory(id, &name));
                 let into = match present.filter(|id| self.tree.directory(*id).is_some()) {
                     Some(id) => id,
-                    None => self.fresh(target, name, present.is_some(), hidden)?,
+                    None => self.fresh(target, name, present.is_some())?,
                 };
-                self.directory(into, node, hidden, depth + 1)
+                self.directory(into, node, depth + 1)
             }
             body => {
                 if let Body::File { layer, .. } = body {
@@ -198,20 +168,12 @@ impl Merge<'_> {
         }
     }
 
-    fn sub_directory(&mut self, parent: u32, name: &Bytes) -> Option<u32> {
-        let id = self.tree.directory(parent)?.children.get(name).copied()?;
-        self.tree.directory(id).map(|_| id)
-    }
-
-    /// Makes a directory, which looks like a `hidden` one until its entry is known.
-    fn fresh(&mut self, target: u32, name: Bytes, hides: bool, hidden: Option<u32>) -> Result<u32> {
+    /// Makes a directory that looks as nobody described it until its entry is known.
+    fn fresh(&mut self, target: u32, name: Bytes, hides: bool) -> Result<u32> {
         let mut fresh = Node::implied();
         if let Body::Directory(directory) = &mut fresh.body {
             // It must not merge with what a whiteout or a file hid until now.
             directory.opaque = hides && self.tree.base == Base::Layers;
-        }
-        if let Some(hidden) = hidden {
-            fresh.meta = self.tree.nodes[hidden as usize].meta.clone();
         }
         let id = self.tree.add_node(fresh)?;
         self.name(target, name, id)?;

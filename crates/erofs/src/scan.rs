@@ -277,10 +277,7 @@ impl<'e> Scan<'e> {
                     }
                 }
                 None | Some((_, Body::Whiteout)) if make => {
-                    let id = self.new_directory(here, &name)?;
-                    let directory = self.directory(id, path)?;
-                    directory.inherits = directory.implied;
-                    above.push(id);
+                    above.push(self.new_directory(here, &name)?);
                 }
                 None | Some((_, Body::Whiteout)) => return Err(wrong("a missing directory")()),
                 Some(_) => return Err(wrong("a name below what is no directory")()),
@@ -305,16 +302,12 @@ impl<'e> Scan<'e> {
         self.describe(id, entry)
     }
 
-    /// Gives a directory what its entry says.
+    /// Gives a directory what its entry says, and nothing else.
     fn describe(&mut self, id: u32, entry: &Entry) -> Result<()> {
-        let mut meta = meta(entry);
+        let meta = meta(entry);
         self.directory(id, &entry.name)?.implied = false;
-        let node = &mut self.nodes[id as usize];
-        for (name, value) in std::mem::take(&mut node.meta.xattrs) {
-            meta.xattrs.entry(name).or_insert(value);
-        }
         check_xattrs(&meta, entry)?;
-        node.meta = meta;
+        self.nodes[id as usize].meta = meta;
         Ok(())
     }
 
@@ -365,6 +358,7 @@ impl<'e> Scan<'e> {
                     self.nodes.get_mut(id as usize).map(|node| &mut node.body)
                 {
                     directory.opaque = true;
+                    directory.implied = false;
                 }
             }
         }

@@ -92,7 +92,7 @@ fn node(out: &mut Vec<u8>, node: &Node) {
     match &node.body {
         Body::Directory(directory) => {
             out.push(0);
-            let flags = [directory.opaque, directory.implied, directory.inherits];
+            let flags = [directory.opaque, directory.implied];
             out.push(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
             number(out, directory.children.len() as u64);
             for (name, id) in &directory.children {
@@ -203,12 +203,8 @@ impl<'b> Reader<'b> {
 
     fn directory(&mut self, count: usize) -> Result<Directory> {
         let flags = self.byte()?;
-        let mut directory = Directory {
-            opaque: flags & 1 != 0,
-            implied: flags & 2 != 0,
-            inherits: flags & 4 != 0,
-            ..Directory::default()
-        };
+        let mut directory =
+            Directory { opaque: flags & 1 != 0, implied: flags & 2 != 0, ..Directory::default() };
         for _ in 0..self.number()? {
             let name = self.text()?;
             let id = self.small()?;

@@ -42,8 +42,6 @@ pub(crate) struct Directory {
     pub(crate) opaque: bool,
     /// Without an entry of its own: it looks as it does in the layers below.
     pub(crate) implied: bool,
-    /// It was implied before its entry came: attributes of the layers below stay on it.
-    pub(crate) inherits: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

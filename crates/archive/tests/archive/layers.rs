@@ -86,20 +86,65 @@ fn marks_for_overlay() {
 
 #[test]
 fn implied_directories_look_as_below() {
-    let (lower, upper) = (tempdir(), tempdir());
+    let lower = tempdir();
     apply(lower.path(), &layer(&["a/", "a/b/"]), OVERLAY);
     fs::set_permissions(lower.path().join("a/b"), fs::Permissions::from_mode(0o1777)).unwrap();
     std::os::unix::fs::chown(lower.path().join("a"), Some(33), Some(44)).unwrap();
-    let lower_fd = open(lower.path());
-    let lowers = [lower_fd.as_fd()];
-    let mut options = ExtractOptions { whiteouts: OVERLAY, lowers: &lowers, ..Default::default() };
-    extract(&layer(&["a/b/c", ".wh..wh..opq"])[..], open(upper.path()).as_fd(), &mut options)
-        .unwrap();
-    let (below, above) = (look(lower.path()), look(upper.path()));
+    let below = look(lower.path());
+    let over = |names: &[&str]| {
+        let upper = tempdir();
+        let lower = open(lower.path());
+        let lowers = [lower.as_fd()];
+        let mut options =
+            ExtractOptions { whiteouts: OVERLAY, lowers: &lowers, ..Default::default() };
+        extract(&layer(names)[..], open(upper.path()).as_fd(), &mut options).unwrap();
+        (look(upper.path()), upper)
+    };
+    let (above, _upper) = over(&["a/b/c", "new/c"]);
     assert_eq!(above[Path::new("a")].owner, (33, 44));
     assert_eq!(above[Path::new("a/b")].mode, 0o1777);
     assert_eq!(above[Path::new("a/b")].mtime, below[Path::new("a/b")].mtime);
-    assert!(is_opaque(upper.path(), "a"), "an opaque root hides each name below");
+    let plain = |path: &str, seen: &crate::tree::Listing| {
+        let seen = &seen[Path::new(path)];
+        assert_eq!((seen.mode, seen.owner, seen.mtime), (0o755, (0, 0), (0, 0)), "{path}");
+    };
+    plain("new", &above);
+    // Those of layers below that this one hides are no example, wherever it says so.
+    for names in [["a/b/c", ".wh..wh..opq"], [".wh..wh..opq", "a/b/c"], ["a/b/c", ".wh.a"]] {
+        let (above, upper) = over(&names);
+        assert!(is_opaque(upper.path(), "a"), "{names:?}");
+        plain("a", &above);
+        plain("a/b", &above);
+    }
+    for names in [["a/b/c", "a/.wh..wh..opq"], ["a/.wh.b", "a/b/c"]] {
+        let (above, _upper) = over(&names);
+        assert_eq!(above[Path::new("a")].owner, (33, 44), "{names:?}");
+        plain("a/b", &above);
+    }
+}
+
+/// The whole tree at once: an overlay of the layers would show the same.
+#[test]
+fn what_lies_below_keeps_its_time_and_gives_way_to_directories() {
+    let root = tempdir();
+    let base = ["d/", "d/old", "e/", "e/sub/", "e/sub/x", "file"];
+    apply(root.path(), &layer(&base), Whiteouts::Remove);
+    for (path, secs) in [("d", 1000), ("e/sub", 2000), ("e", 3000)] {
+        let time = rustix::fs::Timespec { tv_sec: secs, tv_nsec: 5 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::utimensat(rustix::fs::CWD, root.path().join(path), &times, flags).unwrap();
+    }
+    std::os::unix::fs::symlink("d", root.path().join("link")).unwrap();
+    let upper = ["d/new", "e/sub/.wh.x", "file/is/now", "link/too"];
+    apply(root.path(), &layer(&upper), Whiteouts::Remove);
+    let seen = look(root.path());
+    for (path, time) in [("d", (1000, 5)), ("e/sub", (2000, 5)), ("e", (3000, 5)), ("file", (0, 0))]
+    {
+        assert_eq!(seen[Path::new(path)].mtime, time, "{path}");
+    }
+    assert_eq!(seen[Path::new("link")].kind, "dir", "a link of a lower layer is not followed");
+    assert!(!seen.contains_key(Path::new("d/too")));
 }
 
 /// One layer's whiteouts applied to a full tree and to an overlay directory agree, and the
@@ -143,6 +188,7 @@ fn changes_as_docker_diff_lists_them() {
         fs::write(bottom.path().join(name), name).unwrap();
     }
     apply(middle.path(), &layer(&[".wh.hidden", "etc/m"]), OVERLAY);
+    fs::set_permissions(middle.path().join("etc"), fs::Permissions::from_mode(0o711)).unwrap();
     apply(
         upper.path(),
         &layer(&[
