@@ -9,6 +9,7 @@
 mod build_info;
 mod cgroups;
 mod daemon;
+mod fsck;
 mod on_demand;
 mod store_role;
 

@@ -11,8 +11,8 @@ use store_api::Namespaces;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::Persona;
 use crate::daemon::{self, Signals, log, notify};
+use crate::{Persona, fsck};
 
 /// Who may use the socket: root, as with containerd.
 const SOCKET_MODE: u32 = 0o660;
@@ -25,15 +25,14 @@ struct Options {
     state: PathBuf,
     level: log::Level,
     action: Action,
+    fsck: fsck::Options,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Serve,
     /// Look at everything in the store, while nothing else has it open.
-    Fsck {
-        repair: bool,
-    },
+    Fsck,
     Help,
     Version,
 }
@@ -52,6 +51,7 @@ impl Options {
             state: "/run/gantry/containerd".into(),
             level: log::Level::Info,
             action: Action::Serve,
+            fsck: fsck::Options::default(),
         }
     }
 
@@ -60,12 +60,12 @@ impl Options {
         let mut words = args.into_iter();
         while let Some(word) = words.next() {
             let word = word.into_string().map_err(|w| format!("not UTF-8: {w:?}"))?;
-            let (name, mut value) = match word.split_once('=') {
+            let (name, mut given) = match word.split_once('=') {
                 Some((name, value)) => (name, Some(OsString::from(value))),
                 None => (word.as_str(), None),
             };
             let mut value = || {
-                let value = value.take().or_else(|| words.next());
+                let value = given.take().or_else(|| words.next());
                 value.ok_or_else(|| format!("flag needs an argument: {name}"))
             };
             match name {
@@ -77,10 +77,8 @@ impl Options {
                 }
                 "-h" | "--help" | "help" => options.action = Action::Help,
                 "-v" | "--version" => options.action = Action::Version,
-                "fsck" => options.action = Action::Fsck { repair: false },
-                "--repair" if matches!(options.action, Action::Fsck { .. }) => {
-                    options.action = Action::Fsck { repair: true };
-                }
+                "fsck" => options.action = Action::Fsck,
+                _ if options.action == Action::Fsck && options.fsck.flag(name, &mut value)? => {}
                 "-c" | "--config" => {
                     return Err(format!("{name} is not supported by gantry yet"));
                 }
@@ -89,7 +87,11 @@ impl Options {
                 }
                 _ => return Err(format!("the command {name} is not supported by gantry yet")),
             }
+            if given.is_some() {
+                return Err(format!("{name} takes no value"));
+            }
         }
+        options.fsck.check()?;
         for path in [&mut options.address, &mut options.root, &mut options.state] {
             *path = std::path::absolute(&*path).map_err(|e| format!("{}: {e}", path.display()))?;
         }
@@ -98,14 +100,17 @@ impl Options {
 
     fn help(&self) -> String {
         format!(
-            "\nUsage:  gantry containerd [OPTIONS]\n        gantry containerd [OPTIONS] fsck [--repair]\n\nThe \
+            "\nUsage:  gantry containerd [OPTIONS]\n        gantry containerd [OPTIONS] fsck [FSCK OPTIONS]\n\nThe \
              store alone: images, snapshots and tasks, by containerd's API. fsck, while no daemon runs: \
              look at all that is stored, and repair it from the registry.\n\nOptions:\n  -a, --address string     Socket (default {:?})\n      \
              --root string        Directory of persistent state (default {:?})\n      --state string       \
              Directory of state that dies with the host (default {:?})\n  -l, --log-level string   Level of \
              the log (default \"info\")\n  -h, --help               Print usage\n  -v, --version            \
-             Print version information and quit\n",
-            self.address, self.root, self.state
+             Print version information and quit\n{}",
+            self.address,
+            self.root,
+            self.state,
+            fsck::HELP
         )
     }
 }
@@ -124,7 +129,7 @@ pub(crate) fn main(args: Vec<OsString>, persona: Persona) -> i32 {
         Action::Version => {
             return daemon::say(&format!("containerd gantry {}\n", env!("CARGO_PKG_VERSION")));
         }
-        Action::Serve | Action::Fsck { .. } => {}
+        Action::Serve | Action::Fsck => {}
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("gantry containerd needs to be started with root privileges");
@@ -133,7 +138,7 @@ pub(crate) fn main(args: Vec<OsString>, persona: Persona) -> i32 {
     daemon::prepare_process();
     log::start(options.level, log::Format::Text);
     let ended = match options.action {
-        Action::Fsck { repair } => run_fsck(&options, repair),
+        Action::Fsck => fsck::run((&options.root, &options.state), &options.fsck, persona),
         _ => run(&options).map(|()| 0),
     };
     match ended {
@@ -150,50 +155,6 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let result = runtime.block_on(alone(options));
     runtime.shutdown_timeout(daemon::LAST_TASKS);
     result
-}
-
-/// Checks the store and prints what was found; the exit code: 1 if something is not as it should be.
-fn run_fsck(options: &Options, repair: bool) -> anyhow::Result<i32> {
-    let runtime = daemon::runtime()?;
-    let report = runtime.block_on(async {
-        let purpose = if repair { store::Purpose::Repair } else { store::Purpose::Check };
-        let config = store::Config { purpose, ..store::Config::new(&options.root, &options.state) };
-        let store = store::Store::open(config).await.map_err(daemon::failed("open the store"))?;
-        // One check goes through all namespaces.
-        let services = store.open("moby").map_err(daemon::failed("open the namespace moby"))?;
-        let request = store_api::FsckRequest { repair, ..store_api::FsckRequest::default() };
-        services.extras.fsck(request).await.map_err(daemon::failed("fsck"))
-    });
-    runtime.shutdown_timeout(daemon::LAST_TASKS);
-    let report = report?;
-    let code = daemon::say(&fsck_text(&report));
-    Ok(if code == 0 && !report.is_clean() { 1 } else { code })
-}
-
-fn fsck_text(report: &store_api::FsckReport) -> String {
-    let mut text = String::new();
-    for finding in &report.findings {
-        let (object, problem) = (&finding.object, &finding.problem);
-        if finding.repaired {
-            text.push_str(&format!("{object}: {problem}: repaired\n"));
-        } else {
-            text.push_str(&format!("{object}: {problem}\n    {}\n", finding.remedy));
-        }
-    }
-    if report.more > 0 {
-        text.push_str(&format!("and {} more\n", report.more));
-    }
-    let left = report.findings.iter().filter(|finding| !finding.repaired).count();
-    text.push_str(&format!(
-        "{} images, {} snapshots, {} blobs with {} bytes; found: {}, repaired: {}\n",
-        report.images,
-        report.snapshots,
-        report.blobs,
-        report.bytes,
-        report.findings.len(),
-        report.findings.len() - left,
-    ));
-    text
 }
 
 /// The store and its socket, until a signal.
@@ -304,9 +265,12 @@ mod tests {
         };
         assert_eq!(given, wanted);
         assert_eq!(parse(&["--version"]).unwrap().action, Action::Version);
-        assert_eq!(parse(&["fsck"]).unwrap().action, Action::Fsck { repair: false });
-        let repair = parse(&["--root", "/r", "fsck", "--repair"]).unwrap();
-        assert_eq!(repair.action, Action::Fsck { repair: true });
+        let fsck = parse(&["fsck"]).unwrap();
+        assert_eq!((fsck.action, fsck.fsck), (Action::Fsck, fsck::Options::default()));
+        let repair = parse(&["--root", "/r", "fsck", "--repair", "-u=a:b", "--registry", "r:1"]);
+        let repair = repair.unwrap();
+        assert_eq!((repair.action, repair.fsck.repair), (Action::Fsck, true));
+        assert_eq!((repair.fsck.user.as_str(), repair.fsck.registry.as_str()), ("a:b", "r:1"));
     }
 
     #[test]
@@ -316,5 +280,12 @@ mod tests {
         assert!(parse(&["config", "default"]).unwrap_err().contains("command config"));
         assert!(parse(&["-a"]).unwrap_err().contains("needs an argument"));
         assert!(parse(&["--repair"]).unwrap_err().contains("not defined: --repair"));
+        assert!(parse(&["fsck", "--plain-http"]).unwrap_err().contains("only with --repair"));
+        let refused = |words: &[&str]| parse(&[&["fsck", "--repair"], words].concat()).unwrap_err();
+        assert!(refused(&["-u", "a:b"]).contains("--registry"));
+        assert!(refused(&["--registry", "r"]).contains("--user"));
+        assert!(refused(&["-u", "a", "--registry", "r"]).contains("--password-stdin"));
+        assert!(refused(&["-u", "a:b", "--password-stdin", "--registry", "r"]).contains("twice"));
+        assert!(refused(&["--repair=yes"]).contains("takes no value"));
     }
 }

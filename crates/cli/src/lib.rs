@@ -57,6 +57,40 @@ pub struct Build {
     pub compiler: String,
 }
 
+/// What a registry is told of its user; empty is nothing. Its debug output hides the secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Login {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// The credentials that `pull` would use for a registry (`HOST[:PORT]`, `docker.io`): those of docker's
+/// `config.json`, in `$DOCKER_CONFIG` or `~/.docker`, or of the credential helper that it names.
+///
+/// # Errors
+/// A file that cannot be read, a helper that fails.
+pub fn login_of(registry: &str) -> Result<Option<Login>, String> {
+    let (config, warning) = config::Config::load(config::default_dir());
+    if let Some(warning) = warning {
+        return Err(warning.trim_start_matches("WARNING: ").to_owned());
+    }
+    let auth =
+        config.credentials(&config::server_key(registry)).map_err(|error| error.to_string())?;
+    let login = Login {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identity_token,
+    };
+    Ok(Some(login).filter(|login| *login != Login::default()))
+}
+
 /// Runs one command line; `args[0]` is the name we were called by. Gives the exit code.
 pub fn main(args: Vec<OsString>, hooks: Hooks) -> i32 {
     main_with_lookup(args, hooks, None)

@@ -1,11 +1,11 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use types::{Digest, Platform};
 
 use crate::{
-    AnalysisRequest, ByteStream, Descriptor, Error, ImageAnalysis, ProcessId, RegistryAccess,
-    Result, Usage,
+    AnalysisRequest, ByteStream, Credentials, Descriptor, Error, ImageAnalysis, ProcessId,
+    RegistryAccess, Result, Usage,
 };
 
 /// Where an attach client connects: a unix socket of the shim, mode 0600.
@@ -59,14 +59,25 @@ pub struct SquashRequest {
     pub comment: String,
 }
 
+/// Whose credentials are meant for which registry, asked when one is about to be spoken to.
+pub trait Logins: Send + Sync + std::fmt::Debug {
+    /// What a registry (`HOST[:PORT]`, `docker.io`) is told; `None`: nothing. It may block.
+    ///
+    /// # Errors
+    /// When it cannot be told, as of a credential helper that fails.
+    fn of(&self, registry: &str) -> Result<Option<Credentials>>;
+}
+
 /// What a check of the whole store is asked to do.
 #[derive(Clone, Debug, Default)]
 pub struct FsckRequest {
     /// Make what is damaged whole again: from what else is here, or from the registry that it came from.
     /// What cannot be had is moved aside, so that the next pull brings it; nothing is deleted.
     pub repair: bool,
-    /// How registries are reached.
+    /// How registries are reached. Its credentials would go to all of them: see `logins`.
     pub access: RegistryAccess,
+    /// Of each registry its own credentials, in place of those of `access`.
+    pub logins: Option<Arc<dyn Logins>>,
 }
 
 /// Something that is not as it should be.

@@ -30,7 +30,7 @@ pub use descriptor::{Descriptor, media_type};
 pub use error::{Error, Result};
 pub use events::{Envelope, Event, EventStream, Events};
 pub use extras::{
-    AttachPoint, Extras, Finding, FsckReport, FsckRequest, ImagePlatform, SquashBase,
+    AttachPoint, Extras, Finding, FsckReport, FsckRequest, ImagePlatform, Logins, SquashBase,
     SquashRequest, UnpackedImage,
 };
 pub use images::{IMAGE_NAME_BYTES, Image, Images};

@@ -46,6 +46,27 @@ impl Start {
     }
 }
 
+/// How a daemon without flags reaches registries: its configuration's mirrors, proxies and insecure ones.
+///
+/// # Errors
+/// A configuration with which no daemon would start.
+pub(crate) fn usual_registry_access(persona: Persona) -> Result<store_api::RegistryAccess, String> {
+    let config_file = Places::of(persona).config_file.into();
+    let start = Start { persona, given: Given::new(), config_file, required: false };
+    let engine = start.settle()?.1.engine;
+    Ok(store_api::RegistryAccess {
+        insecure: engine.insecure_registries,
+        mirrors: engine.registry_mirrors,
+        attempts: engine.max_download_attempts,
+        proxy: store_api::ProxyAccess {
+            http: engine.http_proxy,
+            https: engine.https_proxy,
+            except: engine.no_proxy,
+        },
+        ..store_api::RegistryAccess::default()
+    })
+}
+
 /// The pid file and the exec root of a daemon without flags; where its configuration is no good,
 /// they are the usual ones, and its start will tell.
 pub(crate) fn usual_places(persona: Persona) -> (PathBuf, PathBuf) {

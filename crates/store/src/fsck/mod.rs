@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
 };
 
-use store_api::{Finding, FsckReport, FsckRequest, Result};
+use store_api::{Finding, FsckReport, FsckRequest, RegistryAccess, Result};
 use types::Digest;
 
 use self::check::{Checked, SnapshotName, User, Users};
@@ -169,14 +169,31 @@ async fn blob(
     }
     let mut last = store_api::Error::not_found("registry that has content", digest);
     for repository in &origin.repositories {
-        match transfer::refetch(local, digest, &origin, repository, &request.access).await {
+        let fetched = match access_to(repository, request).await {
+            Ok(access) => transfer::refetch(local, digest, &origin, repository, &access).await,
+            Err(error) => Err(error),
+        };
+        match fetched {
             Ok(()) => return Ok(()),
-            Err(error) => last = error,
+            Err(error) => {
+                last = store_api::Error::new(error.kind, format!("{repository}: {}", error.message))
+            }
         }
     }
     let damaged = digest.clone();
     local.heavy(move |core, _| core.set_aside(&damaged)).await?;
     Err(last)
+}
+
+/// A registry is told the credentials that are its own, and no other's.
+async fn access_to(repository: &str, request: &FsckRequest) -> Result<RegistryAccess> {
+    let Some(logins) = request.logins.clone() else { return Ok(request.access.clone()) };
+    let registry = repository.split('/').next().unwrap_or_default().to_string();
+    let found = tokio::task::spawn_blocking(move || logins.of(&registry)).await;
+    let credentials = found.map_err(|error| {
+        store_api::Error::internal(format!("credentials for {repository}: {error}"))
+    })??;
+    Ok(RegistryAccess { credentials, ..request.access.clone() })
 }
 
 /// Snapshots that something may mount at any moment: those of containers with a task, and writable ones

@@ -12,6 +12,7 @@ mod ctr_compare;
 mod docker_py;
 mod engines;
 mod faults;
+mod fsck;
 mod ground;
 mod interchange;
 mod layouts;
