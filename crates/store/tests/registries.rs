@@ -59,7 +59,6 @@ fn count(states: &[ProgressState], state: ProgressState) -> usize {
     states.iter().filter(|one| **one == state).count()
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn there_and_back() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
@@ -124,7 +123,6 @@ async fn there_and_back() {
 }
 
 /// A download that broke off goes on where it stopped, and what it had wrong is fetched anew.
-#[tokio::test(flavor = "multi_thread")]
 async fn resumed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
@@ -206,7 +204,6 @@ async fn pushed_while_removed() {
 
 /// Whatever is damaged on disk, a new pull repairs it: for the namespace that has it, and for another
 /// that would share it.
-#[tokio::test(flavor = "multi_thread")]
 async fn damage_repaired() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
@@ -251,7 +248,6 @@ async fn damage_repaired() {
 }
 
 /// A client that stops reading keeps nobody from the same layers, nor its own pull from its end.
-#[tokio::test(flavor = "multi_thread")]
 async fn stalled_client() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
@@ -347,4 +343,12 @@ async fn under_other_names() {
         }
     }
     assert_eq!(told, names);
+}
+
+// These extract what they download. The others are about names, and about what the registry sees.
+in_every_form! {
+    there_and_back,
+    resumed,
+    damage_repaired,
+    stalled_client,
 }
