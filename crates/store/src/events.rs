@@ -19,11 +19,14 @@ const QUEUE: usize = 4096;
 /// Subscribers at once: each holds a queue.
 const SUBSCRIBERS: usize = 1024;
 
-/// Bounded broadcast. Publishing never blocks; a subscriber that does not keep up is cut off.
+/// Bounded broadcast. Publishing never blocks; a subscriber that does not keep up is cut off. Filters,
+/// which are clients' own and may be slow, are looked at without a lock.
 #[derive(Clone, Default)]
-pub struct EventBus(Arc<Mutex<Vec<Subscriber>>>);
+pub struct EventBus(Arc<Mutex<Vec<Arc<Subscriber>>>>);
 
 struct Subscriber {
+    /// Higher than that of all who came before and are there.
+    number: u64,
     /// `None`: every namespace.
     namespace: Option<String>,
     filters: Filters,
@@ -40,15 +43,25 @@ impl EventBus {
         });
     }
 
-    /// Sends to every subscriber of the namespace, in the order of the calls.
+    /// Sends to every subscriber of the namespace. All get events in the same order, and those of calls
+    /// that come one after the other in that of the calls.
     pub fn send(&self, envelope: Envelope) {
+        self.send_to(&envelope, |subscriber| {
+            subscriber.namespace.as_ref().is_none_or(|ns| *ns == envelope.namespace)
+                && subscriber.filters.matches(&EventFields(&envelope))
+        });
+    }
+
+    fn send_to(&self, envelope: &Envelope, wants: impl Fn(&Subscriber) -> bool) {
+        let all = lock(&self.0).clone();
+        let wanted: Vec<_> = all.into_iter().filter(|subscriber| wants(subscriber)).collect();
+        // Both are in the order in which they came.
+        let mut wanted = wanted.iter().peekable();
         lock(&self.0).retain(|subscriber| {
-            let wanted = subscriber.namespace.as_ref().is_none_or(|ns| *ns == envelope.namespace)
-                && subscriber.filters.matches(&EventFields(&envelope));
-            if wanted {
-                subscriber.queue.try_send(envelope.clone()).is_ok()
-            } else {
-                !subscriber.queue.is_closed()
+            while wanted.next_if(|wanted| wanted.number < subscriber.number).is_some() {}
+            match wanted.next_if(|wanted| wanted.number == subscriber.number) {
+                Some(_) => subscriber.queue.try_send(envelope.clone()).is_ok(),
+                None => !subscriber.queue.is_closed(),
             }
         });
     }
@@ -68,7 +81,9 @@ impl EventBus {
                 format!("{SUBSCRIBERS} subscribers listen to events already"),
             )));
         }
-        subscribers.push(Subscriber { namespace: namespace.map(Into::into), filters, queue });
+        let number = subscribers.last().map_or(0, |last| last.number + 1);
+        let namespace = namespace.map(Into::into);
+        subscribers.push(Arc::new(Subscriber { number, namespace, filters, queue }));
         Ok(stream)
     }
 }
@@ -152,5 +167,51 @@ fn event_field<'a>(event: &'a Event, field: &str) -> Option<Cow<'a, str>> {
             _,
         ) => labels.get(field.strip_prefix("labels.")?).and_then(|value| text(value)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn envelope(name: &str) -> Envelope {
+        let event = Event::ImageDelete { name: name.into() };
+        Envelope { timestamp: Timestamp::now(), namespace: "here".into(), event }
+    }
+
+    #[test]
+    fn filters_are_looked_at_without_the_lock() {
+        let bus = EventBus::default();
+        let mut all = bus.subscribe(None, &[]).unwrap();
+        let mut none = bus.subscribe(Some("there"), &[]).unwrap();
+        let mut some = bus.subscribe(Some("here"), &["event.name==b".into()]).unwrap();
+        let looked = Cell::new(0);
+        bus.send_to(&envelope("a"), |subscriber| {
+            assert!(bus.0.try_lock().is_ok(), "the bus is locked");
+            looked.set(looked.get() + 1);
+            subscriber.namespace.is_none()
+        });
+        assert_eq!(looked.get(), 3);
+        assert!(none.try_recv().is_err());
+        bus.send(envelope("b"));
+        for name in ["a", "b"] {
+            assert_eq!(all.try_recv().unwrap().event, envelope(name).event);
+        }
+        assert_eq!(some.try_recv().unwrap().event, envelope("b").event);
+        assert!(some.try_recv().is_err() && none.try_recv().is_err());
+        // Who is gone makes room, and who comes while filters are looked at gets what comes later.
+        drop(all);
+        let late = std::cell::RefCell::new(None);
+        bus.send_to(&envelope("c"), |_| {
+            late.borrow_mut().get_or_insert_with(|| bus.subscribe(None, &[]).unwrap());
+            true
+        });
+        let mut late = late.into_inner().unwrap();
+        assert!(late.try_recv().is_err());
+        bus.send(envelope("d"));
+        assert_eq!(late.try_recv().unwrap().event, envelope("d").event);
     }
 }

@@ -16,6 +16,9 @@ pub struct Platform {
 #[error("invalid platform {0:?}: it must be OS[/ARCHITECTURE[/VARIANT]] such as linux/arm64/v8")]
 pub struct PlatformError(String);
 
+/// The rank of an architecture that another one runs too: behind every variant of its own.
+const OTHER_ARCHITECTURE: u8 = 64;
+
 impl Platform {
     /// The platform of this machine.
     pub fn host() -> Self {
@@ -24,13 +27,23 @@ impl Platform {
     }
 
     /// How well an image made for `other` runs where this platform was asked for: `None` not at
-    /// all, otherwise smaller is better. Variants fall back downwards as containerd's
-    /// `platforms.Only` does (arm/v7 runs v6 and v5; amd64/v3 runs v2 and v1).
+    /// all, otherwise smaller is better. As containerd's `platforms.Only` has it (ctr and dockerd pull and
+    /// choose by that): variants fall back downwards (arm/v7 runs v6 and v5; amd64/v3 runs v2 and v1),
+    /// and behind all of these amd64 falls back to 386, arm64 to arm/v8 and what that falls back to.
     pub fn rank(&self, other: &Self) -> Option<u8> {
         let (arch, variant) = normalize(&self.architecture, &self.variant);
         let (other_arch, other_variant) = normalize(&other.architecture, &other.variant);
-        if self.os != other.os || arch != other_arch {
+        if self.os != other.os {
             return None;
+        }
+        match (arch.as_str(), other_arch.as_str()) {
+            ("amd64", "386") => return Some(OTHER_ARCHITECTURE),
+            ("arm64", "arm") => {
+                let below = 8_u8.checked_sub(level("arm", &other_variant)?)?;
+                return Some(OTHER_ARCHITECTURE + below);
+            }
+            (one, other) if one != other => return None,
+            _ => {}
         }
         let want = level(&arch, &variant);
         let have = level(&arch, &other_variant);
@@ -119,9 +132,33 @@ mod tests {
         assert_eq!(v6.rank(&v7), None);
         let arm64: Platform = "aarch64".parse().unwrap();
         assert_eq!(arm64.to_string(), "linux/arm64");
-        assert_eq!(arm64.rank(&v7), None);
         let plain: Platform = "linux/arm64/v8".parse().unwrap();
         assert_eq!(arm64.rank(&plain), Some(0));
+    }
+
+    #[test]
+    fn what_an_architecture_runs_too_is_behind_its_own() {
+        fn order<'t>(wanted: &str, offered: &[&'t str]) -> Vec<&'t str> {
+            let wanted: Platform = wanted.parse().unwrap();
+            let rank = |text: &str| wanted.rank(&text.parse().unwrap());
+            let mut ranked: Vec<_> =
+                offered.iter().filter_map(|text| Some((rank(text)?, *text))).collect();
+            ranked.sort_unstable();
+            ranked.into_iter().map(|(_, text)| text).collect()
+        }
+        // The order of containerd's platformVector, whatever the index's.
+        let offered =
+            ["linux/386", "linux/arm64", "linux/amd64/v2", "windows/amd64", "linux/amd64/v4"];
+        assert_eq!(order("linux/amd64/v3", &offered), ["linux/amd64/v2", "linux/386"]);
+        assert_eq!(order("linux/amd64", &offered), ["linux/386"]);
+        let offered =
+            ["linux/arm/v5", "linux/arm/v7", "linux/arm/v6", "linux/amd64", "linux/arm/v8"];
+        let arms = ["linux/arm/v8", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"];
+        assert_eq!(order("linux/arm64", &offered), arms);
+        assert_eq!(order("linux/arm64/v8", &["linux/arm/v7", "linux/arm64"])[0], "linux/arm64");
+        // Not upwards.
+        assert!(order("linux/386", &["linux/amd64"]).is_empty());
+        assert!(order("linux/arm/v7", &["linux/arm64", "linux/arm/v8"]).is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
     fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write},
+    io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -26,6 +26,9 @@ use crate::{
 const EXPIRES: Duration = Duration::from_secs(24 * 3600);
 /// Beginning of the references of writes that nobody can go on with.
 const ANONYMOUS: &str = "gantry-anonymous-";
+/// What an ingest's directory holds: what it is, and the bytes.
+const DESCRIPTION: &str = "ref.json";
+const DATA: &str = "data";
 /// Bytes of an ingest's reference.
 const REFERENCE_BYTES: usize = 4096;
 
@@ -76,7 +79,7 @@ impl Ingest {
     }
 
     fn data(&self) -> PathBuf {
-        self.directory.join("data")
+        self.directory.join(DATA)
     }
 
     fn status(&self) -> IngestStatus {
@@ -472,20 +475,13 @@ pub(super) fn shared_is_gone(reference: &str) -> Error {
     ))
 }
 
+/// Makes the directory of an ingest, or nothing.
 fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
     remove_directory(&directory);
-    faults::write("ingest.create")
-        .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(&directory))
-        .map_err(Error::io("create ingest", &directory))?;
-    let text = serde_json::to_vec(&meta).map_err(Error::json("encode ingest", &meta.reference))?;
-    let path = directory.join("ref.json");
-    faults::write("ingest.describe")
-        .and_then(|()| std::fs::write(&path, text))
-        .map_err(Error::io("write", path))?;
-    let path = directory.join("data");
-    faults::write("ingest.data")
-        .and_then(|()| options().create_new(true).open(&path))
-        .map_err(Error::io("create", path))?;
+    if let Err(error) = fill(&directory, &meta) {
+        remove_directory(&directory);
+        return Err(error);
+    }
     let algorithm = meta.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     Ok(Ingest {
         updated: meta.started,
@@ -499,10 +495,26 @@ fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
     })
 }
 
+fn fill(directory: &Path, meta: &Meta) -> Result<()> {
+    faults::write("ingest.create")
+        .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(directory))
+        .map_err(Error::io("create ingest", directory))?;
+    let text = serde_json::to_vec(meta).map_err(Error::json("encode ingest", &meta.reference))?;
+    let path = directory.join(DESCRIPTION);
+    faults::write("ingest.describe")
+        .and_then(|()| std::fs::write(&path, text))
+        .map_err(Error::io("write", path))?;
+    let path = directory.join(DATA);
+    faults::write("ingest.data")
+        .and_then(|()| options().create_new(true).open(&path))
+        .map_err(Error::io("create", path))?;
+    Ok(())
+}
+
 fn load(directory: &Path) -> Option<Ingest> {
     let meta: Meta =
-        serde_json::from_slice(&std::fs::read(directory.join("ref.json")).ok()?).ok()?;
-    let metadata = std::fs::symlink_metadata(directory.join("data")).ok()?;
+        serde_json::from_slice(&std::fs::read(directory.join(DESCRIPTION)).ok()?).ok()?;
+    let metadata = std::fs::symlink_metadata(directory.join(DATA)).ok()?;
     let offset = metadata.is_file().then_some(metadata.len())?;
     let modified = metadata.modified().ok()?;
     let since = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
@@ -526,9 +538,18 @@ fn options() -> OpenOptions {
     options
 }
 
+/// Removes an ingest's directory; this needs no descriptor while only what belongs there is in it.
 fn remove_directory(directory: &Path) {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+    // Whatever cannot be removed is told of below.
+    for name in [DATA, DESCRIPTION] {
+        std::fs::remove_file(directory.join(name)).ok();
+    }
+    let removed = match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => std::fs::remove_dir_all(directory),
+        other => other,
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!(path = %directory.display(), error = %error, "an ingest stays behind");
         }
         _ => {}

@@ -45,8 +45,11 @@ pub(crate) async fn refetch(
         Err(error) => Err(error),
     };
     if committed.is_err() {
-        // The failure is what is told; one that is left expires.
-        of.quick(move |core, ns| core.ingest_abort(ns, &name)).await.ok();
+        // The failure is what is told. An ingest that stays expires.
+        let aborted = of.quick(move |core, ns| core.ingest_abort(ns, &name)).await;
+        if let Err(error) = aborted.or_else(gone_already) {
+            tracing::warn!(%digest, error = %error, "an unfinished download stays behind");
+        }
     }
     committed?;
     for ns in origin.namespaces.iter().skip(1) {
@@ -55,6 +58,11 @@ pub(crate) async fn refetch(
         of.heavy(move |core, ns| share(core, ns, &digest)).await?;
     }
     Ok(())
+}
+
+/// A commit that fails late has removed its ingest.
+fn gone_already(error: Error) -> Result<()> {
+    if error.is_not_found() { Ok(()) } else { Err(error) }
 }
 
 /// Makes a blob that another namespace has visible in this one.

@@ -57,6 +57,7 @@ pub fn every_write(ground: &Ground) {
                 let (done, errors) = tried(&services, &input, &[word]).await;
                 fired += faults::disarm();
                 failed += errors;
+                no_stray_ingest(&path, &services).await;
                 check::whole(&services, &input, &done).await;
                 drop((store, services));
                 clean(ground, &path).await;
@@ -70,6 +71,13 @@ pub fn every_write(ground: &Ground) {
         ground.seed
     );
     assert!(fired * 2 > tries, "too few writes are reached");
+}
+
+/// Every directory of an unfinished write is one that can be gone on with.
+async fn no_stray_ingest(path: &Path, services: &Services) {
+    let known = services.content.ingests(&[]).await.unwrap();
+    let found = check::names(&path.join("root/content/ingest"));
+    assert_eq!(found.len(), known.len(), "{found:?} are there, {known:?} are known");
 }
 
 /// What could not be cleaned up at once is by the next start.
@@ -148,6 +156,7 @@ pub fn descriptors(ground: &Ground) {
             let (done, errors) = tried(&services, &input, &["Too many open files"]).await;
             setrlimit(Resource::Nofile, full).unwrap();
             failed += errors;
+            no_stray_ingest(&path, &services).await;
             check::whole(&services, &input, &done).await;
             drop((store, services));
             clean(ground, &path).await;
