@@ -313,8 +313,11 @@ fn fits(state: &State, shown: &plan::Tree) -> bool {
 }
 
 fn wrong(object: &Object, what: &str, states: &[Option<State>]) -> Error {
-    let found = format!("{object:?} {what}; allowed: {states:?}");
-    Error::Parse { what: "the engine".into(), wanted: "what was promised", found }
+    Error::Failed {
+        command: format!("{object:?}"),
+        status: what.to_owned(),
+        output: format!("allowed: {states:?}"),
+    }
 }
 
 /// Copies a file that is mostly holes.

@@ -3,12 +3,16 @@
 
 use crate::ground::{Ground, on_engine};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use testkit::engine::Daemon;
 use testkit::random;
 use testkit::sandbox::Net;
+use testkit::wait;
 
 /// How many kills `make test` takes; `FAULTS=N` and `FAULTS=all` take more.
 const SAMPLE: usize = 3;
+/// The store carries its journal to the disk a second after a change.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 const TRACE: &str = "/run/faults.trace";
 
 /// What a client does, in this order; each line is one call of the docker CLI.
@@ -126,5 +130,32 @@ fn killed_at_every_point_of_a_containers_life() {
             undo(ground);
         }
         assert!(killed > 0, "no kill was reached");
+    });
+}
+
+/// The host dies, and all that was written to files has reached the disk, while the store had not yet
+/// carried its journal there: what was created in the last second can be used, what was removed stays
+/// away. Cuts that lose more are `make power-loss`.
+#[test]
+fn the_journal_goes_with_the_host() {
+    on_engine(Net::Isolated, |ground| {
+        let code = random::exit_code();
+        let journal = ground.sandbox.path("/run/gantry/containerd/journal");
+        ground.sh("docker run --name ran \"$I\" true");
+        // Its first frame, with the boot's id, is all that is in it: the rest is in the database.
+        wait::until("the journal to be carried to the disk", SETTLE_LIMIT, || {
+            std::fs::metadata(&journal).is_ok_and(|file| file.len() == 44).then_some(())
+        })
+        .unwrap();
+        ground.sh(&format!("docker rm ran; docker create --name made \"$I\" sh -c 'exit {code}'"));
+        ground.daemon.kill().unwrap();
+        std::fs::remove_file(&journal).unwrap();
+        ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
+        assert_eq!(ground.shell("docker start -a made").output().unwrap().code(), code);
+        assert!(!ground.shell("docker inspect ran").output().unwrap().status.success());
+        ground.daemon.stop().unwrap();
+        let found = ground.sh("gantry containerd fsck");
+        assert!(found.contains("found: 0"), "{found}");
+        ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
     });
 }
