@@ -65,34 +65,44 @@ pub(crate) struct Sets {
 }
 
 fn bit(name: &str) -> Option<u64> {
-    let upper = name.to_ascii_uppercase();
-    let at = NAMES.iter().position(|n| *n == upper || n.strip_prefix("CAP_") == Some(&upper))?;
-    Some(1 << at)
+    NAMES.iter().position(|n| *n == name).map(|at| 1 << at)
 }
 
-/// Names that nobody knows are skipped, as runc does: a newer engine may name newer capabilities.
+/// Names that nobody knows are skipped, as runc does: a newer engine may name newer capabilities. So is what
+/// cannot be ambient: the kernel takes only what is permitted and inheritable. See [`warnings`].
 pub(crate) fn parse(c: &spec::Capabilities) -> Sets {
     let mask = |names: &[String]| names.iter().filter_map(|n| bit(n)).fold(0, |a, b| a | b);
+    let (inheritable, permitted) = (mask(&c.inheritable), mask(&c.permitted));
     Sets {
         bounding: mask(&c.bounding),
         effective: mask(&c.effective),
-        inheritable: mask(&c.inheritable),
-        permitted: mask(&c.permitted),
-        ambient: mask(&c.ambient),
+        inheritable,
+        permitted,
+        ambient: mask(&c.ambient) & inheritable & permitted,
     }
 }
 
-/// A line for a log, if a section names capabilities that are skipped.
+fn names(bits: u64) -> Vec<&'static str> {
+    NAMES.iter().enumerate().filter(|(n, _)| bits >> n & 1 == 1).map(|(_, name)| *name).collect()
+}
+
+/// Lines for a log, if a section names capabilities that are skipped (runc 1.4 has the second).
 pub(crate) fn warnings(c: Option<&spec::Capabilities>) -> Vec<String> {
     let Some(c) = c else { return Vec::new() };
     let sets = [&c.bounding, &c.effective, &c.inheritable, &c.permitted, &c.ambient];
     let unknown: std::collections::BTreeSet<&str> =
         sets.into_iter().flatten().map(String::as_str).filter(|n| bit(n).is_none()).collect();
-    if unknown.is_empty() {
-        return Vec::new();
+    let mut out = Vec::new();
+    if !unknown.is_empty() {
+        let names: Vec<&str> = unknown.into_iter().collect();
+        let names = names.join(" ");
+        out.push(format!("ignoring unknown or unavailable capabilities: [{names}]"));
     }
-    let names: Vec<&str> = unknown.into_iter().collect();
-    vec![format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" "))]
+    let asked = c.ambient.iter().filter_map(|n| bit(n)).fold(0, |a, b| a | b);
+    out.extend(names(asked & !parse(c).ambient).iter().map(|name| {
+        format!("can't raise ambient capability {name}: it is not both permitted and inheritable")
+    }));
+    out
 }
 
 /// Takes out of the bounding set what is not in it. Needs CAP_SETPCAP, so it comes first.
@@ -124,16 +134,16 @@ pub(crate) fn set(sets: &Sets, extra: u64) -> Result<()> {
     match set_capabilities(None, new) {
         Err(Errno::PERM) => {
             let have = capabilities(None).map_or(0, |c| c.permitted.bits());
-            let missing: Vec<&str> = NAMES
-                .iter()
-                .enumerate()
-                .filter(|(n, _)| (wanted & !have) >> n & 1 == 1)
-                .map(|(_, name)| *name)
-                .collect();
-            Err(Error::config(
-                "process.capabilities",
-                format!("not held by the runtime itself: {}", missing.join(" ")),
-            ))
+            let (field, problem, which) = match (wanted & !have, sets.effective & !wanted) {
+                (0, 0) => (
+                    "process.capabilities.inheritable",
+                    "neither in the bounding set nor held by the runtime itself",
+                    sets.inheritable & !sets.bounding,
+                ),
+                (0, more) => ("process.capabilities.effective", "not permitted", more),
+                (missing, _) => ("process.capabilities", "not held by the runtime itself", missing),
+            };
+            Err(Error::config(field, format!("{problem}: {}", names(which).join(" "))))
         }
         other => other.ctx("capset", || "process.capabilities"),
     }

@@ -71,6 +71,7 @@ impl Namespaces {
         let order = |f: u64| KINDS.iter().position(|(_, k, _)| *k == f);
         out.join.sort_by_key(|j| order(j.flag));
         out.check()?;
+        out.check_mount_namespace()?;
         Ok(out)
     }
 
@@ -87,6 +88,22 @@ impl Namespaces {
             ));
         }
         Ok(())
+    }
+
+    /// A container that joins the runtime's own would make its root the host's.
+    fn check_mount_namespace(&self) -> Result<()> {
+        let name = || "/proc/self/ns/mnt";
+        let Some(joined) = self.join.iter().find(|j| j.flag == flag::CLONE_NEWNS) else {
+            return Ok(());
+        };
+        let own = rustix::fs::stat("/proc/self/ns/mnt").ctx("stat", name)?;
+        let other =
+            rustix::fs::fstat(&joined.fd).ctx("stat", || joined.path.display().to_string())?;
+        if (own.st_dev, own.st_ino) != (other.st_dev, other.st_ino) {
+            return Ok(());
+        }
+        let problem = format!("{} is the runtime's own mount namespace", joined.path.display());
+        Err(Error::config("linux.namespaces.path", problem))
     }
 
     pub(crate) fn has(&self, flag: u64) -> bool {

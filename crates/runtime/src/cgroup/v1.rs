@@ -186,6 +186,13 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
     }
     if let Some(shares) = c.shares.filter(|s| *s != 0) {
         files::write(dir, "cpu.shares", &shares.to_string())?;
+        // The kernel takes any number and keeps one within its bounds.
+        let kept = files::number(dir, "cpu.shares")?;
+        if kept != shares {
+            let bound = if shares < kept { "minimum" } else { "maximum" };
+            let problem = format!("the {bound} allowed cpu-shares is {kept}");
+            return Err(Error::config("linux.resources.cpu.shares", problem));
+        }
     }
     // The kernel wants a burst within the quota: a smaller one goes first, a larger one afterwards.
     if let Some(burst) = c.burst {

@@ -12,7 +12,7 @@ use super::Root;
 use super::mounts::{attach, detached, propagate};
 use super::options::Options;
 use super::resolve::{Leaf, clean, ensure_in, open_in};
-use crate::cgroup::View;
+use crate::cgroup::{View, ViewHierarchy};
 use crate::error::{Context, Error, Result};
 use crate::spec::Mount;
 
@@ -22,6 +22,7 @@ pub(super) fn mount(root: &mut Root<'_>, m: &Mount, options: &Options) -> Result
     // Even without a namespace: what is bound here is made by the caller meanwhile.
     (root.cgroup_ready)()?;
     let made = match root.view {
+        View::V1 { hierarchies } if m.kind == "cgroup2" => unified(root, m, options, hierarchies)?,
         View::None => return Err(Error::config("mounts.type", "cgroup: the host has no cgroups")),
         View::V2 { .. } => version_2(root, m, options)?,
         View::V1 { .. } => version_1(root, m, options)?,
@@ -50,7 +51,13 @@ fn version_2(root: &Root<'_>, m: &Mount, options: &Options) -> Result<OwnedFd> {
         // container sees its own cgroup alone, and without a namespace cannot write to it.
         Err(e) if matches!(e.errno(), Some(Errno::PERM | Errno::BUSY)) => {
             let ro = if root.rootless && !root.cgroupns { ATTR_RDONLY } else { 0 };
-            bound(dir, options.one.set | ro)?
+            match bound(dir, options.one.set | ro) {
+                // None could be made: there is nothing to be seen.
+                Err(e) if root.rootless && e.errno() == Some(Errno::NOENT) => {
+                    detached("tmpfs", "tmpfs", &[], &[], HARDENED | ATTR_RDONLY)?
+                }
+                other => other?,
+            }
         }
         Err(e) => return Err(e),
     };
@@ -65,6 +72,26 @@ fn bound(dir: &Path, attrs: u64) -> Result<OwnedFd> {
     let attr = MountAttr { set: attrs, ..MountAttr::default() };
     mount_setattr(&copy, &attr).ctx("mount_setattr", text)?;
     Ok(copy)
+}
+
+/// v2 beside v1: the container's own cgroup, or what its namespace shows; without either nobody but the
+/// host writes there.
+fn unified(
+    root: &Root<'_>,
+    m: &Mount,
+    options: &Options,
+    hierarchies: &[ViewHierarchy],
+) -> Result<OwnedFd> {
+    let at = target(root, &clean(&m.destination))?;
+    let own = hierarchies.iter().find(|h| h.controllers.is_empty()).and_then(|h| h.dir.as_ref());
+    let attrs = options.one.set;
+    let made = match own {
+        _ if root.cgroupns => detached("cgroup2", "cgroup", &[], &options.data, attrs)?,
+        Some(dir) => bound(dir, attrs)?,
+        None => detached("cgroup2", "cgroup", &[], &options.data, attrs | ATTR_RDONLY)?,
+    };
+    attach(&made, &at).ctx("move_mount", || m.destination.as_str())?;
+    Ok(made)
 }
 
 /// A tmpfs with one directory per hierarchy, and links for controllers that share one.
@@ -93,7 +120,11 @@ fn version_1(root: &Root<'_>, m: &Mount, options: &Options) -> Result<OwnedFd> {
             detached(kind, "cgroup", &[], &data, attrs)?
         } else {
             let Some(dir) = &hierarchy.dir else { continue };
-            bound(dir, attrs)?
+            match bound(dir, attrs) {
+                // Not the caller's to make.
+                Err(e) if root.rootless && e.errno() == Some(Errno::NOENT) => continue,
+                other => other?,
+            }
         };
         attach(&made, &at).ctx("move_mount", || hierarchy.name.clone())?;
         if hierarchy.controllers.len() > 1 {

@@ -95,7 +95,13 @@ pub(super) fn detached(
 fn kernel_message(fs: &OwnedFd) -> String {
     let mut buf = [0u8; 512];
     match rustix::io::read(fs, &mut buf) {
-        Ok(n) => format!(" ({})", String::from_utf8_lossy(&buf[..n]).trim()),
+        Ok(n) => {
+            let text = String::from_utf8_lossy(&buf[..n]);
+            // Before each line stands its level: e, w or i.
+            let text = text.trim();
+            let text = ["e ", "w ", "i "].iter().find_map(|l| text.strip_prefix(l)).unwrap_or(text);
+            format!(" ({text})")
+        }
         Err(_) => String::new(),
     }
 }
@@ -304,7 +310,11 @@ fn remount(root: &Root<'_>, m: &Mount, options: &Options) -> Result<()> {
 /// Sets flags and options of a file system that is being made or changed.
 fn configure(fs: &OwnedFd, flags: &[&str], data: &[String]) -> Result<(), Errno> {
     for flag in flags {
-        fsconfig_set_flag(fs.as_fd(), *flag)?;
+        match fsconfig_set_flag(fs.as_fd(), *flag) {
+            // Read by the file system itself here; with mount(2) one that does not know it passes it over.
+            Err(Errno::INVAL) if *flag == "iversion" => {}
+            other => other?,
+        }
     }
     for item in data {
         match item.split_once('=') {

@@ -128,7 +128,7 @@ fn one(out: &mut Options, option: &str) {
         "tmpcopyup" => out.copy_up = true,
         "idmap" => out.idmap = true,
         "ridmap" => (out.idmap, out.recursive_idmap) = (true, true),
-        "defaults" | "loud" | "silent" => {}
+        "" | "defaults" | "loud" | "silent" => {}
         "sync" => flag(out, "sync", true),
         "async" => flag(out, "sync", false),
         "dirsync" => flag(out, "dirsync", true),

@@ -135,7 +135,13 @@ pub fn known_flags() -> &'static [&'static str] {
 /// without `listenerPath`, an argument index above 5, an errno above 4095, more rules than the
 /// kernel's largest program has room for.
 pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
-    let default = action(&section.default_action, section.default_errno_ret)?;
+    if section.default_action.is_empty() && section.syscalls.is_empty() {
+        // As no section at all (runc 1.1).
+        return Ok(None);
+    }
+    let field = "linux.seccomp.defaultAction";
+    let default = action(field, &section.default_action, section.default_errno_ret)?;
+    let archs = architectures(&section.architectures, native)?;
     let rules = rules(section, default)?;
     let notify = default == RET_USER_NOTIF || rules.iter().any(|r| r.action == RET_USER_NOTIF);
     if default == RET_USER_NOTIF {
@@ -148,8 +154,6 @@ pub fn compile(section: &Seccomp, native: Arch) -> Result<Option<Filter>> {
     if default == RET_ALLOW && rules.is_empty() {
         return Ok(None);
     }
-
-    let archs = architectures(&section.architectures, native)?;
     let policy = Policy { section, rules: &rules, default };
     // The quicker program, unless it is too long.
     let mut program = policy.program(&archs, Chains { numbers: 1, values: 4 });
@@ -176,7 +180,7 @@ struct Named<'a> {
 fn rules(section: &Seccomp, default: u32) -> Result<Vec<Named<'_>>> {
     let mut out = Vec::new();
     for call in &section.syscalls {
-        let action = action(&call.action, call.errno_ret)?;
+        let action = action("linux.seccomp.syscalls.action", &call.action, call.errno_ret)?;
         let conds: Vec<Cond> = call.args.iter().map(condition).collect::<Result<_>>()?;
         if action == default {
             continue;
@@ -215,7 +219,7 @@ fn condition(arg: &SeccompArg) -> Result<Cond> {
     Ok(Cond { index: arg.index, op, value: arg.value, value_two })
 }
 
-fn action(name: &str, errno: Option<u32>) -> Result<u32> {
+fn action(field: &'static str, name: &str, errno: Option<u32>) -> Result<u32> {
     let errno = errno.unwrap_or(EPERM);
     if errno > ERRNO_LIMIT {
         return Err(Error::config("linux.seccomp.errnoRet", format!("{errno} is above 4095")));
@@ -231,7 +235,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32> {
         "SCMP_ACT_TRAP" => RET_TRAP,
         other => {
             return Err(Error::config(
-                "linux.seccomp.action",
+                field,
                 format!("string {other} is not a valid action for seccomp"),
             ));
         }

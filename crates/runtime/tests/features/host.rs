@@ -287,3 +287,73 @@ fn the_loopback_of_a_new_network_namespace_is_up() {
     symlink("busybox", b.path("rootfs/bin/ip")).unwrap();
     assert!(text(&b.run()).contains("127.0.0.1/8"), "{}", text(&b.run()));
 }
+
+#[test]
+fn what_cannot_be_granted_or_known_is_passed_over_where_runc_does() {
+    let mut b = Bundle::new("grep Cap /proc/self/status");
+    let sets = b.config["process"]["capabilities"].as_object_mut().unwrap();
+    sets.insert("ambient".into(), sets["permitted"].clone());
+    sets.remove("inheritable");
+    b.config["linux"]["seccomp"] = json!({});
+    let m = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs",
+        "options": ["", "iversion", "size=1m"]});
+    b.config["mounts"].as_array_mut().unwrap().push(m);
+    let got = text(&b.run());
+    assert!(got.starts_with("exit status: 0"), "{got}");
+    assert!(got.contains("CapAmb:\t0000000000000000"), "{got}");
+    assert!(got.contains("can't raise ambient capability CAP_KILL"), "{got}");
+}
+
+#[test]
+fn what_is_no_specification_is_told_by_its_name() {
+    let refused = |change: &dyn Fn(&mut serde_json::Value), want: &str| {
+        let mut b = Bundle::new("true");
+        change(&mut b.config);
+        let got = text(&b.run());
+        assert!(got.starts_with("exit status: 1") && got.contains(want), "{want}: {got}");
+    };
+    let limit = |area: &'static str, value: serde_json::Value| {
+        move |c: &mut serde_json::Value| c["linux"]["resources"][area] = value.clone()
+    };
+    refused(&limit("memory", json!({"limit": 4096})), "OOM-killed (memory limit too low?)");
+    refused(&limit("cpu", json!({"shares": 1})), "the minimum allowed cpu-shares is 2");
+    let most = "the maximum allowed cpu-shares is 262144";
+    refused(&limit("cpu", json!({"shares": 1_000_000_000_000_u64})), most);
+    let seccomp = |value: serde_json::Value| {
+        move |c: &mut serde_json::Value| c["linux"]["seccomp"] = value.clone()
+    };
+    let section = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_FOO"]});
+    refused(&seccomp(section), "string SCMP_ARCH_FOO is not a valid arch for seccomp");
+    let section = json!({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]});
+    refused(&seccomp(section), "linux.seccomp.defaultAction");
+    let effective = |c: &mut serde_json::Value| {
+        c["process"]["capabilities"]["effective"] = json!(["CAP_KILL", "CAP_CHOWN"]);
+        c["process"]["capabilities"]["permitted"] = json!(["CAP_KILL"]);
+    };
+    refused(&effective, "process.capabilities.effective: not permitted: CAP_CHOWN");
+    let own = |c: &mut serde_json::Value| {
+        let list = c["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|ns| ns["type"] != "mount");
+        list.push(json!({"type": "mount", "path": "/proc/self/ns/mnt"}));
+    };
+    refused(&own, "is the runtime's own mount namespace");
+}
+
+/// Where v1 has the controllers, `cgroup2` still is v2.
+#[test]
+fn a_mount_of_version_2_is_one() {
+    for own in [true, false] {
+        let mut b = Bundle::new("cat /c/cgroup.procs; ls /c; mkdir /c/x && echo made");
+        let list = b.config["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|ns| ns["type"] != "cgroup");
+        if own {
+            list.push(json!({"type": "cgroup"}));
+        }
+        let m = json!({"destination": "/c", "type": "cgroup2", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "ro"]});
+        b.config["mounts"].as_array_mut().unwrap().push(m);
+        let got = text(&b.run());
+        assert!(got.contains("cgroup.subtree_control") && !got.contains("memory\n"), "{got}");
+        assert!(got.contains("Read-only file system") && !got.contains("made"), "{got}");
+    }
+}

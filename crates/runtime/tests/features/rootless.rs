@@ -46,6 +46,25 @@ fn change(b: &Bundle, f: impl FnOnce(&mut Value)) {
     std::fs::write(&path, config.to_string()).unwrap();
 }
 
+/// As `runc spec --rootless` writes it: with cgroups mounted, of which the user may make none.
+#[test]
+fn an_ordinary_user_has_containers_without_a_cgroup_namespace() {
+    let uid = 20_000 + random() % 10_000;
+    let b = bundle("", uid);
+    change(&b, |c| {
+        c["process"]["terminal"] = json!(false);
+        c["process"]["args"] = json!(["sh", "-c", "echo runs; ls /sys/fs/cgroup/*"]);
+        c["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != "cgroup");
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.retain(|m| m["destination"] != "/sys/fs/cgroup");
+        mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}));
+    });
+    let o = rt(&b, uid, &["run", "--no-new-keyring", &b.id]);
+    assert!(o.stdout.starts_with(b"runs\n"), "{}", text(&o));
+    assert!(!text(&o).contains("cgroup.procs") && !text(&o).contains("tasks"), "{}", text(&o));
+}
+
 #[test]
 fn an_ordinary_user_has_containers() {
     let uid = 20_000 + random() % 10_000;
