@@ -46,11 +46,17 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// Operating systems that a platform may name without an architecture.
+const SYSTEMS: [&str; 4] = ["linux", "windows", "darwin", "freebsd"];
+
 /// `linux/arm64/v8` as the JSON that `platform` parameters of 1.48 and newer want.
 fn platform_json(platform: &str) -> Option<String> {
     if platform.is_empty() {
         return None;
     }
+    // A word alone that is no system is an architecture, as for containerd's `platforms.Parse`.
+    let alone = !platform.contains('/') && !SYSTEMS.contains(&platform);
+    let platform = if alone { format!("linux/{platform}") } else { platform.to_owned() };
     let mut parts = platform.splitn(3, '/');
     let mut next = || parts.next().unwrap_or_default().to_owned();
     let platform =
@@ -286,5 +292,19 @@ impl Client {
             .maybe(name, keep)
             .maybe("filters", filters);
         self.json(request).await
+    }
+}
+
+#[cfg(test)]
+mod platform_tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_as_containerd_does() {
+        let json = |text: &str| platform_json(text).unwrap_or_default();
+        assert!(json("arm64").contains(r#""os":"linux""#), "{}", json("arm64"));
+        assert!(json("linux/arm/v7").contains(r#""variant":"v7""#), "{}", json("linux/arm/v7"));
+        assert!(json("windows").contains(r#""os":"windows""#), "{}", json("windows"));
+        assert_eq!(platform_json(""), None);
     }
 }

@@ -262,6 +262,12 @@ impl Target {
                 path.display().to_string()
             )));
         };
+        if let Some(parent) = absolute.parent().filter(|parent| !parent.is_dir()) {
+            return Err(Error::Invalid(format!(
+                "invalid output path: directory {:?} does not exist",
+                parent.display().to_string()
+            )));
+        }
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}", std::process::id()));
@@ -469,6 +475,8 @@ mod tests {
         assert!(sent(&empty).await.unwrap() == archive);
         let error = Target::new(&path).err().unwrap().to_string();
         assert!(error.contains("is not empty"), "{error}");
+        let error = Target::new(&ground.path().join("no/where")).err().unwrap().to_string();
+        assert!(error.contains("does not exist"), "{error}");
         assert_eq!(std::fs::read_dir(ground.path()).unwrap().count(), 4, "something is left over");
     }
 
