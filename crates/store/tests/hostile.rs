@@ -479,11 +479,7 @@ async fn a_layer_is_made_while_it_comes_and_nobody_sees_it_before_its_end() {
     let snapshots = ground.path().join("root/snapshots");
     let (pulling, reference) = (services.clone(), registry.reference());
     let first = tokio::spawn(async move { pull(&pulling, &reference).await });
-    until("the files of both layers", async || {
-        let made = std::fs::read_dir(&snapshots).unwrap().count();
-        made == 2 && bytes_below(&snapshots) > 4 << 20
-    })
-    .await;
+    until("the layer's files", async || bytes_below(&snapshots) > 4 << 20).await;
     assert!(!first.is_finished(), "the pull has ended");
     assert!(services.snapshots.list(&[]).await.unwrap().is_empty(), "a layer is visible");
     let blobs = services.content.list(&[]).await.unwrap();
@@ -536,10 +532,12 @@ async fn a_layer_that_fails_ends_the_others_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_with_another_content_ends_the_others_at_once() {
     let mut image = compressed(2 << 20);
-    let large = Digest::sha256(&image.layers[0].blob).to_string();
-    // Its configuration names another content of the upper layer.
+    image.layers.reverse();
+    let large = Digest::sha256(&image.layers[1].blob).to_string();
+    // Its configuration names another content of the lower layer.
     let other = TarStream::new().file("other", 0o600, &random::bytes(100)).finish();
-    image.layers[1].blob = Layer::gzipped(other).blob;
+    image = Image::new(image.layers, &json!({}));
+    image.layers[0].blob = Layer::gzipped(other).blob;
     image.renew_manifest();
     let registry = Registry::start(&image, move |seen, _| match seen.path.contains(&large) {
         true => Answer::Hang(1 << 20),
