@@ -19,8 +19,10 @@ test: ## everything that is checked: deps, format, lints, tidy, all tests, leak 
 run: ## walks through build, run, layers and squash with the example; leaves nothing behind (root)
 	scripts/run-demo
 
-fuzz: deps ## random configurations and seccomp profiles through the runtime, FUZZ_SECONDS (60) each; FUZZ_SEED repeats a case
+fuzz: deps ## random configurations and seccomp profiles through the runtime, random images through the forms of layers, GNU tar and dockerd; FUZZ_SECONDS (60) each, TREES (40) for dockerd; FUZZ_SEED repeats a case (root)
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-runtime --lib --test seccomp fuzz_ -- --nocapture
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p gantry-store --test trees forms_ -- --nocapture
+	TREES=$${TREES:-40} cargo test -p gantry-testkit --test e2e trees:: -- --nocapture
 
 faults: deps ## store and engine killed at every named point, each time looked over (root, some minutes); FAULTS=N takes N of each kind
 	scripts/faults

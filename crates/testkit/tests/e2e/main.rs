@@ -23,3 +23,4 @@ mod peers;
 mod programs;
 mod store_peers;
 mod survive;
+mod trees;
