@@ -1,6 +1,10 @@
 //! Pull, push, load, save: the store's progress as docker's JSON messages.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use api_types::{
     AuthConfig, AuthResponse, DistributionInspect, ErrorDetail, JsonMessage, ProgressDetail,
@@ -73,11 +77,13 @@ pub(crate) struct Teller {
     pushing: bool,
     /// `None`: it was announced.
     told: HashMap<Digest, Option<ProgressState>>,
+    /// Where each layer's present state began: the bytes that were there, and when.
+    began: HashMap<Digest, (ProgressState, u64, Instant)>,
 }
 
 impl Teller {
     pub(crate) fn new(pushing: bool) -> Self {
-        Self { pushing, told: HashMap::new() }
+        Self { pushing, told: HashMap::new(), began: HashMap::new() }
     }
 
     pub(crate) fn tell(&mut self, step: &Progress) -> Vec<JsonMessage> {
@@ -125,6 +131,7 @@ impl Teller {
         let detail = moving.then(|| ProgressDetail {
             current: i64::try_from(step.current).unwrap_or(i64::MAX),
             total: i64::try_from(step.total).unwrap_or(i64::MAX),
+            start: self.start(digest, step),
             ..ProgressDetail::default()
         });
         let text = match (step.state, step.message.is_empty()) {
@@ -135,6 +142,32 @@ impl Teller {
         messages.push(message(digest, &text, detail));
         messages
     }
+}
+
+impl Teller {
+    /// docker's `start`, from which its client tells the time left; 0: not known yet.
+    fn start(&mut self, digest: &Digest, step: &Progress) -> i64 {
+        let fresh = (step.state, step.current, Instant::now());
+        let (state, base, at) = *self.began.entry(digest.clone()).or_insert(fresh);
+        if state != step.state || step.current < base {
+            self.began.insert(digest.clone(), fresh);
+            return 0;
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        start_of(now, at.elapsed(), base, step.current)
+    }
+}
+
+/// When (in Unix seconds) a transfer of this rate would have begun with its first byte: `base` bytes were
+/// there before, `current` are now. 0 in the first second, when a rate says nothing yet.
+fn start_of(now: Duration, elapsed: Duration, base: u64, current: u64) -> i64 {
+    let moved = u128::from(current.saturating_sub(base));
+    if moved == 0 || elapsed < Duration::from_secs(1) {
+        return 0;
+    }
+    let whole =
+        (elapsed.as_millis() * u128::from(current) / moved / 1000).min(now.as_secs().into());
+    i64::try_from(u128::from(now.as_secs()) - whole).unwrap_or(0)
 }
 
 fn message(digest: &Digest, text: &str, detail: Option<ProgressDetail>) -> JsonMessage {
@@ -570,6 +603,17 @@ mod tests {
         let texts: Vec<String> = teller.tell(&step).into_iter().map(|m| m.status).collect();
         assert_eq!(texts, ["Pulling fs layer", "Downloading"]);
         assert_eq!(teller.tell(&step).len(), 1);
+    }
+
+    #[test]
+    fn the_time_left_counts_from_where_a_download_went_on() {
+        let (now, ten) = (Duration::from_secs(1_700_000_000), Duration::from_secs(10));
+        assert_eq!(start_of(now, ten, 0, 500), 1_699_999_990);
+        // 900 bytes were there: 100 in ten seconds are 1000 in a hundred.
+        assert_eq!(start_of(now, ten, 900, 1000), 1_699_999_900);
+        assert_eq!(start_of(now, ten, 500, 500), 0);
+        assert_eq!(start_of(now, Duration::from_millis(900), 0, 500), 0);
+        assert_eq!(start_of(now, ten, 1 << 60, (1 << 60) + 1), 0);
     }
 
     fn told(pushing: bool, states: &[ProgressState]) -> Vec<String> {

@@ -294,7 +294,7 @@ impl<C: Deref<Target = Core> + Sync> Ahead<C> {
                 return None;
             }
             let waits = |layer: &&mut Layer| !layer.taken && layer.source.is_some();
-            let found = state.layers.iter_mut().enumerate().find(|(_, layer)| waits(&layer));
+            let found = state.layers.iter_mut().enumerate().find(|(_, layer)| waits(layer));
             if let Some((i, Layer { source: Some(source), taken })) = found {
                 *taken = true;
                 return Some((i, source.clone()));
