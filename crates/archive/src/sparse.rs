@@ -3,12 +3,13 @@
 use crate::{
     entry::Chunk,
     error::Problem,
-    header::{self, Block},
+    header::{self, BLOCK_U64, Block},
     pax::decimal,
 };
 
 /// Checks that chunks ascend, do not overlap and end within the file, and drops empty ones.
-/// Gives the map and the bytes stored for it.
+/// Gives the map and the bytes stored for it. All but the last are whole blocks: GNU tar 1.34 begins each
+/// at a block, others read them one right after the other.
 pub(crate) fn checked(chunks: Vec<Chunk>, real_size: u64) -> Result<(Vec<Chunk>, u64), Problem> {
     let mut end = 0u64;
     let mut stored = 0u64;
@@ -17,7 +18,8 @@ pub(crate) fn checked(chunks: Vec<Chunk>, real_size: u64) -> Result<(Vec<Chunk>,
             return Err(Problem::Sparse);
         }
         end = chunk.offset.checked_add(chunk.len).ok_or(Problem::Sparse)?;
-        if end > real_size {
+        let broken = chunk.len > 0 && !stored.is_multiple_of(BLOCK_U64);
+        if end > real_size || broken {
             return Err(Problem::Sparse);
         }
         stored += chunk.len;
@@ -138,5 +140,8 @@ mod tests {
         assert!(checked(vec![chunk(0, 5), chunk(4, 1)], 10).is_err());
         assert!(checked(vec![chunk(0, 11)], 10).is_err());
         assert!(checked(vec![chunk(u64::MAX, 2)], 10).is_err());
+        // Where the second one's data begins is not clear.
+        assert!(checked(vec![chunk(0, 5), chunk(600, 5)], 1000).is_err());
+        assert!(checked(vec![chunk(0, 512), chunk(600, 5), chunk(1000, 0)], 1000).is_ok());
     }
 }
