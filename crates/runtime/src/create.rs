@@ -24,7 +24,7 @@ use crate::seccomp::{self, Arch};
 use crate::spec::{Linux, Resources, Spec};
 use crate::state::{self, CONFIG, Container, DirLock, FIFO, FILTER, Record, Unfinished};
 use crate::surroundings::Surroundings;
-use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, rootfs, sysctl};
+use crate::{ContainerId, CreateOptions, Created, Options, Stdio, caps, hooks, rootfs, sysctl};
 
 /// See [`crate::create`].
 pub(crate) fn create(opts: &Options, id: &ContainerId, create: CreateOptions) -> Result<Created> {
@@ -255,6 +255,7 @@ fn create_in(
     let bundle = std::fs::canonicalize(&create.bundle)
         .ctx("open bundle", || create.bundle.display().to_string())?;
     let (mut spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
+    hooks::limit(&mut spec.hooks, opts.hook_limit);
     hand_on(&mut spec, &create, &made.dir)?;
     let linux = check(&spec)?;
     let resources = linux.resources.clone().unwrap_or_default();

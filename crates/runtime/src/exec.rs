@@ -31,7 +31,7 @@ use crate::process::{self, Here, Prepared, Ready, abandon, open_child};
 use crate::procfs::ProcFs;
 use crate::state::{Container, Status};
 use crate::surroundings::Surroundings;
-use crate::sync::{Message, Sync, Waited, send_fd_to};
+use crate::sync::{Message, Recipient, Sync, Waited};
 use crate::{ContainerId, Created, ExecOptions, Options, Stdio, console, spec};
 
 /// What moves into the processes.
@@ -97,12 +97,14 @@ pub(crate) fn exec(opts: &Options, id: &ContainerId, mut exec: ExecOptions) -> R
             rdt.join(pid)?;
         }
         if let Some(fd) = listener {
-            record.send_listener(&fd, "running", pid)?;
+            record.send_listener(&fd, "running", pid, &pidfd)?;
         }
         sync.go()?;
         let master = match (&console_socket, console) {
             (Some(path), Some(fd)) => {
-                send_fd_to("--console-socket", path, "/dev/ptmx", &fd).map(|()| None)?
+                let process = Some(&pidfd);
+                Recipient { field: "--console-socket", path, process }.send("/dev/ptmx", &fd)?;
+                None
             }
             (_, fd) => fd,
         };
@@ -198,7 +200,8 @@ fn finish(
     pidfd: &OwnedFd,
 ) -> Result<()> {
     if let Some(path) = pidfd_socket {
-        send_fd_to("--pidfd-socket", path, "pidfd", pidfd)?;
+        // Also of a program that has ended meanwhile.
+        Recipient { field: "--pidfd-socket", path, process: None }.send("pidfd", pidfd)?;
     }
     if let Some(path) = pid_file {
         process::write_atomically(path, pid.to_string().as_bytes(), 0o644)?;

@@ -17,6 +17,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 mod caps;
 mod cgroup;
@@ -63,6 +64,9 @@ pub struct Options {
     /// Whether cgroup failures for lack of permission are let pass. `None`: decided by the
     /// effective uid.
     pub rootless: Option<bool>,
+    /// Timeout of hooks that have none of their own, in whole seconds, at least one; given to them by
+    /// [`create`] for the container's whole life. `None`: they are waited for without end.
+    pub hook_limit: Option<Duration>,
 }
 
 /// Standard streams of a process. A pty is used exactly if the process's `terminal` is true.

@@ -56,9 +56,10 @@ fn until_executed(fifo: &OwnedFd, limit: Duration) -> Result<()> {
 
 /// After the program's start. Since 1.3 of the specification a failed poststart hook stops the container;
 /// so does a program that does not start.
-fn poststart(container: &Container, fifo: &OwnedFd) -> Result<()> {
+fn poststart(opts: &Options, container: &Container, fifo: &OwnedFd) -> Result<()> {
     let r = &container.record;
-    let spec = container.spec()?;
+    let mut spec = container.spec()?;
+    hooks::limit(&mut spec.hooks, opts.hook_limit);
     until_executed(fifo, limit(&spec.hooks.start_container))?;
     let state = r.hook_state("running", r.pid);
     hooks::run("poststart", &r.poststart, &state, Some(&r.bundle))
@@ -112,7 +113,7 @@ pub(crate) fn start_with<T>(
     if container.record.poststart.is_empty() {
         return Ok(prepared);
     }
-    poststart(&container, &fifo).map(|()| prepared).inspect_err(|_| {
+    poststart(opts, &container, &fifo).map(|()| prepared).inspect_err(|_| {
         // The error under way counts.
         if let Ok(Some(pidfd)) = container.pidfd() {
             let _gone = sys::process::pidfd_kill(&pidfd, 9);

@@ -17,6 +17,7 @@ use crate::rdt::Rdt;
 use crate::seccomp::Filter;
 use crate::spec::{self, Hook, Spec};
 use crate::surroundings::Surroundings;
+use crate::sync::Recipient;
 use crate::{ContainerId, Options};
 
 /// The version of `state.json` that this code writes and reads.
@@ -364,8 +365,14 @@ impl Record {
     }
 
     /// Sends a process's seccomp listener to the one who serves it, with the specification's state
-    /// document.
-    pub(crate) fn send_listener(&self, fd: &OwnedFd, status: &str, pid: i32) -> Result<()> {
+    /// document. The process is given by its pid and pidfd.
+    pub(crate) fn send_listener(
+        &self,
+        fd: &OwnedFd,
+        status: &str,
+        pid: i32,
+        process: &OwnedFd,
+    ) -> Result<()> {
         let listener = self.listener.as_ref().ok_or_else(|| {
             Error::config("linux.seccomp.listenerPath", "needed for SCMP_ACT_NOTIFY")
         })?;
@@ -380,7 +387,8 @@ impl Record {
             "state": state,
         });
         let field = "linux.seccomp.listenerPath";
-        crate::sync::send_fd_to(field, &listener.path, &text.to_string(), fd)
+        let recipient = Recipient { field, path: &listener.path, process: Some(process) };
+        recipient.send(&text.to_string(), fd)
     }
 
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {

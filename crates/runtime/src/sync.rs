@@ -315,53 +315,99 @@ pub(crate) const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// ETIMEDOUT if the listener's queue was full up to the deadline; those of connect(2).
 pub(crate) fn connect_by(path: &Path, deadline: Instant) -> Result<OwnedFd, Errno> {
+    connect_until(path, &Until { deadline, process: None })
+}
+
+fn connect_until(path: &Path, until: &Until<'_>) -> Result<OwnedFd, Errno> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let address = SocketAddrUnix::new(path)?;
     loop {
-        limit_sending(&socket, deadline)?;
+        until.limit_sending(&socket)?;
         match connect(&socket, &address) {
             Ok(()) => return Ok(socket),
             // What a full queue ends with after SO_SNDTIMEO, or a signal.
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::INTR) => until.check()?,
             Err(e) => return Err(e),
         }
     }
 }
 
-/// SO_SNDTIMEO, which counts for connect(2), too (socket(7)). ETIMEDOUT if no time is left.
-fn limit_sending(socket: &OwnedFd, deadline: Instant) -> Result<(), Errno> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(Errno::TIMEDOUT);
-    }
-    set_socket_timeout(socket, Timeout::Send, Some(left))
+/// How long something is tried.
+struct Until<'a> {
+    deadline: Instant,
+    /// By its pidfd: without it, nobody needs it any more.
+    process: Option<&'a OwnedFd>,
 }
 
-/// Connects to a Unix socket and sends one descriptor with a text (console and pidfd sockets,
-/// seccomp agents; containerd reads the descriptor only). `field`: who named the socket.
-pub(crate) fn send_fd_to(
-    field: &'static str,
-    path: &Path,
-    text: &str,
-    fd: impl AsFd,
-) -> Result<()> {
-    match send_fd_within(SEND_LIMIT, path, text, fd.as_fd()) {
-        Err(e) if e.errno() == Some(Errno::TIMEDOUT) => {
-            let text = format!(
-                "nobody takes the descriptor at the socket {} within {} s (is the program that listens there held up?)",
-                path.display(),
-                SEND_LIMIT.as_secs()
-            );
-            Err(Error::config(field, text))
+impl Until<'_> {
+    /// SO_SNDTIMEO, which counts for connect(2), too (socket(7)). ETIMEDOUT if no time is left.
+    fn limit_sending(&self, socket: &OwnedFd) -> Result<(), Errno> {
+        /// How often it is looked whether the process is there: these calls cannot wait for both.
+        const ROUND: Duration = Duration::from_millis(50);
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Errno::TIMEDOUT);
         }
-        other => other.step(|| field),
+        let limit = if self.process.is_some() { left.min(ROUND) } else { left };
+        set_socket_timeout(socket, Timeout::Send, Some(limit))
+    }
+
+    /// ESRCH once the process has ended.
+    fn check(&self) -> Result<(), Errno> {
+        match self.process {
+            Some(pidfd) if crate::hooks::ended(pidfd, Duration::ZERO)? => Err(Errno::SRCH),
+            _ => Ok(()),
+        }
     }
 }
 
-fn send_fd_within(limit: Duration, path: &Path, text: &str, fd: BorrowedFd<'_>) -> Result<()> {
-    let name = || path.display().to_string();
-    let deadline = Instant::now() + limit;
-    let socket = connect_by(path, deadline).ctx("connect", name)?;
+/// Who takes a descriptor at a Unix socket (console and pidfd sockets, seccomp agents; containerd reads
+/// the descriptor only).
+pub(crate) struct Recipient<'a> {
+    /// Who named the socket.
+    pub(crate) field: &'static str,
+    pub(crate) path: &'a Path,
+    /// The pidfd of the process that it is for: if it ends, the recipient is not waited for.
+    pub(crate) process: Option<&'a OwnedFd>,
+}
+
+impl Recipient<'_> {
+    /// Connects, and sends one descriptor with a text.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it takes longer than [`SEND_LIMIT`]; [`Error::Init`] if the process ends.
+    pub(crate) fn send(&self, text: &str, fd: impl AsFd) -> Result<()> {
+        let path = self.path.display();
+        match self.send_within(SEND_LIMIT, text, fd.as_fd()) {
+            Err(e) if e.errno() == Some(Errno::TIMEDOUT) => {
+                let text = format!(
+                    "nobody takes the descriptor at the socket {path} within {} s (is the program that listens there held up?)",
+                    SEND_LIMIT.as_secs()
+                );
+                Err(Error::config(self.field, text))
+            }
+            Err(e) if e.errno() == Some(Errno::SRCH) => {
+                let text = format!("it ended before its descriptor was taken at the socket {path}");
+                Err(Error::Init(text))
+            }
+            other => other.step(|| self.field),
+        }
+    }
+
+    fn send_within(&self, limit: Duration, text: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        let until = Until { deadline: Instant::now() + limit, process: self.process };
+        let name = || self.path.display().to_string();
+        let socket = connect_until(self.path, &until).ctx("connect", name)?;
+        send_fd(&socket, &until, text, fd).ctx("send", name)
+    }
+}
+
+fn send_fd(
+    socket: &OwnedFd,
+    until: &Until<'_>,
+    text: &str,
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
     let mut rest = text.as_bytes();
     let mut fds = Some([fd]);
     // The descriptor goes with the first part.
@@ -371,14 +417,14 @@ fn send_fd_within(limit: Duration, path: &Path, text: &str, fd: BorrowedFd<'_>) 
         if let Some(fds) = &fds {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }
-        limit_sending(&socket, deadline).ctx("send", name)?;
-        match sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+        until.limit_sending(socket)?;
+        match sendmsg(socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
             Ok(n) => {
                 rest = &rest[n..];
                 fds = None;
             }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(e) => return Err(e).ctx("send", name),
+            Err(Errno::AGAIN | Errno::INTR) => until.check()?,
+            Err(e) => return Err(e),
         }
     }
     Ok(())
@@ -442,7 +488,8 @@ mod tests {
         let full = full_listener(&path);
         let limit = Duration::from_millis(200);
         let fd = std::fs::File::open("/dev/null").unwrap();
-        let e = send_fd_within(limit, &path, "x", fd.as_fd()).unwrap_err();
+        let recipient = Recipient { field: "field", path: &path, process: None };
+        let e = recipient.send_within(limit, "x", fd.as_fd()).unwrap_err();
         assert_eq!(e.errno(), Some(Errno::TIMEDOUT), "{}", e.chain());
         drop(full);
         std::fs::remove_file(&path).unwrap();
@@ -450,7 +497,7 @@ mod tests {
         // Accepted, but not read: more than a socket's buffer holds.
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let text = "x".repeat(16 << 20);
-        let e = send_fd_within(limit, &path, &text, fd.as_fd()).unwrap_err();
+        let e = recipient.send_within(limit, &text, fd.as_fd()).unwrap_err();
         assert_eq!(e.errno(), Some(Errno::TIMEDOUT), "{}", e.chain());
         drop(listener);
         std::fs::remove_file(path).unwrap();
@@ -467,10 +514,11 @@ mod tests {
             all.len()
         });
         let fd = std::fs::File::open("/dev/null").unwrap();
-        send_fd_to("field", &path, &"x".repeat(4 << 20), &fd).unwrap();
+        let recipient = Recipient { field: "field", path: &path, process: None };
+        recipient.send(&"x".repeat(4 << 20), &fd).unwrap();
         assert_eq!(reader.join().unwrap(), 4 << 20);
         // The listener is gone, its socket is there.
-        let e = send_fd_to("field", &path, "x", &fd).unwrap_err().chain();
+        let e = recipient.send("x", &fd).unwrap_err().chain();
         let want = format!("field: connect {}: connection refused", path.display());
         assert_eq!(e, want);
         std::fs::remove_file(path).unwrap();

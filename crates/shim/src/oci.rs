@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use protos::shim::RuncOptions;
 
@@ -16,6 +17,10 @@ use crate::error::{Context, Error, Result};
 pub const RUNTIME_ROOT: &str = "/run/gantry/runtime";
 /// runc's default below containerd.
 const RUNC_ROOT: &str = "/run/containerd/runc";
+/// Hooks that set no timeout are run in the shim's loop (create, start and delete), where the other
+/// containers of a pod wait for them: no longer than half the time in which the kubelet expects an answer
+/// (runtimeRequestTimeout, 2 minutes).
+const HOOK_LIMIT: Duration = Duration::from_secs(60);
 /// Output and logs of another runtime are read up to this many bytes.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 
@@ -70,6 +75,7 @@ impl Oci {
                 root: root(RUNTIME_ROOT),
                 systemd_cgroup: options.systemd_cgroup,
                 rootless: None,
+                hook_limit: Some(HOOK_LIMIT),
             })
         } else {
             Oci::Program(Program {
@@ -89,6 +95,7 @@ impl Oci {
                 root: file.runtime_root.clone(),
                 systemd_cgroup: file.systemd_cgroup,
                 rootless: None,
+                hook_limit: Some(HOOK_LIMIT),
             }),
             Some(path) => Oci::Program(Program {
                 path: path.clone(),

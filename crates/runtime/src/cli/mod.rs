@@ -163,7 +163,9 @@ fn context(global: &Parsed, log: Log) -> Result<Context, (Log, String)> {
         },
     };
     let root = global.value("root").map(PathBuf::from).unwrap_or_else(default_root);
-    let options = Options { root, systemd_cgroup: global.is_set("systemd-cgroup"), rootless };
+    let systemd_cgroup = global.is_set("systemd-cgroup");
+    // runc waits for its hooks, however long they take.
+    let options = Options { root, systemd_cgroup, rootless, hook_limit: None };
     Ok(Context { options, log })
 }
 

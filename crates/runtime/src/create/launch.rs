@@ -8,15 +8,16 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
 use super::{Caller, Made, Parent};
-use crate::cgroup::{Claim, Launch, Unit};
+use crate::cgroup::{Cgroup, Claim, Launch, Unit};
 use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
 use crate::init::{self, Init};
 use crate::process::{self, abandon, open_child};
 use crate::rdt::{self, Rdt};
 use crate::rootfs::mounts::open_source as open_source_here;
+use crate::spec::Hook;
 use crate::state::DirLock;
-use crate::sync::{Message, Sync, Waited, send_fd_to};
+use crate::sync::{Message, Recipient, Sync, Waited};
 use crate::{Created, hooks, namespaces};
 
 pub(super) fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Result<Created> {
@@ -178,19 +179,20 @@ fn drive(
         match message {
             Message::End => {
                 let code = process::reap(&process.pidfd)?;
-                return Err(Error::Init(format!("container init exited with status {code}")));
+                return Err(died(&parent.record.cgroup, code));
             }
             // From the process that was made inside, in the hands of others that are there.
             _ if sender != process.pid => {}
             Message::Hooks => {
-                let state = parent.record.hook_state("creating", process.pid);
-                let dir = Some(parent.record.bundle.as_path());
-                hooks::run("prestart", &parent.hooks.prestart, &state, dir)?;
-                hooks::run("createRuntime", &parent.hooks.create_runtime, &state, dir)?;
+                run_hooks(parent, process)?;
                 sync.go()?;
             }
             Message::Console(fd) => match &parent.create.console_socket {
-                Some(path) => send_fd_to("--console-socket", path, "/dev/ptmx", &fd)?,
+                Some(path) => {
+                    let process = Some(&process.pidfd);
+                    Recipient { field: "--console-socket", path, process }
+                        .send("/dev/ptmx", &fd)?;
+                }
                 None => master = Some(fd),
             },
             Message::Listener(handle) => {
@@ -198,7 +200,10 @@ fn drive(
                 match parent.outside {
                     // The process that it is for is still to be made.
                     true => listener = Some(fd),
-                    false => parent.record.send_listener(&fd, "creating", process.pid)?,
+                    false => {
+                        let Child { pid, pidfd } = &*process;
+                        parent.record.send_listener(&fd, "creating", *pid, pidfd)?;
+                    }
                 }
                 sync.go()?;
             }
@@ -217,12 +222,25 @@ fn drive(
     parent.record.unfinished = None;
     parent.record.save(&made.dir)?;
     if let Some(path) = &parent.create.pidfd_socket {
-        send_fd_to("--pidfd-socket", path, "pidfd", &process.pidfd)?;
+        let pidfd = &process.pidfd;
+        let recipient = Recipient { field: "--pidfd-socket", path, process: Some(pidfd) };
+        recipient.send("pidfd", pidfd)?;
     }
     if let Some(path) = &parent.create.pid_file {
         process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
     }
     Ok(master)
+}
+
+/// Those that come when namespaces and mounts are there.
+fn run_hooks(parent: &Parent<'_>, process: &Child) -> Result<()> {
+    let r = &parent.record;
+    let state = r.hook_state("creating", process.pid);
+    let run = |kind, hooks: &[Hook]| {
+        hooks::run_for(Some(&process.pidfd), kind, hooks, &state, Some(&r.bundle))
+    };
+    run("prestart", &parent.hooks.prestart)?;
+    run("createRuntime", &parent.hooks.create_runtime)
 }
 
 /// Opens a bind source that is closed to the container's root: with the caller's rights, but in the
@@ -264,6 +282,15 @@ fn open_source(
     }
 }
 
+/// The process has ended without a word: its limits may be what it died of.
+fn died(cgroup: &Cgroup, code: i32) -> Error {
+    if cgroup.stats().is_ok_and(|stats| stats.memory.oom_kills > 0) {
+        // runc's words.
+        return Error::Init("container init was OOM-killed (memory limit too low?)".into());
+    }
+    Error::Init(format!("container init exited with status {code}"))
+}
+
 /// From the process that has done the work to the one that it has made inside, up to its readiness;
 /// nothing but that is believed from it.
 fn hand_over(
@@ -282,7 +309,7 @@ fn hand_over(
     parent.outside_work.settle(pid)?;
     parent.record.save(&made.dir)?;
     if let Some(fd) = listener {
-        parent.record.send_listener(&fd, "creating", pid)?;
+        parent.record.send_listener(&fd, "creating", pid, &process.pidfd)?;
     }
     sync.go()?;
     let deadline = Instant::now() + JOIN_LIMIT;

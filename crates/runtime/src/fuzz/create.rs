@@ -89,7 +89,12 @@ fn one_case(bundle: &Path, seed: u64) -> bool {
 
 /// What `create` says up to where it would make a process.
 fn check_all(bundle: &Path) -> String {
-    let opts = Options { root: bundle.join("state"), systemd_cgroup: false, rootless: Some(false) };
+    let opts = Options {
+        root: bundle.join("state"),
+        systemd_cgroup: false,
+        rootless: Some(false),
+        hook_limit: None,
+    };
     let id = ContainerId::new(format!("fuzz-{}", std::process::id())).unwrap();
     let mut made = Made::begin(&opts, &id).unwrap();
     let dir = made.dir.clone();

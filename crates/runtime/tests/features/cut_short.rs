@@ -3,6 +3,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use serde_json::json;
@@ -146,9 +147,37 @@ fn a_create_that_has_only_begun_is_deleted_whole() {
 #[test]
 fn a_create_that_goes_on_is_deleted_with_force() {
     let Stuck { b, mut create, queue: _queue } = stuck();
+    let since = Instant::now();
     b.ok(&["delete", "-f", &b.id]);
     assert!(!create.wait().unwrap().success());
     assert!(is_gone(&b));
+    // Half of what the socket would be waited for.
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_create_that_waits_for_a_hook_is_deleted_with_force() {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let mut b = Bundle::new("sleep 1000");
+        let at = b.path("hook").display().to_string();
+        let line = match kind {
+            // In the container's pid namespace, with whose end it ends.
+            "createContainer" => format!("touch {at}; exec sleep 1000"),
+            _ => format!("echo $$ > {at}.new; mv {at}.new {at}; exec sleep 1000"),
+        };
+        b.config["hooks"][kind] = json!([{
+            "path": "/bin/sh", "args": ["sh", "-c", line], "env": ["PATH=/bin:/usr/bin"],
+        }]);
+        b.save();
+        let mut create = spawn(&b, &["create", &b.id]);
+        wait(|| b.path("hook").exists(), "the hook");
+        b.ok(&["delete", "-f", &b.id]);
+        assert!(!create.wait().unwrap().success());
+        assert!(is_gone(&b));
+        let pid = std::fs::read_to_string(b.path("hook")).unwrap();
+        let hook = Path::new("/proc").join(pid.trim()).join("ns/mnt");
+        assert!(pid.is_empty() || !hook.exists(), "{kind}: the hook lives");
+    }
 }
 
 /// Whoever wins: there is a container, or nothing.
