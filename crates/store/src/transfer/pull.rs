@@ -209,11 +209,37 @@ impl Pull {
         for chain_id in image.iter().flat_map(|image| &image.chain_ids) {
             self.pins.add(ResourceKind::Snapshot, chain_id);
         }
-        let Layers { whole, wanted, arrivals } =
-            self.announce(part, image.as_ref(), downloaded).await?;
-        let crew = match &image {
-            Some(image) if unpack => Some(self.crew(image, whole).await?),
-            _ => None,
+        downloaded |= self
+            .layers(part, image.as_ref().filter(|_| unpack), image.as_ref(), downloaded)
+            .await?;
+        faults::pass("pull.layers");
+        let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
+        self.local
+            .quick(move |core, ns| {
+                if let (true, Some(image)) = (unpack, &image) {
+                    core.label_snapshot(ns, image)?;
+                }
+                let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
+                blobs.push(config.digest);
+                remember_source(core, ns, &reference, &blobs)
+            })
+            .await?;
+        Ok(downloaded)
+    }
+
+    /// Downloads an image's layers and makes those that are to be unpacked. Answers whether any was
+    /// downloaded.
+    async fn layers(
+        self: &Arc<Self>,
+        part: &Part,
+        wanted_image: Option<&UnpackedImage>,
+        image: Option<&UnpackedImage>,
+        is_new: bool,
+    ) -> Result<bool> {
+        let Layers { whole, wanted, arrivals } = self.announce(part, image, is_new).await?;
+        let crew = match wanted_image {
+            Some(image) => Some(self.crew(image, whole).await?),
+            None => None,
         };
         let ahead = crew.as_ref().map(|crew| Arc::clone(&crew.ahead));
         let mut tasks = JoinSet::new();
@@ -251,7 +277,7 @@ impl Pull {
                 biased;
                 Some(error) = failures.recv() => Err(error),
                 error = failed => Err(error),
-                outcome = self.in_order(part, arrivals, image.as_ref(), ahead.as_ref(), whole) => outcome,
+                outcome = self.in_order(part, arrivals, image, ahead.as_ref(), whole) => outcome,
             }
         };
         // One layer's failure ends the others.
@@ -260,20 +286,7 @@ impl Pull {
         if let Some(crew) = crew {
             crew.end().await;
         }
-        downloaded |= outcome?;
-        faults::pass("pull.layers");
-        let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
-        self.local
-            .quick(move |core, ns| {
-                if let (true, Some(image)) = (unpack, &image) {
-                    core.label_snapshot(ns, image)?;
-                }
-                let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
-                blobs.push(config.digest);
-                remember_source(core, ns, &reference, &blobs)
-            })
-            .await?;
-        Ok(downloaded)
+        outcome
     }
 
     /// Commits the layers as they arrive, from the bottom up. Answers whether any was downloaded.
