@@ -1,5 +1,5 @@
 # `make help` lists what there is. Each target does all the set-up that it needs.
-.PHONY: help build release deps test run fuzz faults power-loss bench bench-runtime bench-store conformance install vm-test vm-conformance clean
+.PHONY: help build release deps test run fuzz faults power-loss bench bench-runtime bench-store conformance link-order install vm-test vm-conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,9 @@ vm-test: ## the smoke test in a virtual machine that has cgroup v2 only
 vm-conformance: deps ## the runtimes against the OCI specification in that machine (a quarter of an hour)
 	cargo build -p gantry -p gantry-testkit --bins
 	scripts/vm conformance
+
+link-order: ## the functions that lie side by side in a release build, found anew by running it (root)
+	scripts/link-order
 
 install: ## release binary and systemd units below $(PREFIX), default /usr
 	scripts/install

@@ -1,9 +1,11 @@
-//! Tells the program from what it was built: the commit, when that was made, and the compiler.
+//! Tells the program from what it was built: the commit, when that was made, and the compiler. And has the
+//! linker put the functions of a release build in order.
 //!
 //! Nothing of it depends on when or where it is built. Outside of a checkout of this tree there is no
 //! commit, and no time unless `SOURCE_DATE_EPOCH` gives one.
 
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
@@ -29,6 +31,28 @@ fn main() {
     println!("cargo::rustc-env=GANTRY_COMMIT={commit}");
     println!("cargo::rustc-env=GANTRY_BUILD_SECONDS={time}");
     println!("cargo::rustc-env=GANTRY_COMPILER={}", compiler.join(" "));
+    order();
+}
+
+/// What short-lived processes and an idle daemon go through lies side by side in memory, see
+/// `scripts/link-order`. The list is of x86-64; the linker that comes with the compiler understands it, and
+/// another that somebody has chosen need not.
+fn order() {
+    /// Written by `scripts/link-order`.
+    const LIST: &str = "link-order.ld.gz";
+    println!("cargo::rerun-if-changed={LIST}");
+    let var = |name: &str| std::env::var(name).unwrap_or_default();
+    let flags = var("CARGO_ENCODED_RUSTFLAGS");
+    let chosen = !var("RUSTC_LINKER").is_empty() || flags.contains("link");
+    if var("PROFILE") != "release" || var("CARGO_CFG_TARGET_ARCH") != "x86_64" || chosen {
+        return;
+    }
+    let packed = std::fs::read(LIST).expect("it is part of the tree");
+    let mut script = String::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_string(&mut script).expect("gzip of text");
+    let path = PathBuf::from(var("OUT_DIR")).join("link-order.ld");
+    std::fs::write(&path, script).expect("cargo has made the directory");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", path.display());
 }
 
 fn git(args: &[&str]) -> Option<String> {
