@@ -12,12 +12,16 @@ use crate::{
 impl Core {
     /// Removes, after records and directories were brought together: temporary files, the work
     /// directories of snapshots that were just being committed, short links to nothing, and record
-    /// files without a record. None of it does harm, so that a failure is only told.
+    /// files without a record; others are corrected. None of it does harm, so that a failure is only told.
     pub(crate) fn remove_strays(&self, opened: Opened) {
         for (what, removed) in [
             ("snapshots", self.remove_stray_parts()),
             // Records that were just rebuilt may be fewer than their files.
             ("records", if opened == Opened::Created { Ok(()) } else { self.db.remove_strays() }),
+            (
+                "files of records",
+                if opened == Opened::Created { Ok(()) } else { self.db.correct_files() },
+            ),
         ] {
             if let Err(error) = removed {
                 let error = store_api::Error::from(error);

@@ -37,6 +37,8 @@ pub(super) struct Journal {
     /// After the last rewriting.
     rewritten_bytes: u64,
     boot_id: String,
+    /// There was none of this boot.
+    new: bool,
 }
 
 impl Journal {
@@ -45,13 +47,19 @@ impl Journal {
         let mut file = options().open(&path).map_err(Error::io("open journal", &path))?;
         let content = read(&mut file, &path)?;
         let (changes, valid) = replay(&content, &boot_id);
-        let mut journal = Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id };
-        if valid == 0 {
+        let new = valid == 0;
+        let mut journal = Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id, new };
+        if new {
             journal.rewrite(&BTreeMap::new())?;
         } else {
             journal.truncate(valid)?;
         }
         Ok((journal, changes))
+    }
+
+    /// Is it the first since the host's start?
+    pub(super) fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Would rewriting it pay?

@@ -129,6 +129,8 @@ pub(crate) struct Db {
     /// Held for the whole of a write: there is one writer. `None`: nothing is written but to memory.
     writer: Mutex<Option<Journal>>,
     frozen: bool,
+    /// The host may have lost its power since the database was open.
+    after_boot: bool,
     flushing: Mutex<()>,
     flusher: Mutex<FlusherState>,
     wake: Condvar,
@@ -189,6 +191,7 @@ impl Db {
             main: main_file::MainFile::new(root.join("meta.db"), main),
             overlay: RwLock::new(overlay),
             frozen: journal.is_none(),
+            after_boot: journal.as_ref().is_some_and(Journal::is_new),
             writer: Mutex::new(journal),
             flushing: Mutex::new(()),
             flusher: Mutex::new(FlusherState::default()),

@@ -6,7 +6,7 @@ use std::{
 
 use redb::{DatabaseError, StorageError};
 
-use super::{Db, Opened, Table};
+use super::{Db, Mismatch, Opened, Table};
 use crate::error::{Error, Result};
 
 /// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
@@ -62,6 +62,21 @@ impl Db {
         for table in Table::ALL {
             let keys: Vec<String> = self.list_raw(table, "")?.into_keys().collect();
             self.records.remove_others(table, &keys)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the files of records anew that say something else than the database: they are written in
+    /// front of it, and after the host's start the power may have gone in between.
+    pub(crate) fn correct_files(&self) -> Result<()> {
+        if !self.after_boot {
+            return Ok(());
+        }
+        for mismatch in self.mismatches()? {
+            if let Mismatch::Differs { table, key, path, why } = mismatch {
+                tracing::info!(path = %path.display(), why, "a record's file is written anew");
+                self.rewrite_file(table, &key)?;
+            }
         }
         Ok(())
     }

@@ -241,13 +241,33 @@ fn unfinished_until_it_is_said() {
     assert_eq!(ground.open(), Opened::Created);
 }
 
+/// A file that was written for a commit which the power cut came before is what the database says again.
+#[test]
+fn files_after_a_power_cut() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Now, "k", 1);
+    super::finish_rebuild(&ground.directory.path().join("root")).unwrap();
+    let directory = ground.directory.path().join("root/records/images");
+    let file = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
+    let right = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "{}").unwrap();
+    ground.open();
+    ground.db().correct_files().unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"{}", "the host has not started again");
+    ground.db = None;
+    std::fs::remove_file(ground.directory.path().join("state/journal")).unwrap();
+    ground.open();
+    ground.db().correct_files().unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), right);
+}
+
 /// A database that a power cut left half made is made anew; a damaged one is kept.
 #[test]
 fn half_made() {
     let mut ground = Ground::new();
     put(ground.db(), Durable::Now, "k", 1);
     let root = ground.directory.path().join("root");
-    let mut aside = |ground: &mut Ground| {
+    let aside = |ground: &mut Ground| {
         ground.db = None;
         std::fs::write(root.join("meta.db"), vec![7; 1 << 20]).unwrap();
         assert_eq!(ground.open(), Opened::Created);

@@ -211,10 +211,12 @@ impl Planner<'_> {
     }
 
     fn image(&mut self, what: &str, script: String, tag: String, tree: Tree) -> Command {
-        self.images.insert(tag.clone(), tree.clone());
+        let former = self.images.insert(tag.clone(), tree.clone());
+        // What is there already need not be written, and then carries nothing else to the disk.
+        let durable = if former.as_ref() == Some(&tree) { Durable::Itself } else { Durable::All };
         let state = Some(State { tree, ..State::default() });
         let effects = vec![Effect { object: Object::Image(tag), state }];
-        Command { what: what.into(), script, durable: Durable::All, effects }
+        Command { what: what.into(), script, durable, effects }
     }
 
     fn command(&mut self, kind: Kind) -> Command {
