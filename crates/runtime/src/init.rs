@@ -218,6 +218,8 @@ fn finish_root(
     if !hooks_.create_container.is_empty() {
         wait_go()?;
         let state = (init.hook_state)("creating", own_pid());
+        // As in runc; entering the root leaves it again.
+        rustix::process::fchdir(root.fd()).ctx("chdir", || "root.path")?;
         hooks::run("createContainer", &hooks_.create_container, &state, None)?;
     }
     rootfs::enter(&init.root, &root)?;

@@ -14,8 +14,8 @@ pub(crate) fn at(text: &[u8], line: usize, column: usize) -> String {
         match text[at] {
             b'{' => stack.push(Level::Object { key: String::new(), in_value: false }),
             b'[' => stack.push(Level::Array(0)),
-            // The value that is closed at the very place is the one meant.
-            b'}' | b']' if at + 1 < end => drop(stack.pop()),
+            // Also at the very place: the value that is closed there is the one meant.
+            b'}' | b']' => drop(stack.pop()),
             b':' => {
                 if let Some(Level::Object { in_value, .. }) = stack.last_mut() {
                     *in_value = true;
@@ -88,5 +88,22 @@ mod tests {
         );
         assert_eq!(path(r#"{"mounts":{"a":1}}"#), "mounts");
         assert_eq!(path("nonsense"), "");
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        for (text, field) in [
+            (r#"{"process":{"user":[1000,1000]}}"#, "process.user"),
+            (r#"{"root": [ "/x" ] , "mounts": []}"#, "root"),
+            (r#"{"mounts":[{}, [], {}]}"#, "mounts[1]"),
+            (r#"{"hooks":{"prestart":[{"path":"/a"},["/b"]]}}"#, "hooks.prestart[1]"),
+            (r#"{"linux":{"resources":{"memory":[[1]]}}}"#, "linux.resources.memory"),
+            ("[]", ""),
+            ("[\"1.0\"]", ""),
+        ] {
+            assert_eq!(path(text), field, "{text}");
+            let e = serde_json::from_str::<crate::spec::Spec>(text).unwrap_err().to_string();
+            assert!(e.starts_with("cannot unmarshal array"), "{text}: {e}");
+        }
     }
 }

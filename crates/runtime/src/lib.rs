@@ -32,6 +32,7 @@ mod init;
 mod jsonpath;
 mod namespaces;
 mod netdev;
+mod objects;
 mod operate;
 mod process;
 mod procfs;
@@ -337,5 +338,5 @@ pub fn spec_of(opts: &Options, id: &ContainerId) -> Result<spec::Spec> {
 /// # Errors
 /// [`Error::Io`] if the root cannot be read; a root that does not exist is empty.
 pub fn list(opts: &Options) -> Result<Vec<State>> {
-    operate::list(opts)
+    operate::list(opts).map(|(states, _)| states)
 }

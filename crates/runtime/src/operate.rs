@@ -237,22 +237,26 @@ pub(crate) fn update_rdt(opts: &Options, id: &ContainerId, rdt: &IntelRdt) -> Re
     }
 }
 
-pub(crate) fn list(opts: &Options) -> Result<Vec<State>> {
+/// The containers, by id, and why others could not be read.
+pub(crate) fn list(opts: &Options) -> Result<(Vec<State>, Vec<Error>)> {
     let name = || opts.root.display().to_string();
     let entries = match std::fs::read_dir(&opts.root) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
         other => other.ctx("read", name)?,
     };
-    let mut out = Vec::new();
+    let (mut out, mut unread) = (Vec::new(), Vec::new());
     for entry in entries {
         let entry = entry.ctx("read", name)?;
         let id = entry.file_name().into_string().ok().and_then(|n| ContainerId::new(n).ok());
         let Some(id) = id else { continue };
-        // One that is being made or removed right now, or is damaged, must not hide the others.
-        if let Ok(state) = Container::load(opts, &id).and_then(|c| c.state()) {
-            out.push(state);
+        match Container::load(opts, &id).and_then(|c| c.state()) {
+            Ok(state) => out.push(state),
+            // It is being made or removed right now.
+            Err(Error::NotFound(_)) => {}
+            // It must not hide the others.
+            Err(e) => unread.push(e),
         }
     }
     out.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(out)
+    Ok((out, unread))
 }

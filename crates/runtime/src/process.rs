@@ -342,6 +342,9 @@ pub(crate) struct Ready {
     first_fd: i32,
 }
 
+/// Those that a Go program ends with: SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+const ENDING: [i32; 4] = [1, 2, 3, 15];
+
 impl Ready {
     /// Whether the filter cannot wait until the program is executed: more rights than the program
     /// is to have are kept for it, or its listener is to go to the caller.
@@ -426,6 +429,8 @@ impl Ready {
         sys::process::cloexec_from(u32::try_from(self.first_fd).unwrap_or(3))
             .ctx("close_range", || "descriptors")?;
         sys::process::reset_signals();
+        // Until the program is executed `kill` ends it, as it ends runc's process, a Go program.
+        sys::process::exit_on(&ENDING);
         Ok(())
     }
 

@@ -77,14 +77,14 @@ impl ProcFs {
 }
 
 /// Reads a file to its end, up to `limit` bytes (`EFBIG` beyond).
-pub(crate) fn read_bytes(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {
+pub(crate) fn read_bytes(fd: impl std::os::fd::AsFd, limit: usize) -> Result<Vec<u8>, Errno> {
     let mut out = Vec::with_capacity(4096);
     loop {
         if out.len() > limit {
             return Err(Errno::FBIG);
         }
         out.reserve(4096);
-        match rustix::io::read(fd, rustix::buffer::spare_capacity(&mut out)) {
+        match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut out)) {
             Ok(0) => return Ok(out),
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e),

@@ -2,14 +2,15 @@
 //!
 //! Reading is tolerant: unknown fields are ignored, a JSON `null` is the same as an absent
 //! field (Go writes nil slices so), and everything that the specification calls optional is
-//! optional. Whether a value makes sense is decided where it is used, with the field's name.
+//! optional. An array in an object's place is refused. Whether a value makes sense is decided where it is used, with the field's name.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::objects::ObjectOnly;
 
 /// The specification version that `features`, `spec` and `state` name.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -33,8 +34,21 @@ macro_rules! spec_struct {
     ($(#[$m:meta])* $name:ident { $($(#[$fm:meta])* $f:ident : $t:ty),* $(,)? }) => {
         $(#[$m])*
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase", default)]
+        // `remote`: the derived functions are the type's own; the traits' are below.
+        #[serde(rename_all = "camelCase", default, remote = "Self")]
         pub struct $name { $($(#[$fm])* pub $f: $t),* }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<$name, D::Error> {
+                $name::deserialize(ObjectOnly(d))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                $name::serialize(self, s)
+            }
+        }
     };
 }
 

@@ -235,10 +235,9 @@ impl Container {
             Err(e) if e.errno() == Some(Errno::NOENT) => {
                 return Err(Error::NotFound(id.to_string()));
             }
-            other => other?,
+            other => other.step(|| damaged(dir, id))?,
         };
-        let record: Record = serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        let record: Record = from_json(&bytes, &path).step(|| damaged(dir, id))?;
         if record.version != VERSION {
             return Err(Error::config(
                 "state.json",
@@ -398,18 +397,37 @@ impl Record {
         crate::process::write_atomically(&path, &bytes, 0o600)
     }
 
-    /// The state that hooks get on stdin.
+    /// The state that hooks get on stdin. Without a process it has no pid, and without annotations none of
+    /// them (runtime.md, "State").
     pub(crate) fn hook_state(&self, status: &str, pid: i32) -> Vec<u8> {
-        let value = serde_json::json!({
-            "ociVersion": self.oci_version,
-            "id": self.id,
-            "status": status,
-            "pid": pid,
-            "bundle": self.bundle,
-            "annotations": self.annotations,
-        });
-        value.to_string().into_bytes()
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct State<'a> {
+            oci_version: &'a str,
+            id: &'a str,
+            status: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pid: Option<i32>,
+            bundle: &'a Path,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            annotations: &'a BTreeMap<String, String>,
+        }
+        let state = State {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            status,
+            pid: (pid != 0).then_some(pid),
+            bundle: &self.bundle,
+            annotations: &self.annotations,
+        };
+        serde_json::json!(state).to_string().into_bytes()
     }
+}
+
+/// What is said of a container whose state cannot be read: nobody knows its process and cgroup then.
+fn damaged(dir: &Path, id: &ContainerId) -> String {
+    let dir = dir.display();
+    format!("load container {id} (end its processes yourself, then remove {dir})")
 }
 
 /// Reads and parses a config.json; also its bytes, for the copy.
@@ -424,14 +442,16 @@ pub(crate) fn parse_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
         }
         other => other?,
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(spec) => Ok((spec, bytes)),
-        Err(source) => {
-            let field = crate::jsonpath::at(&bytes, source.line(), source.column());
-            let e = Err(Error::Json { path: path.to_owned(), source });
-            if field.is_empty() { e } else { e.step(|| field) }
-        }
-    }
+    Ok((from_json(&bytes, path)?, bytes))
+}
+
+/// Parses JSON; an error names the text (`path`) and the field.
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
+    serde_json::from_slice(bytes).or_else(|source| {
+        let field = crate::jsonpath::at(bytes, source.line(), source.column());
+        let e = Err(Error::Json { path: path.to_owned(), source });
+        if field.is_empty() { e } else { e.step(|| field) }
+    })
 }
 
 pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {

@@ -50,6 +50,25 @@ pub fn reset_signals() {
     }
 }
 
+/// Has these signals end the process at once with the exit code 2, until it executes a program: the kernel
+/// gives the first process of a pid namespace only those that it has a handler for.
+pub fn exit_on(signals: &[i32]) {
+    extern "C" fn exit(_: libc::c_int) {
+        /// What a Go program ends with, such as runc's.
+        const CODE: libc::c_int = 2;
+        // SAFETY: _exit(2) takes no pointers and may be called in a signal handler.
+        unsafe { libc::_exit(CODE) }
+    }
+    let handler: extern "C" fn(libc::c_int) = exit;
+    for signal in signals {
+        // SAFETY: the handler has the form that signal(2) asks for, lives as long as the program, and
+        // calls nothing but _exit(2).
+        unsafe {
+            libc::signal(*signal, handler as libc::sighandler_t);
+        }
+    }
+}
+
 /// Blocks these signals and gives a non-blocking signalfd (close-on-exec) that reads them.
 ///
 /// # Errors

@@ -6,21 +6,20 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value, json};
 
-use super::flags::{Flag, decimal_times, parse};
+use super::flags::{Parsed, decimal_times};
 use super::{Context, Outcome, one_id, say};
 use crate::ContainerId;
 use crate::state::Container;
 use crate::stats::{BLKIO_TABLES, Psi, Stats};
 
-pub(super) fn print(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["interval"], true), Flag(&["stats"], false)])?;
-    let id = one_id(&parsed, "events")?;
+pub(super) fn print(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
+    let interval = duration(parsed.last("interval").unwrap_or("5s"))?;
+    let stopped = || format!("container with id {id} is not running");
+    let pidfd = Container::load(&cx.options, &id)?.pidfd()?.ok_or_else(stopped)?;
     if parsed.is_set("stats") {
         return Ok(say(&stats_line(&id, &crate::stats(&cx.options, &id)?)));
     }
-    let interval = duration(parsed.value("interval").unwrap_or("5s"))?;
-    let stopped = || format!("container with id {id} is not running");
-    let pidfd = Container::load(&cx.options, &id)?.pidfd()?.ok_or_else(stopped)?;
     let mut oom = crate::oom_watch(&cx.options, &id)?;
     let mut next = Instant::now();
     let too_long = || "--interval is too long".to_owned();

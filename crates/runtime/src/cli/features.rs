@@ -2,12 +2,11 @@
 
 use serde_json::json;
 
-use super::flags::parse;
-use super::{Outcome, say};
+use super::flags::Parsed;
+use super::{Context, Outcome, say};
 use crate::{caps, namespaces, rootfs, seccomp, spec, surroundings};
 
-pub(super) fn print(args: &[String]) -> Outcome {
-    parse(args, &[])?;
+pub(super) fn print(_: &Context, _: &Parsed) -> Outcome {
     let text = serde_json::to_string_pretty(&document()).map_err(|e| e.to_string())?;
     Ok(say(&format!("{text}\n")))
 }

@@ -3,14 +3,55 @@
 
 use std::collections::BTreeMap;
 
-/// A flag: its names (the first is the key), and whether a value follows.
-pub(super) struct Flag(pub(super) &'static [&'static str], pub(super) bool);
+/// What follows a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing; `=` and a word of Go's for a boolean may.
+    Switch,
+    /// Any value. An empty one is none, as in runc.
+    Value,
+    /// A whole number.
+    Number,
+}
+
+/// A flag of a command.
+pub(super) struct Flag {
+    /// The first is the key.
+    pub(super) names: &'static [&'static str],
+    pub(super) kind: Kind,
+    /// What it does, in a line; empty: it is not told.
+    pub(super) about: &'static str,
+}
+
+pub(super) const fn switch(names: &'static [&'static str], about: &'static str) -> Flag {
+    Flag { names, kind: Kind::Switch, about }
+}
+
+pub(super) const fn value(names: &'static [&'static str], about: &'static str) -> Flag {
+    Flag { names, kind: Kind::Value, about }
+}
+
+pub(super) const fn number(names: &'static [&'static str], about: &'static str) -> Flag {
+    Flag { names, kind: Kind::Number, about }
+}
+
+impl Flag {
+    /// `--bundle value, -b value`.
+    pub(super) fn forms(&self) -> String {
+        let after = if self.kind == Kind::Switch { "" } else { " value" };
+        let form = |name: &&str| match name.len() {
+            1 => format!("-{name}{after}"),
+            _ => format!("--{name}{after}"),
+        };
+        self.names.iter().map(form).collect::<Vec<_>>().join(", ")
+    }
+}
 
 /// Why a command line is not carried out.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It asks what the flags are: these, a line each.
-    Help(String),
+    /// It asks for help.
+    Help,
     Wrong(String),
 }
 
@@ -18,20 +59,6 @@ impl From<String> for Refusal {
     fn from(text: String) -> Self {
         Self::Wrong(text)
     }
-}
-
-/// A line for each flag.
-fn help(flags: &[Flag]) -> String {
-    let mut text = String::new();
-    for Flag(names, takes_value) in flags {
-        let names: Vec<String> = names
-            .iter()
-            .map(|name| if name.len() == 1 { format!("-{name}") } else { format!("--{name}") })
-            .collect();
-        let value = if *takes_value { " value" } else { "" };
-        text.push_str(&format!("   {}{value}\n", names.join(", ")));
-    }
-    text
 }
 
 /// What was given.
@@ -47,8 +74,13 @@ impl Parsed {
         self.value(name).and_then(boolean) == Some(true)
     }
 
-    /// The last value.
+    /// The last value, unless it is empty: then none was given, as in runc.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.last(name).filter(|v| !v.is_empty())
+    }
+
+    /// The last value, also an empty one.
+    pub(super) fn last(&self, name: &str) -> Option<&str> {
         self.values.get(name).and_then(|v| v.last()).map(String::as_str)
     }
 
@@ -59,7 +91,7 @@ impl Parsed {
     /// A value as a number.
     pub(super) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
         match self.value(name) {
-            None | Some("") => Ok(None),
+            None => Ok(None),
             Some(text) => text
                 .parse()
                 .map(Some)
@@ -95,9 +127,9 @@ pub(super) fn decimal_times(text: &str, unit: i64) -> Option<i64> {
     i64::try_from(number(whole)?.checked_mul(unit)?.checked_add(part)?).ok()
 }
 
-/// Parses the flags before the first other word. `--help` and `-h` are flags of every command.
-pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, Refusal> {
-    let mut out = Parsed::default();
+/// Parses the flags before the first other word. `--help` and `-h` are flags of every command. What was
+/// read before something wrong is in `out`, too.
+pub(super) fn parse(args: &[String], groups: &[&[Flag]], out: &mut Parsed) -> Result<(), Refusal> {
     let mut at = 0;
     while let Some(arg) = args.get(at) {
         at += 1;
@@ -113,30 +145,34 @@ pub(super) fn parse(args: &[String], flags: &[Flag]) -> Result<Parsed, Refusal> 
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (name, None),
         };
-        let Some(Flag(names, takes_value)) = flags.iter().find(|f| f.0.contains(&name)) else {
+        let flag = groups.iter().copied().flatten().find(|f| f.names.contains(&name));
+        let Some(Flag { names, kind, .. }) = flag else {
             return Err(match name {
-                "help" | "h" => Refusal::Help(help(flags)),
+                "help" | "h" => Refusal::Help,
                 _ => format!("flag provided but not defined: -{name}").into(),
             });
         };
-        let value = match (inline, takes_value) {
-            (Some(value), false) if boolean(&value).is_none() => {
+        let value = match (inline, kind) {
+            (Some(value), Kind::Switch) if boolean(&value).is_none() => {
                 let text = format!("invalid boolean value {value:?} for -{name}: parse error");
                 return Err(text.into());
             }
             (Some(value), _) => value,
-            (None, false) => "true".to_owned(),
-            (None, true) => {
+            (None, Kind::Switch) => "true".to_owned(),
+            (None, _) => {
                 at += 1;
                 args.get(at - 1)
                     .cloned()
                     .ok_or_else(|| format!("flag needs an argument: -{name}"))?
             }
         };
+        if *kind == Kind::Number && value.parse::<i64>().is_err() {
+            return Err(format!("invalid value {value:?} for flag -{name}: parse error").into());
+        }
         out.values.entry(names[0]).or_default().push(value);
     }
     out.rest = args.get(at..).unwrap_or_default().to_vec();
-    Ok(out)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -146,35 +182,43 @@ mod tests {
 
     #[test]
     fn both_forms_and_the_end_of_flags() {
-        let flags = [Flag(&["bundle", "b"], true), Flag(&["detach", "d"], false)];
+        let flags =
+            [value(&["bundle", "b"], "x"), switch(&["detach", "d"], "y"), number(&["n"], "")];
+        let parse = |args: &[String]| {
+            let mut out = Parsed::default();
+            super::parse(args, &[&flags[..1], &flags[1..]], &mut out).map(|()| out)
+        };
         let args = |s: &str| s.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let p = parse(&args("-b /x --detach id -d sh"), &flags).unwrap();
+        let p = parse(&args("-b /x --detach id -d sh")).unwrap();
         assert_eq!((p.value("bundle"), p.is_set("detach")), (Some("/x"), true));
         assert_eq!(p.rest, ["id", "-d", "sh"]);
-        let p = parse(&args("--bundle=/y=z -d=false -- -x"), &flags).unwrap();
+        let p = parse(&args("--bundle=/y=z -d=false -- -x")).unwrap();
         assert_eq!((p.value("bundle"), p.is_set("detach")), (Some("/y=z"), false));
         assert_eq!(p.rest, ["-x"]);
         for (word, want) in
             [("1", true), ("t", true), ("TRUE", true), ("0", false), ("f", false), ("False", false)]
         {
-            let p = parse(&args(&format!("-d --detach={word}")), &flags).unwrap();
+            let p = parse(&args(&format!("-d --detach={word}"))).unwrap();
             assert_eq!(p.is_set("detach"), want, "{word}");
         }
         for word in ["", "yes", "tRUE", "2", "no"] {
-            match parse(&args(&format!("-d={word}")), &flags) {
+            match parse(&args(&format!("-d={word}"))) {
                 Err(Refusal::Wrong(text)) => {
                     assert!(text.contains("for -d: parse error"), "{text}")
                 }
                 other => panic!("{word}: {other:?}"),
             }
         }
-        assert!(parse(&args("--nope"), &flags).is_err());
-        assert!(parse(&args("-b"), &flags).is_err());
-        let lines = match parse(&args("-b /x --help"), &flags) {
-            Err(Refusal::Help(lines)) => lines,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(lines, "   --bundle, -b value\n   --detach, -d\n");
-        assert_eq!(parse(&args("id --help"), &flags).unwrap().rest, ["id", "--help"]);
+        assert!(parse(&args("--nope")).is_err());
+        assert!(parse(&args("-b")).is_err());
+        assert!(matches!(parse(&args("-b /x --help")), Err(Refusal::Help)));
+        assert_eq!(flags[0].forms(), "--bundle value, -b value");
+        for word in ["", "x", "1.5"] {
+            let e = parse(&["-n".to_owned(), word.to_owned()]).unwrap_err();
+            assert!(matches!(e, Refusal::Wrong(text) if text.contains("for flag -n: parse error")));
+        }
+        let p = parse(&args("-b /x --bundle= id")).unwrap();
+        assert_eq!((p.value("bundle"), p.last("bundle")), (None, Some("")));
+        assert_eq!(parse(&args("id --help")).unwrap().rest, ["id", "--help"]);
     }
 }

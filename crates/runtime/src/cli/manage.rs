@@ -4,20 +4,19 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use super::flags::{Flag, Parsed, decimal_times, parse};
-use super::{Context, Failure, Outcome, one_id, say};
+use super::flags::{Parsed, decimal_times};
+use super::{Context, Failure, Outcome, one_id, say, say_err};
+use crate::error::Context as _;
 use crate::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids, Resources};
-use crate::state::read_file;
+use crate::state::{from_json, read_file};
 use crate::{ContainerId, State};
 
-pub(super) fn kill(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["all", "a"], false)])?;
+pub(super) fn kill(cx: &Context, parsed: &Parsed) -> Outcome {
     let (id, signal) = match parsed.rest.as_slice() {
-        [id] => (id, "SIGTERM"),
-        [id, signal] => (id, signal.as_str()),
-        _ => return Err("\"kill\" requires a minimum of 1 argument(s)".to_owned().into()),
+        [id, signal] if !signal.is_empty() => (id.clone(), signal.as_str()),
+        words => (words.first().cloned().unwrap_or_default(), "SIGTERM"),
     };
-    let id = ContainerId::new(id.clone())?;
+    let id = ContainerId::new(id)?;
     crate::kill(&cx.options, &id, signal_number(signal)?, parsed.is_set("all"))?;
     Ok(0)
 }
@@ -37,7 +36,7 @@ fn signal_number(text: &str) -> Result<i32, String> {
     const RTMAX: i32 = 64;
     let bad = || format!("unknown signal {text:?}");
     if let Ok(n) = text.parse::<i32>() {
-        return if (1..=RTMAX).contains(&n) { Ok(n) } else { Err(bad()) };
+        return if (0..=RTMAX).contains(&n) { Ok(n) } else { Err(bad()) };
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -53,45 +52,44 @@ fn signal_number(text: &str) -> Result<i32, String> {
     n.filter(|n| (RTMIN..=RTMAX).contains(n)).ok_or_else(bad)
 }
 
-pub(super) fn delete(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["force", "f"], false)])?;
-    let id = one_id(&parsed, "delete")?;
+pub(super) fn delete(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
     for warning in crate::delete_with_warnings(&cx.options, &id, parsed.is_set("force"))? {
         cx.log.warning(&warning.chain());
     }
     Ok(0)
 }
 
-pub(super) fn pause(cx: &Context, args: &[String]) -> Outcome {
-    crate::pause(&cx.options, &one_id(&parse(args, &[])?, "pause")?)?;
+pub(super) fn pause(cx: &Context, parsed: &Parsed) -> Outcome {
+    crate::pause(&cx.options, &one_id(parsed)?)?;
     Ok(0)
 }
 
-pub(super) fn resume(cx: &Context, args: &[String]) -> Outcome {
-    crate::resume(&cx.options, &one_id(&parse(args, &[])?, "resume")?)?;
+pub(super) fn resume(cx: &Context, parsed: &Parsed) -> Outcome {
+    crate::resume(&cx.options, &one_id(parsed)?)?;
     Ok(0)
 }
 
-pub(super) fn state(cx: &Context, args: &[String]) -> Outcome {
-    let state = crate::state(&cx.options, &one_id(&parse(args, &[])?, "state")?)?;
+pub(super) fn state(cx: &Context, parsed: &Parsed) -> Outcome {
+    let state = crate::state(&cx.options, &one_id(parsed)?)?;
     let text = serde_json::to_string_pretty(&state).map_err(|e| e.to_string())?;
     Ok(say(&text))
 }
 
-pub(super) fn list(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["format", "f"], true), Flag(&["quiet", "q"], false)])?;
-    let mut states = crate::list(&cx.options)?;
+pub(super) fn list(cx: &Context, parsed: &Parsed) -> Outcome {
+    let (mut states, unread) = crate::operate::list(&cx.options)?;
+    unread.iter().for_each(|e| say_err(&e.chain()));
     for s in &mut states {
         s.owner = owner(&cx.options.root.join(&s.id));
     }
     if parsed.is_set("quiet") {
         return Ok(say(&states.iter().map(|s| format!("{}\n", s.id)).collect::<String>()));
     }
-    match parsed.value("format") {
+    match parsed.last("format") {
         None | Some("table") => Ok(say(&table(&states))),
         // Go's form of an empty slice that was never made.
-        Some("json") if states.is_empty() => Ok(say("null")),
-        Some("json") => Ok(say(&serde_json::to_string(&states).map_err(|e| e.to_string())?)),
+        Some("json") if states.is_empty() => Ok(say("null\n")),
+        Some("json") => Ok(say(&format!("{}\n", json!(states)))),
         Some(other) => Err(format!("invalid format option: {other}").into()),
     }
 }
@@ -136,13 +134,10 @@ fn table(states: &[State]) -> String {
     out
 }
 
-pub(super) fn ps(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, &[Flag(&["format", "f"], true)])?;
-    let Some((id, options)) = parsed.rest.split_first() else {
-        return Err("\"ps\" requires a minimum of 1 argument(s)".to_owned().into());
-    };
-    let pids = crate::pids(&cx.options, &ContainerId::new(id.clone())?)?;
-    match parsed.value("format") {
+pub(super) fn ps(cx: &Context, parsed: &Parsed) -> Outcome {
+    let options = parsed.rest.get(1..).unwrap_or_default();
+    let pids = crate::pids(&cx.options, &one_id(parsed)?)?;
+    match parsed.last("format") {
         Some("json") => Ok(say(&format!("{}\n", json!(pids)))),
         None | Some("table") => {
             if let Some(text) = host_ps(options, &pids)? {
@@ -210,34 +205,11 @@ fn process_line(pid: i32) -> Option<String> {
     Some(format!("{:<8} {pid:>7} {:>7} {command}\n", field("Uid:")?, field("PPid:")?))
 }
 
-const UPDATE: &[Flag] = &[
-    Flag(&["resources", "r"], true),
-    Flag(&["blkio-weight"], true),
-    Flag(&["cpu-period"], true),
-    Flag(&["cpu-quota"], true),
-    Flag(&["cpu-burst"], true),
-    Flag(&["cpu-share"], true),
-    Flag(&["cpu-rt-period"], true),
-    Flag(&["cpu-rt-runtime"], true),
-    Flag(&["cpuset-cpus"], true),
-    Flag(&["cpuset-mems"], true),
-    Flag(&["cpu-idle"], true),
-    Flag(&["memory"], true),
-    Flag(&["memory-reservation"], true),
-    Flag(&["memory-swap"], true),
-    Flag(&["pids-limit"], true),
-    Flag(&["l3-cache-schema"], true),
-    Flag(&["mem-bw-schema"], true),
-    Flag(&["kernel-memory"], true),
-    Flag(&["kernel-memory-tcp"], true),
-];
-
-pub(super) fn update(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, UPDATE)?;
-    let id = one_id(&parsed, "update")?;
+pub(super) fn update(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
     let resources = match parsed.value("resources") {
         Some(path) => from_file(path)?,
-        None => from_flags(&parsed)?,
+        None => from_flags(parsed)?,
     };
     let schema = |name: &str| parsed.value(name).unwrap_or_default().to_owned();
     let rdt = IntelRdt {
@@ -252,12 +224,18 @@ pub(super) fn update(cx: &Context, args: &[String]) -> Outcome {
     Ok(0)
 }
 
+/// `-` is standard input. `null` changes nothing, as in runc.
 fn from_file(path: &str) -> Result<Resources, Failure> {
     let limit = usize::try_from(crate::spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
-    let path = if path == "-" { "/proc/self/fd/0" } else { path };
-    let bytes = read_file(path.as_ref(), limit)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|source| crate::Error::Json { path: path.into(), source }.into())
+    let (bytes, name) = match path {
+        "-" => {
+            let name = "standard input";
+            let bytes = crate::procfs::read_bytes(rustix::stdio::stdin(), limit);
+            (bytes.ctx("read", || name)?, name)
+        }
+        path => (read_file(path.as_ref(), limit)?, path),
+    };
+    Ok(from_json::<Option<Resources>>(&bytes, name.as_ref())?.unwrap_or_default())
 }
 
 fn from_flags(p: &Parsed) -> Result<Resources, Failure> {
@@ -329,11 +307,11 @@ mod tests {
     #[test]
     fn signals_and_sizes() {
         for (text, n) in
-            [("9", 9), ("KILL", 9), ("sigterm", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
+            [("0", 0), ("9", 9), ("KILL", 9), ("sigterm", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
         {
             assert_eq!(signal_number(text).unwrap(), n, "{text}");
         }
-        for text in ["0", "65", "SIGX", "RTMIN+31", "-9"] {
+        for text in ["65", "SIGX", "RTMIN+31", "-9"] {
             assert!(signal_number(text).is_err(), "{text}");
         }
         assert_eq!(size("2g", "memory").unwrap(), 2 << 30);

@@ -1,10 +1,13 @@
 //! runc's command line: its commands, flags, outputs and log lines.
 
 mod activation;
+mod commands;
+mod debug;
 mod events;
 mod features;
 mod flags;
 mod foreground;
+mod help;
 mod manage;
 mod run;
 mod spec;
@@ -13,25 +16,15 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use flags::{Flag, Parsed, Refusal, boolean, parse};
+use commands::{Command, GLOBAL};
+use flags::{Parsed, Refusal, boolean, parse};
 
 use crate::{Error, Options};
 
-const GLOBAL: &[Flag] = &[
-    Flag(&["root"], true),
-    Flag(&["log"], true),
-    Flag(&["log-format"], true),
-    Flag(&["debug"], false),
-    Flag(&["systemd-cgroup"], false),
-    Flag(&["rootless"], true),
-    Flag(&["version", "v"], false),
-    Flag(&["help", "h"], false),
-    // Accepted and without effect in runc, too.
-    Flag(&["criu"], true),
-];
-
-const COMMANDS: &str = "checkpoint create delete events exec features kill list pause ps restore \
-                        resume run spec start state update";
+/// runc's exit code for a command that there is not.
+const NO_SUCH_COMMAND: i32 = 3;
+/// Words that ask for help; no word does, too.
+const HELP: [&str; 3] = ["help", "h", ""];
 
 /// What a command fails with: one line of text.
 pub(crate) enum Failure {
@@ -39,17 +32,6 @@ pub(crate) enum Failure {
     Runtime(Error),
     /// Of the command line itself.
     Usage(String),
-    /// None: the command's flags are asked for.
-    Help(String),
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Failure {
-        match refusal {
-            Refusal::Help(flags) => Failure::Help(flags),
-            Refusal::Wrong(text) => Failure::Usage(text),
-        }
-    }
 }
 
 impl From<Error> for Failure {
@@ -68,7 +50,7 @@ impl Failure {
     fn text(&self) -> String {
         match self {
             Failure::Runtime(e) => e.chain(),
-            Failure::Usage(text) | Failure::Help(text) => text.clone(),
+            Failure::Usage(text) => text.clone(),
         }
     }
 }
@@ -94,79 +76,91 @@ struct Log {
 /// (containerd's shim) read their error text there.
 pub fn main(args: Vec<OsString>) -> i32 {
     let args: Vec<String> = args.into_iter().map(|a| a.to_string_lossy().into_owned()).collect();
-    let global = match parse(&args, GLOBAL) {
-        Ok(global) => global,
-        Err(Refusal::Wrong(text)) => {
-            say_err(&text);
-            return 1;
+    let mut global = Parsed::default();
+    let read = parse(&args, &[GLOBAL], &mut global);
+    // Help and version are there whatever else is wrong.
+    if read.is_ok() && global.is_set("version") && !global.is_set("help") {
+        return say(&help::version());
+    }
+    let mut name = global.rest.first().map_or("", String::as_str);
+    if read.is_ok() && (global.is_set("help") || HELP.contains(&name)) {
+        // What is named behind `help` or `--help`, or all.
+        let named = global.rest.iter().find(|word| !HELP.contains(&word.as_str()));
+        match named.map(|name| (name, commands::find(name))) {
+            None => return say(&help::all()),
+            Some((_, Some(command))) => return say(&help::one(command)),
+            Some((word, None)) => name = word,
         }
-        // A flag of the global ones.
-        Err(Refusal::Help(_)) => return say(&usage()),
-    };
+    }
     let log = match Log::new(&global) {
         Ok(log) => log,
         Err(text) => {
-            say_err(&text);
+            Log { file: None, json: false, debug: false }.error(&text);
             return 1;
         }
     };
-    if global.is_set("version") {
-        return say(&format!(
-            "gantry-runtime version {}\nspec: {}\n",
-            env!("CARGO_PKG_VERSION"),
-            crate::spec::OCI_VERSION
-        ));
+    if let Err(Refusal::Wrong(text)) = read {
+        log.complain(&text);
+        return 1;
     }
-    let Some((command, rest)) = global.rest.split_first() else {
-        return say(&usage());
+    let Some(command) = commands::find(name) else {
+        log.complain(&format!("No help topic for '{name}'"));
+        return NO_SUCH_COMMAND;
     };
-    if global.is_set("help") || command == "help" {
-        return say(&usage());
+    carry_out(command, &global, log)
+}
+
+fn carry_out(command: &Command, global: &Parsed, log: Log) -> i32 {
+    let args = global.rest.get(1..).unwrap_or_default();
+    let mut parsed = Parsed::default();
+    let Some(action) = command.action else {
+        if matches!(parse(args, &[], &mut parsed), Err(Refusal::Help)) {
+            return say(&help::one(command));
+        }
+        log.complain(&format!("{} is not offered by this runtime (no CRIU)", command.name));
+        return 1;
+    };
+    let wrong = match parse(args, command.flags, &mut parsed) {
+        Err(Refusal::Help) => return say(&help::one(command)),
+        Err(Refusal::Wrong(text)) => Some(text),
+        Ok(()) => command.wrong_words(parsed.rest.len()),
+    };
+    if let Some(text) = wrong {
+        log.complain(&text);
+        return 1;
     }
-    let result =
-        context(&global, log).map_err(|(log, e)| (log, Failure::Usage(e))).and_then(|context| {
-            match dispatch(&context, command, rest) {
-                Ok(code) => Ok(code),
-                Err(e) => Err((context.log, e)),
-            }
-        });
-    match result {
+    let context = match options(global) {
+        Ok(options) => Context { options, log },
+        Err(text) => {
+            log.complain(&text);
+            return 1;
+        }
+    };
+    // The others tell more, once they are executed again.
+    if command.stage.is_empty() {
+        context.log.debug(&format!("{} {:?}", command.name, parsed.rest));
+    }
+    match action(&context, &parsed) {
         Ok(code) => code,
-        Err((_, Failure::Help(flags))) => say(&command_usage(command, &flags)),
-        Err((log, failure)) => {
-            let text = failure.text();
-            log.error(&text);
-            if log.file.is_some() {
-                say_err(&text);
-            }
-            // runc's: 1 could be the program's own.
-            if command == "exec" { 255 } else { 1 }
+        Err(failure) => {
+            context.log.complain(&format!("{}{}", command.stage, failure.text()));
+            command.failed
         }
     }
 }
 
-fn usage() -> String {
-    format!("usage: runtime [global options] command [options] [arguments]\ncommands: {COMMANDS}\n")
-}
-
-fn command_usage(command: &str, flags: &str) -> String {
-    let flags = if flags.is_empty() { "   none\n" } else { flags };
-    format!("usage: runtime {command} [command options] [arguments]\noptions:\n{flags}")
-}
-
-fn context(global: &Parsed, log: Log) -> Result<Context, (Log, String)> {
+fn options(global: &Parsed) -> Result<Options, String> {
     let rootless = match global.value("rootless") {
-        None | Some("auto" | "") => None,
+        None | Some("auto") => None,
         Some(word) => match boolean(word) {
             Some(rootless) => Some(rootless),
-            None => return Err((log, format!("invalid value {word:?} for flag -rootless"))),
+            None => return Err(format!("invalid value {word:?} for flag -rootless")),
         },
     };
     let root = global.value("root").map(PathBuf::from).unwrap_or_else(default_root);
     let systemd_cgroup = global.is_set("systemd-cgroup");
     // runc waits for its hooks, however long they take.
-    let options = Options { root, systemd_cgroup, rootless, hook_limit: None };
-    Ok(Context { options, log })
+    Ok(Options { root, systemd_cgroup, rootless, hook_limit: None })
 }
 
 /// /run/runc's place: what this runtime keeps is its own.
@@ -180,51 +174,40 @@ fn default_root() -> PathBuf {
     }
 }
 
-fn dispatch(cx: &Context, command: &str, args: &[String]) -> Outcome {
-    match command {
-        "create" => run::create(cx, args),
-        "run" => run::run(cx, args),
-        "start" => run::start(cx, args),
-        "exec" => run::exec(cx, args),
-        "kill" => manage::kill(cx, args),
-        "delete" => manage::delete(cx, args),
-        "state" => manage::state(cx, args),
-        "list" => manage::list(cx, args),
-        "ps" => manage::ps(cx, args),
-        "pause" => manage::pause(cx, args),
-        "resume" => manage::resume(cx, args),
-        "update" => manage::update(cx, args),
-        "events" => events::print(cx, args),
-        "features" => features::print(args),
-        "spec" => spec::write(args),
-        "checkpoint" | "restore" => {
-            Err(format!("{command} is not offered by this runtime (no CRIU)").into())
-        }
-        other => Err(format!("No help topic for '{other}'").into()),
-    }
-}
-
-/// Exactly one id.
-fn one_id(parsed: &Parsed, command: &str) -> Result<crate::ContainerId, Failure> {
-    match parsed.rest.as_slice() {
-        [id] => Ok(crate::ContainerId::new(id.clone())?),
-        _ => Err(format!("{command:?} requires exactly 1 argument(s)").into()),
-    }
+/// The id, which is the only word.
+fn one_id(parsed: &Parsed) -> Result<crate::ContainerId, Failure> {
+    Ok(crate::ContainerId::new(parsed.rest.first().cloned().unwrap_or_default())?)
 }
 
 impl Log {
     fn new(global: &Parsed) -> Result<Log, String> {
         let json = match global.value("log-format") {
-            None | Some("text" | "") => false,
+            None | Some("text") => false,
             Some("json") => true,
             Some(other) => return Err(format!("invalid log-format: {other}")),
         };
-        let file = global.value("log").filter(|f| !f.is_empty()).map(PathBuf::from);
+        let file = global.value("log").map(PathBuf::from);
+        if let Some(path) = &file {
+            // Whether it can be written is seen before anything is done. It is opened again for each
+            // line: a descriptor of our own must not pass for one that the caller has given.
+            append(path).map_err(|source| {
+                let object = path.display().to_string();
+                Error::Io { op: "open", object, source }.chain()
+            })?;
+        }
         Ok(Log { file, json, debug: global.is_set("debug") })
     }
 
     fn error(&self, text: &str) {
         self.line("error", text);
+    }
+
+    /// An error, also to whoever reads standard error.
+    fn complain(&self, text: &str) {
+        self.error(text);
+        if self.file.is_some() {
+            say_err(text);
+        }
     }
 
     fn warning(&self, text: &str) {
@@ -250,17 +233,17 @@ impl Log {
             format!("time={time:?} level={level} msg={text:?}\n")
         };
         let written = match &self.file {
-            Some(path) => std::fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .and_then(|mut f| f.write_all(line.as_bytes())),
+            Some(path) => append(path).and_then(|mut f| f.write_all(line.as_bytes())),
             None => std::io::stderr().write_all(line.as_bytes()),
         };
         if written.is_err() {
             say_err(text);
         }
     }
+}
+
+fn append(path: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Writes to stdout; a reader that went away is no failure.

@@ -4,48 +4,12 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::activation::{self, Notify};
-use super::flags::{Flag, Parsed, parse};
-use super::{Context, Failure, Outcome, foreground, one_id};
+use super::flags::Parsed;
+use super::{Context, Failure, Outcome, debug, foreground, one_id};
 use crate::spec::{Capabilities, ConsoleSize, Process};
 use crate::start::start_with;
 use crate::state::Container;
 use crate::{ContainerId, CreateOptions, Created, ExecOptions, Stdio, process, selfexe, state};
-
-const CREATE: &[Flag] = &[
-    Flag(&["bundle", "b"], true),
-    Flag(&["console-socket"], true),
-    Flag(&["pidfd-socket"], true),
-    Flag(&["pid-file"], true),
-    Flag(&["no-pivot"], false),
-    Flag(&["no-new-keyring"], false),
-    Flag(&["preserve-fds"], true),
-];
-
-/// Those of [`CREATE`], and these.
-const RUN: &[Flag] =
-    &[Flag(&["detach", "d"], false), Flag(&["keep"], false), Flag(&["no-subreaper"], false)];
-
-const EXEC: &[Flag] = &[
-    Flag(&["console-socket"], true),
-    Flag(&["pidfd-socket"], true),
-    Flag(&["cwd"], true),
-    Flag(&["env", "e"], true),
-    Flag(&["tty", "t"], false),
-    Flag(&["user", "u"], true),
-    Flag(&["additional-gids", "g"], true),
-    Flag(&["process", "p"], true),
-    Flag(&["detach", "d"], false),
-    Flag(&["pid-file"], true),
-    Flag(&["process-label"], true),
-    Flag(&["apparmor"], true),
-    Flag(&["no-new-privs"], false),
-    Flag(&["cap", "c"], true),
-    Flag(&["preserve-fds"], true),
-    Flag(&["cgroup"], true),
-    Flag(&["ignore-paused"], false),
-    // Hidden in runc: exec makes no subreaper of itself here.
-    Flag(&["no-subreaper"], false),
-];
 
 fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Failure> {
     let bundle = match parsed.value("bundle") {
@@ -60,9 +24,8 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
             options.stdio = Stdio::Console;
         }
     }
-    options.pid_file = parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from);
-    options.pidfd_socket =
-        parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from);
+    options.pid_file = parsed.value("pid-file").map(PathBuf::from);
+    options.pidfd_socket = parsed.value("pidfd-socket").map(PathBuf::from);
     options.no_pivot = parsed.is_set("no-pivot");
     options.no_new_keyring = parsed.is_set("no-new-keyring");
     // Those that systemd gives come first.
@@ -78,11 +41,11 @@ fn create_options(parsed: &Parsed, foreground: bool) -> Result<CreateOptions, Fa
 /// In the foreground the terminal is this process's own.
 fn console(parsed: &Parsed, foreground: bool) -> Result<Stdio, String> {
     match parsed.value("console-socket") {
-        Some(path) if !path.is_empty() && foreground => {
+        Some(_) if foreground => {
             Err("cannot use console socket if runc will not detach or allocate tty".to_owned())
         }
-        Some(path) if !path.is_empty() => Ok(Stdio::ConsoleSocket(path.into())),
-        _ => Ok(Stdio::Inherit),
+        Some(path) => Ok(Stdio::ConsoleSocket(path.into())),
+        None => Ok(Stdio::Inherit),
     }
 }
 
@@ -99,23 +62,19 @@ fn warn(cx: &Context, created: &Created) {
     created.warnings.iter().for_each(|warning| cx.log.warning(warning));
 }
 
-pub(super) fn create(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, CREATE)?;
-    let id = one_id(&parsed, "create")?;
+pub(super) fn create(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
     selfexe::protect()?;
-    let options = create_options(&parsed, false)?;
-    cx.log.debug(&format!("create {id}"));
-    match crate::create(&cx.options, &id, options) {
-        Ok(created) => {
-            warn(cx, &created);
-            Ok(0)
-        }
-        Err(e) => Err(format!("runc create failed: {}", e.chain()).into()),
-    }
+    let options = create_options(parsed, false)?;
+    debug::create(cx, &id, &options);
+    let created = crate::create(&cx.options, &id, options)?;
+    warn(cx, &created);
+    debug::created(cx, &id);
+    Ok(0)
 }
 
-pub(super) fn start(cx: &Context, args: &[String]) -> Outcome {
-    let id = one_id(&parse(args, &[])?, "start")?;
+pub(super) fn start(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
     let notify = start_with(&cx.options, &id, Notify::new)?;
     if let Some(notify) = notify {
         let container = Container::load(&cx.options, &id)?;
@@ -133,14 +92,11 @@ fn warn_of(cx: &Context, told: crate::Result<()>) {
     }
 }
 
-pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
-    let flags: Vec<Flag> = CREATE.iter().chain(RUN).map(|f| Flag(f.0, f.1)).collect();
-    let parsed = parse(args, &flags)?;
-    let id = one_id(&parsed, "run")?;
+pub(super) fn run(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
     selfexe::protect()?;
     let detach = parsed.is_set("detach");
-    let options = create_options(&parsed, !detach)?;
-    let failed = |e: crate::Error| format!("runc run failed: {}", e.chain());
+    let options = create_options(parsed, !detach)?;
     if !detach && !parsed.is_set("no-subreaper") {
         // Processes of the container that lose their parent come to us and are reaped, where the
         // container has no pid namespace with an init of its own.
@@ -149,15 +105,18 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     }
     // Blocked before the process exists, so that no signal is lost.
     let signals = if detach { None } else { Some(foreground::Signals::new()?) };
-    let created = crate::create(&cx.options, &id, options).map_err(failed)?;
+    debug::create(cx, &id, &options);
+    let created = crate::create(&cx.options, &id, options)?;
     warn(cx, &created);
+    debug::created(cx, &id);
     let mut notify = match start_with(&cx.options, &id, Notify::new) {
         Ok(notify) => notify,
         Err(e) => {
             drop(crate::delete(&cx.options, &id, true));
-            return Err(failed(e).into());
+            return Err(e.into());
         }
     };
+    cx.log.debug(&format!("started {id}"));
     let Some(signals) = signals else {
         if let Some(notify) = notify {
             warn_of(cx, notify.wait(created.pidfd.as_fd(), created.pid));
@@ -176,18 +135,15 @@ pub(super) fn run(cx: &Context, args: &[String]) -> Outcome {
     Ok(code?)
 }
 
-pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
-    let parsed = parse(args, EXEC)?;
-    let Some((id, command)) = parsed.rest.split_first() else {
-        return Err("\"exec\" requires a minimum of 1 argument(s)".to_owned().into());
-    };
-    let id = ContainerId::new(id.clone())?;
+pub(super) fn exec(cx: &Context, parsed: &Parsed) -> Outcome {
+    let id = one_id(parsed)?;
+    let command = parsed.rest.get(1..).unwrap_or_default();
     selfexe::protect()?;
     let preserve_fds = parsed.number("preserve-fds")?.unwrap_or(0);
     process::check_preserved(preserve_fds)?;
-    let process = exec_process(cx, &id, &parsed, command)?;
+    let process = exec_process(cx, &id, parsed, command)?;
     let detach = parsed.is_set("detach");
-    let mut stdio = console(&parsed, !detach)?;
+    let mut stdio = console(parsed, !detach)?;
     if !detach && process.terminal && matches!(stdio, Stdio::Inherit) {
         stdio = Stdio::Console;
     }
@@ -195,14 +151,15 @@ pub(super) fn exec(cx: &Context, args: &[String]) -> Outcome {
     let options = ExecOptions {
         process,
         stdio,
-        pid_file: parsed.value("pid-file").filter(|p| !p.is_empty()).map(PathBuf::from),
-        pidfd_socket: parsed.value("pidfd-socket").filter(|p| !p.is_empty()).map(PathBuf::from),
+        pid_file: parsed.value("pid-file").map(PathBuf::from),
+        pidfd_socket: parsed.value("pidfd-socket").map(PathBuf::from),
         preserve_fds,
         cgroup: Some(parsed.all("cgroup").join("\n")).filter(|p| !p.is_empty()),
         ignore_paused: parsed.is_set("ignore-paused"),
     };
-    let created = crate::exec(&cx.options, &id, options)
-        .map_err(|e| format!("exec failed: {}", e.chain()))?;
+    debug::exec(cx, &id, &options);
+    let created = crate::exec(&cx.options, &id, options)?;
+    cx.log.debug(&format!("exec in {id}: process {}", created.pid));
     warn(cx, &created);
     let Some(signals) = signals else { return Ok(0) };
     let kill = |signal| {
@@ -225,8 +182,7 @@ fn exec_process(
     if let Some(path) = parsed.value("process") {
         let limit = usize::try_from(crate::spec::CONFIG_LIMIT_BYTES).unwrap_or(usize::MAX);
         let bytes = state::read_file(path.as_ref(), limit)?;
-        return serde_json::from_slice(&bytes)
-            .map_err(|source| crate::Error::Json { path: path.into(), source }.into());
+        return Ok(state::from_json(&bytes, path.as_ref())?);
     }
     let spec = crate::spec_of(&cx.options, id)?;
     let mut p = spec.process.unwrap_or_default();

@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::flags::{Flag, parse};
-use super::{Failure, Outcome};
+use super::flags::Parsed;
+use super::{Context, Failure, Outcome};
 use crate::process::write_atomically;
 use crate::spec::OCI_VERSION;
 
-const FLAGS: &[Flag] = &[Flag(&["bundle", "b"], true), Flag(&["rootless"], false)];
-
-pub(super) fn write(args: &[String]) -> Outcome {
-    let parsed = parse(args, FLAGS)?;
+pub(super) fn write(_: &Context, parsed: &Parsed) -> Outcome {
     let path = PathBuf::from(parsed.value("bundle").unwrap_or(".")).join("config.json");
     if path.exists() {
         return Err("File config.json exists. Remove it first".to_owned().into());

@@ -5,6 +5,7 @@ mod cut_short;
 mod host;
 mod joined;
 mod lifecycle;
+mod like_runc;
 mod rootless;
 mod service;
 mod systemd;
