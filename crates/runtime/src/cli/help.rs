@@ -38,7 +38,9 @@ pub(super) fn one(command: &Command) -> String {
     let Command { name, about, usage, more, .. } = command;
     let program = program();
     let mut text =
-        format!("NAME:\n   {program} {name} - {about}\n\nUSAGE:\n   {program} {name} {usage}\n");
+        format!("NAME:\n   {program} {name} - {about}\n\nUSAGE:\n   {program} {name} {usage}");
+    text.truncate(text.trim_end().len());
+    text.push('\n');
     if !more.is_empty() {
         text.push_str(&format!("\nDESCRIPTION:\n   {}\n", more.replace('\n', "\n   ")));
     }
