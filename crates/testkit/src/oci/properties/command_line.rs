@@ -13,6 +13,8 @@ pub(super) const ALL: &[Property] = &[
     p("command-line/unknown-flag", unknown_flag),
     p("command-line/flag-forms", flag_forms),
     p("command-line/too-few-words", too_few),
+    p("command-line/too-many-words", too_many),
+    p("command-line/empty-values", empty_values),
     p("command-line/spec", spec),
     p("command-line/spec-refuses-to-overwrite", spec_again),
     p("command-line/spec-runs", spec_runs),
@@ -81,6 +83,28 @@ fn too_few(g: &Ground) -> Checked {
         want(ran.code != 0, "exit code", (args, ran.to_string()))?;
     }
     Ok(())
+}
+
+fn too_many(g: &Ground) -> Checked {
+    let b = Bundle::new(g, "true")?;
+    let word = random::token(7);
+    for args in [&["list", &word][..], &["spec", &word], &["kill", "x", "KILL", &word]] {
+        let ran = b.rt(args)?;
+        want(ran.code != 0, "exit code", (args, ran.to_string()))?;
+    }
+    want(!b.path("config.json").exists(), "nothing written", "config.json")
+}
+
+/// An empty value is none.
+fn empty_values(g: &Ground) -> Checked {
+    let mut b = Bundle::new(g, "sleep 1000")?;
+    b.config["process"]["cwd"] = json!("/tmp");
+    b.create_with(&["--pid-file", "", "--console-socket", ""])?;
+    b.ok(&["start", &b.id])?;
+    let args = ["exec", "--cwd", "", "-u", "", "--apparmor", "", "--process-label", ""];
+    let got = b.ok(&[&args[..], &[&b.id, "readlink", "/proc/self/cwd"]].concat())?;
+    same("working directory", got.trim(), "/tmp")?;
+    b.end()
 }
 
 fn spec(g: &Ground) -> Checked {

@@ -18,6 +18,7 @@ pub(super) const ALL: &[Property] = &[
     p("errors/no-config", no_config),
     p("errors/config-not-json", config_not_json),
     p("errors/config-wrong-type", config_wrong_type),
+    p("errors/config-array-for-an-object", config_array),
     p("errors/args-empty", args_empty),
     p("errors/cwd-relative", cwd_relative),
     p("errors/cwd-empty", cwd_empty),
@@ -148,6 +149,21 @@ fn config_wrong_type(g: &Ground) -> Checked {
     let mut b = Bundle::new(g, "true")?;
     b.config["process"]["user"]["uid"] = json!("zero");
     has("the field", &b.refused()?, "uid")
+}
+
+fn config_array(g: &Ground) -> Checked {
+    for (path, value) in [
+        ("/process/user", json!([1000, 1000])),
+        ("/root", json!(["rootfs"])),
+        ("/mounts/0", json!(["/proc"])),
+    ] {
+        let mut b = Bundle::new(g, "true")?;
+        if let Some(field) = b.config.pointer_mut(path) {
+            *field = value;
+        }
+        b.refused()?;
+    }
+    Ok(())
 }
 
 fn args_empty(g: &Ground) -> Checked {

@@ -12,6 +12,7 @@ pub(super) const ALL: &[Property] = &[
     p("hooks/several-of-a-kind", several),
     p("hooks/state-on-stdin", state),
     p("hooks/status-at-each", statuses),
+    p("hooks/create-container-begins-in-the-root", begins_in_root),
     p("hooks/args-and-env", args_env),
     p("hooks/no-environment-of-the-caller", no_env),
     p("hooks/namespaces", namespaces),
@@ -68,6 +69,15 @@ fn poststart_late(g: &Ground) -> Checked {
     b.config["hooks"]["poststart"] = json!([shell(&format!("echo poststart >> {log}"))]);
     b.start()?;
     same("order", read(&log)?, "startContainer\npoststart")
+}
+
+/// As runc has it; the specification says nothing of it.
+fn begins_in_root(g: &Ground) -> Checked {
+    let name = random::name("f");
+    let mut b = Bundle::new(g, &format!("cat /{name}"))?;
+    b.config["root"]["readonly"] = json!(false);
+    b.config["hooks"]["createContainer"] = json!([shell(&format!("echo here > {name}"))]);
+    same("written by the hook", b.output()?, "here")
 }
 
 fn several(g: &Ground) -> Checked {

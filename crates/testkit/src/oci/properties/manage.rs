@@ -10,6 +10,8 @@ use std::path::Path;
 pub(super) const ALL: &[Property] = &[
     p("manage/kill-is-term", kill_term),
     p("manage/kill-signals-by-name-and-number", kill_signals),
+    p("manage/kill-zero-asks", kill_zero),
+    p("manage/kill-before-the-start", kill_created),
     p("manage/kill-all", kill_all),
     p("manage/kill-a-shared-pid-namespace", kill_shared),
     p("manage/kill-paused", kill_paused),
@@ -66,6 +68,30 @@ fn kill_signals(g: &Ground) -> Checked {
         pending.wait_for(&format!("got-{name}"))?;
     }
     b.end()
+}
+
+/// kill(2): signal 0 only says whether there is somebody.
+fn kill_zero(g: &Ground) -> Checked {
+    let mut b = Bundle::new(g, "sleep 1000")?;
+    b.start()?;
+    b.ok(&["kill", &b.id, "0"])?;
+    same("status", b.status()?, "running")?;
+    b.ok(&["kill", &b.id, "KILL"])?;
+    b.until("stopped")?;
+    b.fails(&["kill", &b.id, "0"])?;
+    b.ok(&["delete", &b.id]).map(drop)
+}
+
+/// What waits for its start is the runtime's own, and to be ended like any other.
+fn kill_created(g: &Ground) -> Checked {
+    for signal in ["", "TERM", "INT", "HUP"] {
+        let mut b = Bundle::new(g, "sleep 1000")?;
+        b.create()?;
+        b.ok(&["kill", &b.id, signal])?;
+        b.until("stopped")?;
+        b.ok(&["delete", &b.id])?;
+    }
+    Ok(())
 }
 
 fn kill_all(g: &Ground) -> Checked {
