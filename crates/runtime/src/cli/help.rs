@@ -28,7 +28,8 @@ pub(super) fn all() -> String {
         "NAME:\n   {program} - runs containers of the Open Container Initiative\n\n\
          USAGE:\n   {program} [global options] command [command options] [arguments...]\n\n\
          VERSION:\n   {version}\nCOMMANDS:\n{commands}\nGLOBAL OPTIONS:\n{flags}",
-        version = version().replacen("gantry-runtime version ", "", 1),
+        version =
+            version().replacen("gantry-runtime version ", "", 1).replace("\nspec", "\n   spec"),
         commands = columns(commands),
         flags = flags(&[GLOBAL]),
     )
