@@ -12,7 +12,7 @@ use sys::clone as flag;
 
 use launch::run_parent;
 
-use crate::cgroup::{self, Cgroup, Host, Unit};
+use crate::cgroup::{Cgroup, Host, Unit, claim};
 use crate::error::{Context, Error, Result};
 use crate::init::Init;
 use crate::namespaces::{self, Namespaces};
@@ -41,11 +41,22 @@ struct Made {
     dir: PathBuf,
     /// Held until all is done: by it others see whether a create goes on.
     lock: DirLock,
+    /// Its mark on them, see [`claim`].
+    claim: String,
     /// Directories of the cgroup that were not there before.
     cgroups: Vec<PathBuf>,
     unit: Option<Unit>,
     rdt: Option<Rdt>,
     network: Option<Given>,
+    /// The container's life was begun: what is run when it is gone.
+    poststop: Option<Poststop>,
+}
+
+/// poststop hooks, with the state that they read and their directory.
+struct Poststop {
+    hooks: Vec<crate::spec::Hook>,
+    state: Vec<u8>,
+    bundle: PathBuf,
 }
 
 impl Made {
@@ -57,8 +68,16 @@ impl Made {
             let dir = state_dir(opts, id)?;
             match DirLock::take(&dir, LOCK_LIMIT)? {
                 Some(lock) if is_empty(&dir)? => {
-                    let cgroups = Vec::new();
-                    return Ok(Made { dir, lock, cgroups, unit: None, rdt: None, network: None });
+                    return Ok(Made {
+                        dir,
+                        lock,
+                        claim: claim::new_mark()?,
+                        cgroups: Vec::new(),
+                        unit: None,
+                        rdt: None,
+                        network: None,
+                        poststop: None,
+                    });
                 }
                 // Ours was deleted before it was locked, and this one is another create's.
                 Some(_) => return Err(Error::Exists(id.to_string())),
@@ -72,19 +91,25 @@ impl Made {
     }
 
     /// The error that is under way counts; with it is told which of the host's interfaces are lost. If
-    /// something cannot be removed, the record stays, by which `delete` finds it again.
-    fn undo<T>(&self, failed: Result<T>) -> Result<T> {
+    /// something cannot be removed, the record stays, by which `delete` finds it again; poststop hooks are
+    /// left to it then. Otherwise they are run as `delete` runs them: last, without the lock.
+    fn undo<T>(self, failed: Result<T>) -> Result<T> {
         let failed = match &self.network {
             Some(given) => given.take_back_after(failed),
             None => failed,
         };
         // First: systemd would wait for those that do not heed its SIGTERM.
-        let killed = cgroup::claim::kill(&self.dir, &self.cgroups);
+        let killed = claim::kill(&self.claim, &self.cgroups);
         let unit = self.unit.as_ref().map_or(Ok(()), Unit::stop);
         let rdt = self.rdt.as_ref().map_or(Ok(()), Rdt::delete);
-        let cgroups = killed.and(cgroup::claim::clear(&self.dir, &self.cgroups));
+        let cgroups = killed.and(claim::clear(&self.claim, &self.cgroups));
         if unit.is_ok() && rdt.is_ok() && cgroups.is_ok() {
             drop(std::fs::remove_dir_all(&self.dir));
+            drop(self.lock);
+            if let Some(p) = &self.poststop {
+                // The error under way counts.
+                drop(hooks::run_all("poststop", &p.hooks, &p.state, Some(&p.bundle)));
+            }
         }
         failed
     }
@@ -257,7 +282,10 @@ fn create_in(
     let (mut spec, bytes) = state::parse_spec(&bundle.join(CONFIG))?;
     hooks::limit(&mut spec.hooks, opts.hook_limit);
     hand_on(&mut spec, &create, &made.dir)?;
-    let linux = check(&spec)?;
+    let mut linux = check(&spec)?;
+    if let Some(resources) = &mut linux.resources {
+        spec.settle(resources);
+    }
     let resources = linux.resources.clone().unwrap_or_default();
     let process = spec.process.as_ref().ok_or_else(|| Error::config("process", "is missing"))?;
     process::check_terminal(process.terminal, &create.stdio)?;
@@ -279,6 +307,7 @@ fn create_in(
     made.cgroups = cgroup.check_free()?;
     let mut record = new_record(id, &spec, &bundle, &namespaces, cgroup, create.no_new_keyring)?;
     record.unfinished = Some(Unfinished { cgroups: made.cgroups.clone() });
+    record.claim = made.claim.clone();
 
     let rest = CreateOptionsRest::new(&create);
     let prepared = Prepared::new(process, filter, create.preserve_fds, &proc)?;

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Context, Error, Result};
+use crate::process::{abandon, open_child};
 use crate::spec::{Hook, Hooks};
 
 /// How much of a failed hook's output goes into the error.
@@ -118,8 +119,10 @@ fn one(
             Err(e) => Err::<(), _>(e).ctx("wait for", name).err(),
         };
         if let Some(error) = cut_short {
-            child.kill().ctx("kill", name)?;
-            child.wait().ctx("wait for", name)?;
+            // One that hangs in the kernel is not waited for.
+            if let Ok(pidfd) = open_child(i32::try_from(child.id()).unwrap_or(i32::MAX)) {
+                abandon(&pidfd);
+            }
             return Err(error);
         }
     }

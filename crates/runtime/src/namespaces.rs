@@ -90,20 +90,22 @@ impl Namespaces {
         Ok(())
     }
 
-    /// A container that joins the runtime's own would make its root the host's.
+    /// A container that joins the runtime's own, or the host's, would make its root the host's.
     fn check_mount_namespace(&self) -> Result<()> {
-        let name = || "/proc/self/ns/mnt";
         let Some(joined) = self.join.iter().find(|j| j.flag == flag::CLONE_NEWNS) else {
             return Ok(());
         };
-        let own = rustix::fs::stat("/proc/self/ns/mnt").ctx("stat", name)?;
-        let other =
-            rustix::fs::fstat(&joined.fd).ctx("stat", || joined.path.display().to_string())?;
-        if (own.st_dev, own.st_ino) != (other.st_dev, other.st_ino) {
-            return Ok(());
+        let path = || joined.path.display().to_string();
+        let other = rustix::fs::fstat(&joined.fd).ctx("stat", path)?;
+        for (whose, ns) in [("runtime's own", "/proc/self/ns/mnt"), ("host's", "/proc/1/ns/mnt")] {
+            // An ordinary user may not look at the second, nor enter it.
+            let Ok(known) = rustix::fs::stat(ns) else { continue };
+            if (known.st_dev, known.st_ino) == (other.st_dev, other.st_ino) {
+                let problem = format!("{} is the {whose} mount namespace", path());
+                return Err(Error::config("linux.namespaces.path", problem));
+            }
         }
-        let problem = format!("{} is the runtime's own mount namespace", joined.path.display());
-        Err(Error::config("linux.namespaces.path", problem))
+        Ok(())
     }
 
     pub(crate) fn has(&self, flag: u64) -> bool {

@@ -32,12 +32,16 @@ pub(crate) fn kill(opts: &Options, id: &ContainerId, signal: i32, all: bool) -> 
         let text = format!("cannot signal all processes of container {id} {why}");
         return Err(Error::WrongStatus(text));
     }
+    if all && is_taken(r) {
+        return Err(not_running());
+    }
     if all {
         // Also when the first process is gone and others are left in a shared pid namespace.
         return r.cgroup.signal_all(signal);
     }
     let pidfd = container.pidfd()?;
-    if signal == SIGKILL && !r.own_pidns && r.unfinished.is_none() && r.cgroup.exists() {
+    let has_cgroup = r.unfinished.is_none() && r.cgroup.exists() && !is_taken(r);
+    if signal == SIGKILL && !r.own_pidns && has_cgroup {
         // The first process may be gone, and others not.
         if pidfd.is_none() && r.cgroup.processes().is_ok_and(|left| left.is_empty()) {
             return Err(not_running());
@@ -147,7 +151,7 @@ fn destroy(container: &Container) -> (bool, Result<()>) {
     };
     // Before the unit is stopped: systemd would wait for one that does not heed its SIGTERM.
     note(match &r.unfinished {
-        Some(unfinished) => claim::kill(&container.dir, &unfinished.cgroups),
+        Some(unfinished) => claim::kill(&r.claim, &unfinished.cgroups),
         None => kill_rest(r),
     });
     if let Some(unit) = &r.unit {
@@ -156,12 +160,13 @@ fn destroy(container: &Container) -> (bool, Result<()>) {
     let is_gone = match &r.unfinished {
         // What was there before its create is not its own.
         Some(unfinished) => {
-            note(claim::clear(&container.dir, &unfinished.cgroups));
-            claim::is_clear(&container.dir, &unfinished.cgroups)
+            note(claim::clear(&r.claim, &unfinished.cgroups));
+            claim::is_clear(&r.claim, &unfinished.cgroups)
         }
+        None if is_taken(r) => true,
         None => {
             note(r.cgroup.delete());
-            !r.cgroup.exists()
+            r.cgroup.is_gone()
         }
     };
     if let Some(rdt) = &r.rdt {
@@ -175,10 +180,15 @@ fn destroy(container: &Container) -> (bool, Result<()>) {
     (removed.is_ok(), result.and(removed))
 }
 
+/// Whether another container has its cgroup now: it was empty, and free to take.
+fn is_taken(r: &Record) -> bool {
+    r.cgroup.main_dir().is_some_and(|dir| claim::is_anothers(&r.claim, dir))
+}
+
 /// Kills what has outlived the first process: without a pid namespace of its own the container's other
 /// processes; in a unit also what others have put there.
 fn kill_rest(r: &Record) -> Result<()> {
-    match r.cgroup.exists() && (!r.own_pidns || r.unit.is_some()) {
+    match r.cgroup.exists() && !is_taken(r) && (!r.own_pidns || r.unit.is_some()) {
         true => r.cgroup.signal_all(SIGKILL),
         false => Ok(()),
     }
@@ -205,6 +215,11 @@ pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) ->
     if container.status()? == Status::Stopped {
         return Err(Error::WrongStatus("container not running".into()));
     }
+    let mut resources = resources.clone();
+    if resources.pids.as_ref().is_some_and(|pids| pids.limit == Some(0)) {
+        container.spec()?.settle(&mut resources);
+    }
+    let resources = &resources;
     let r = &container.record;
     // systemd forgets the device rules of v1 with every change.
     let forgets = r.unit.is_some() && !r.cgroup.is_v2();

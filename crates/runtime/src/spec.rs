@@ -89,6 +89,16 @@ impl Spec {
         let problem = format!("{:?} is not supported: this is {OCI_VERSION}", self.oci_version);
         Err(Error::config("ociVersion", problem))
     }
+
+    /// Resources as a specification of this version means them: a pids limit of 0 is one since 1.3; in
+    /// earlier ones it says nothing, and engines write it for that.
+    pub(crate) fn settle(&self, resources: &mut Resources) {
+        let mut numbers = self.oci_version.split(['.', '-', '+']).map(|n| n.parse::<u32>().ok());
+        let minor = numbers.nth(1).flatten().unwrap_or(0);
+        if minor < 3 && resources.pids.as_ref().is_some_and(|pids| pids.limit == Some(0)) {
+            resources.pids = None;
+        }
+    }
 }
 
 spec_struct! {

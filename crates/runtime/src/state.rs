@@ -99,6 +99,9 @@ pub(crate) struct Record {
     /// systemd's unit around the cgroup.
     #[serde(default)]
     pub(crate) unit: Option<Unit>,
+    /// Its mark on the cgroup, see [`crate::cgroup::claim`]; empty in records of before there were marks.
+    #[serde(default)]
+    pub(crate) claim: String,
     #[serde(default)]
     pub(crate) rdt: Option<Rdt>,
     /// `CLONE_NEW*` of the namespaces that exec joins.
@@ -343,6 +346,7 @@ impl Record {
             created: now(),
             annotations: spec.annotations.clone(),
             cgroup: Cgroup::None,
+            claim: String::new(),
             unit: None,
             rdt: None,
             namespaces: 0,

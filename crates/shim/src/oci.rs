@@ -17,9 +17,10 @@ use crate::error::{Context, Error, Result};
 pub const RUNTIME_ROOT: &str = "/run/gantry/runtime";
 /// runc's default below containerd.
 const RUNC_ROOT: &str = "/run/containerd/runc";
-/// Hooks that set no timeout are run in the shim's loop (create, start and delete), where the other
-/// containers of a pod wait for them: no longer than half the time in which the kubelet expects an answer
-/// (runtimeRequestTimeout, 2 minutes).
+/// Hooks are run in the shim's loop (create, start and delete), where the other containers of a pod wait
+/// for them. One that sets no timeout is ended after this, half the time in which the kubelet expects an
+/// answer (runtimeRequestTimeout, 2 minutes); runc lets it run on. One that needs more says so by a
+/// timeout of its own.
 const HOOK_LIMIT: Duration = Duration::from_secs(60);
 /// Output and logs of another runtime are read up to this many bytes.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;

@@ -6,18 +6,26 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::{files, freeze};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// The first is root's; the second is there for others on v2 (kernel 5.7).
 const MARKS: [&str; 2] = ["trusted.gantry.container", "user.gantry.container"];
-/// Longest value of an extended attribute (xattr(7)).
-const VALUE_LIMIT_BYTES: usize = 64 << 10;
+/// Longest mark that is read; ours have 32.
+const MARK_LIMIT_BYTES: usize = 64;
+
+/// A mark of a new container's: random, so that no other bears it, of whatever root.
+pub(crate) fn new_mark() -> Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .ctx("getrandom", || "for the cgroup's mark")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
 
 /// Taken by a container for the directories of its cgroup.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Claim<'a> {
-    /// The container's state directory, which is its mark.
-    pub(crate) owner: &'a Path,
+    /// Of [`new_mark`].
+    pub(crate) mark: &'a str,
     /// Directories that were missing before, and that no one else makes for it.
     pub(crate) fresh: &'a [PathBuf],
 }
@@ -32,10 +40,10 @@ impl Claim<'_> {
             let text = format!("container's cgroup {} was taken meanwhile", dir.display());
             return Err(Error::WrongStatus(text));
         }
-        let owner = self.owner.as_os_str().as_encoded_bytes();
-        let set = |mark| rustix::fs::setxattr(dir, mark, owner, XattrFlags::empty());
+        let mark = self.mark.as_bytes();
+        let set = |name| rustix::fs::setxattr(dir, name, mark, XattrFlags::empty());
         // If neither is allowed or known to this kernel, nothing is killed by it either.
-        let _marked = MARKS.into_iter().any(|mark| set(mark).is_ok());
+        let _marked = MARKS.into_iter().any(|name| set(name).is_ok());
         Ok(())
     }
 }
@@ -48,37 +56,43 @@ enum Owner {
     Unknown,
 }
 
-fn owner_of(dir: &Path, owner: &Path) -> Owner {
-    let mut value = vec![0; VALUE_LIMIT_BYTES];
-    for mark in MARKS {
-        match rustix::fs::getxattr(dir, mark, &mut value[..]) {
-            Ok(n) if value[..n] == *owner.as_os_str().as_encoded_bytes() => return Owner::Ours,
-            Ok(_) => return Owner::Another,
+fn owner_of(dir: &Path, mark: &str) -> Owner {
+    let mut value = [0; MARK_LIMIT_BYTES];
+    for name in MARKS {
+        match rustix::fs::getxattr(dir, name, &mut value[..]) {
+            Ok(n) if value[..n] == *mark.as_bytes() => return Owner::Ours,
+            // Also a longer one.
+            Ok(_) | Err(Errno::RANGE) => return Owner::Another,
             Err(_) => {}
         }
     }
     Owner::Unknown
 }
 
-/// Kills what runs in those of the directories that bear `owner`'s mark: it was left by a hook of a
-/// create that came to nothing.
-pub(crate) fn kill(owner: &Path, dirs: &[PathBuf]) -> Result<()> {
+/// Whether another container has taken the directory since it was this one's.
+pub(crate) fn is_anothers(mark: &str, dir: &Path) -> bool {
+    !mark.is_empty() && owner_of(dir, mark) == Owner::Another
+}
+
+/// Kills what runs in those of the directories that bear the mark: it was left by a hook of a create that
+/// came to nothing.
+pub(crate) fn kill(mark: &str, dirs: &[PathBuf]) -> Result<()> {
     dirs.iter()
-        .filter(|dir| owner_of(dir, owner) == Owner::Ours)
+        .filter(|dir| owner_of(dir, mark) == Owner::Ours)
         .map(|dir| freeze::kill_in(dir))
         .fold(Ok(()), Result::and)
 }
 
 /// As [`kill`], and removes the directories, but for those that another has marked since.
-pub(crate) fn clear(owner: &Path, dirs: &[PathBuf]) -> Result<()> {
-    let killed = kill(owner, dirs);
+pub(crate) fn clear(mark: &str, dirs: &[PathBuf]) -> Result<()> {
+    let killed = kill(mark, dirs);
     let removed = dirs
         .iter()
-        .map(|dir| match owner_of(dir, owner) {
+        .map(|dir| match owner_of(dir, mark) {
             Owner::Ours => files::remove(dir, super::DEPTH_LIMIT),
             Owner::Another => Ok(()),
-            // Made, but not marked before its maker was killed: if it is in use, it is another's.
-            Owner::Unknown => match files::remove_unused(dir) {
+            // Made, but not marked before its maker was killed: if it stays in use, it is another's.
+            Owner::Unknown => match files::remove(dir, 0) {
                 Err(e) if e.errno() == Some(Errno::BUSY) => Ok(()),
                 other => other,
             },
@@ -88,8 +102,8 @@ pub(crate) fn clear(owner: &Path, dirs: &[PathBuf]) -> Result<()> {
 }
 
 /// Whether none of the directories is left but what is another's.
-pub(crate) fn is_clear(owner: &Path, dirs: &[PathBuf]) -> bool {
-    dirs.iter().all(|dir| !dir.exists() || owner_of(dir, owner) != Owner::Ours)
+pub(crate) fn is_clear(mark: &str, dirs: &[PathBuf]) -> bool {
+    dirs.iter().all(|dir| !dir.exists() || owner_of(dir, mark) != Owner::Ours)
 }
 
 #[cfg(test)]
@@ -104,8 +118,9 @@ mod tests {
         let dir = ground.path().join("leaf");
         std::fs::create_dir(&dir).unwrap();
         let fresh = [dir.clone()];
-        let [ours, others] = ["/run/a/1", "/run/b/1"].map(Path::new);
-        let claim = Claim { owner: ours, fresh: &fresh };
+        let [ours, others] = [new_mark().unwrap(), new_mark().unwrap()];
+        let (ours, others) = (ours.as_str(), others.as_str());
+        let claim = Claim { mark: ours, fresh: &fresh };
         let text = claim.take(&dir, false).unwrap_err().to_string();
         assert!(text.contains("leaf was taken meanwhile"), "{text}");
         assert_eq!(owner_of(&dir, ours), Owner::Unknown);
@@ -113,8 +128,8 @@ mod tests {
         assert_eq!(owner_of(&dir, ours), Owner::Ours);
         assert!(!is_clear(ours, &fresh) && is_clear(others, &fresh));
         // Found empty, and taken over.
-        Claim { owner: others, fresh: &[] }.take(&dir, false).unwrap();
-        assert_eq!(owner_of(&dir, ours), Owner::Another);
+        Claim { mark: others, fresh: &[] }.take(&dir, false).unwrap();
+        assert!(is_anothers(ours, &dir) && !is_anothers(others, &dir));
         clear(ours, &fresh).unwrap();
         assert!(dir.exists() && is_clear(ours, &fresh));
         clear(others, &fresh).unwrap();

@@ -121,11 +121,6 @@ pub(super) fn remove(dir: &Path, depth: usize) -> Result<()> {
     sweep(dir, depth)
 }
 
-/// rmdir at once; what is gone already is fine.
-pub(super) fn remove_unused(dir: &Path) -> Result<()> {
-    sweep(dir, 0)
-}
-
 /// One attempt at every directory, those below first.
 fn sweep(dir: &Path, depth: usize) -> Result<()> {
     let mut below = Ok(());

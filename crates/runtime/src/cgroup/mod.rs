@@ -133,7 +133,8 @@ impl Cgroup {
         })
     }
 
-    /// Makes the directories and sets the limits. With `rootless`, hierarchies that may not be
+    /// Makes the directories and sets the limits, but for that of processes, see
+    /// [`Cgroup::limit_processes`]. With `rootless`, hierarchies that may not be
     /// written are left out, if no limit needs them.
     pub(crate) fn create(
         &mut self,
@@ -177,11 +178,20 @@ impl Cgroup {
                 }
             }
         }
-        self.set(resources)?;
+        self.set(&Resources { pids: None, ..resources.clone() })?;
         if device_rules {
             self.set_devices(resources)?;
         }
         Ok(())
+    }
+
+    /// Sets the limit of processes: once the container's process is there, for the ones that make it count,
+    /// too.
+    pub(crate) fn limit_processes(&self, resources: &Resources) -> Result<()> {
+        match (self, &resources.pids) {
+            (Cgroup::None, _) | (_, None) => Ok(()),
+            (_, pids) => self.set(&Resources { pids: pids.clone(), ..Resources::default() }),
+        }
     }
 
     /// Writes every limit that is given.
@@ -408,7 +418,12 @@ impl Cgroup {
         matches!(self, Cgroup::V2 { .. })
     }
 
-    /// Whether some directory of it is still there.
+    /// Whether none of its directories is left.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.dirs().iter().all(|dir| !dir.exists())
+    }
+
+    /// Whether the directory of its processes is still there.
     pub(crate) fn exists(&self) -> bool {
         self.main_dir().is_some_and(Path::exists)
     }

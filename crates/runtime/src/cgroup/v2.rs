@@ -55,6 +55,7 @@ fn enable_controllers(parent: &Path) -> Result<()> {
                             | Errno::NOENT
                             | Errno::ACCESS
                             | Errno::PERM
+                            | Errno::ROFS
                     )
                 ) => {}
             Err(e) => return Err(e),

@@ -75,10 +75,11 @@ impl Notify {
         let mut buf = [0u8; MESSAGE_LIMIT_BYTES];
         let n = match self.container.recv(&mut buf) {
             Ok(n) => n,
+            // It is polled again.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => return Ok(()),
             Err(e) => {
                 // Any other would come again, and at once.
-                use std::io::ErrorKind::{Interrupted, WouldBlock};
-                self.done = !matches!(e.kind(), Interrupted | WouldBlock);
+                self.done = e.kind() != std::io::ErrorKind::WouldBlock;
                 return Err(e).ctx("receive", name);
             }
         };

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use sys::clone::{self as flag, Child, CloneOptions, clone_process};
 
-use super::{Caller, Made, Parent};
+use super::{Caller, Made, Parent, Poststop};
 use crate::cgroup::{Cgroup, Claim, Launch, Unit};
 use crate::error::{Context, Error, Result};
 use crate::exec::JOIN_LIMIT;
@@ -44,10 +44,10 @@ pub(super) fn run_parent(parent: Parent<'_>, init: Init, made: &mut Made) -> Res
         }
         Err(e) => {
             abandon(&process.pidfd);
-            // The container's life was begun and is at its end; the error under way counts.
-            let r = &parent.record;
+            // The container's life was begun and is at its end.
+            let r = parent.record;
             let state = r.hook_state("stopped", 0);
-            drop(hooks::run_all("poststop", &r.poststop, &state, Some(&r.bundle)));
+            made.poststop = Some(Poststop { hooks: r.poststop, state, bundle: r.bundle });
             Err(e)
         }
     }
@@ -57,11 +57,15 @@ fn make_cgroup(parent: &mut Parent<'_>, made: &Made) -> Result<()> {
     let Caller { rootless, host_userns, .. } = parent.caller;
     // A unit's directories are systemd's to make.
     let fresh = if parent.record.unit.is_none() { &made.cgroups[..] } else { &[] };
-    let claim = Claim { owner: &made.dir, fresh };
+    let claim = Claim { mark: &made.claim, fresh };
     let rules = host_userns && !rootless;
     parent.record.cgroup.create(&parent.resources, rootless, rules, &claim)?;
     match parent.cgroup_owner {
-        Some(uid) => parent.record.cgroup.delegate(uid),
+        Some(uid) => match parent.record.cgroup.delegate(uid) {
+            // It stays its caller's.
+            Err(e) if rootless && e.errno() == Some(Errno::PERM) => Ok(()),
+            other => other,
+        },
         None => Ok(()),
     }
 }
@@ -174,7 +178,14 @@ fn drive(
     parent.record.save(&made.dir)?;
     sync.go()?;
     let (mut master, mut listener) = (None, None);
+    // Set once an agent has the listener: it may answer none of the calls that are left to be made.
+    let mut deadline = None;
     loop {
+        if let Some(deadline) = deadline
+            && sync.wait(&process.pidfd, deadline)? == Waited::TimeOver
+        {
+            return Err(held_up());
+        }
         let (message, sender) = sync.receive_with_sender()?;
         match message {
             Message::End => {
@@ -203,6 +214,7 @@ fn drive(
                     false => {
                         let Child { pid, pidfd } = &*process;
                         parent.record.send_listener(&fd, "creating", *pid, pidfd)?;
+                        deadline = Some(Instant::now() + JOIN_LIMIT);
                     }
                 }
                 sync.go()?;
@@ -239,8 +251,10 @@ fn run_hooks(parent: &Parent<'_>, process: &Child) -> Result<()> {
     let run = |kind, hooks: &[Hook]| {
         hooks::run_for(Some(&process.pidfd), kind, hooks, &state, Some(&r.bundle))
     };
-    run("prestart", &parent.hooks.prestart)?;
-    run("createRuntime", &parent.hooks.create_runtime)
+    let ran = run("prestart", &parent.hooks.prestart)
+        .and_then(|()| run("createRuntime", &parent.hooks.create_runtime));
+    // A hook ends with the process: what that died of counts.
+    ran.map_err(|e| out_of_memory(&r.cgroup).unwrap_or(e))
 }
 
 /// Opens a bind source that is closed to the container's root: with the caller's rights, but in the
@@ -267,9 +281,10 @@ fn open_source(
     })
     .ctx("clone3", || "process that opens a bind source")?;
     drop(theirs);
-    let answer = match ours.wait(&helper.pidfd, Instant::now() + JOIN_LIMIT) {
+    let answer = match ours.wait(&process.pidfd, Instant::now() + JOIN_LIMIT) {
+        // The helper's end is the end of file.
         Ok(Waited::Message) => ours.receive(),
-        Ok(Waited::Ended) => Ok(Message::End),
+        Ok(Waited::Ended) => Ok(Message::Refused(Errno::SRCH)),
         Ok(Waited::TimeOver) => Ok(Message::Refused(Errno::TIMEDOUT)),
         Err(e) => Err(e),
     };
@@ -284,11 +299,19 @@ fn open_source(
 
 /// The process has ended without a word: its limits may be what it died of.
 fn died(cgroup: &Cgroup, code: i32) -> Error {
-    if cgroup.stats().is_ok_and(|stats| stats.memory.oom_kills > 0) {
-        // runc's words.
-        return Error::Init("container init was OOM-killed (memory limit too low?)".into());
-    }
-    Error::Init(format!("container init exited with status {code}"))
+    let text = || format!("container init exited with status {code}");
+    out_of_memory(cgroup).unwrap_or_else(|| Error::Init(text()))
+}
+
+/// In runc's words, if something in the cgroup was killed for want of memory.
+fn out_of_memory(cgroup: &Cgroup) -> Option<Error> {
+    let killed = cgroup.stats().is_ok_and(|stats| stats.memory.oom_kills > 0);
+    killed.then(|| Error::Init("container init was OOM-killed (memory limit too low?)".into()))
+}
+
+fn held_up() -> Error {
+    let text = format!("the agent has held up the start for {} s", JOIN_LIMIT.as_secs());
+    Error::config("linux.seccomp.listenerPath", text)
 }
 
 /// From the process that has done the work to the one that it has made inside, up to its readiness;
@@ -307,6 +330,7 @@ fn hand_over(
     parent.record.pid = pid;
     parent.record.start_time = parent.proc.start_time(pid)?.unwrap_or(0);
     parent.outside_work.settle(pid)?;
+    parent.record.cgroup.limit_processes(&parent.resources)?;
     parent.record.save(&made.dir)?;
     if let Some(fd) = listener {
         parent.record.send_listener(&fd, "creating", pid, &process.pidfd)?;
@@ -355,6 +379,9 @@ fn settle(
         }
         make_cgroup(parent, made)?;
         parent.record.cgroup.attach(pid)?;
+    }
+    if !parent.outside {
+        parent.record.cgroup.limit_processes(&parent.resources)?;
     }
     made.network = parent.net_devices.give(pid)?;
     if let Some(spec) = &parent.linux.intel_rdt {

@@ -101,8 +101,8 @@ fn check_all(bundle: &Path) -> String {
     let create = CreateOptions::new(bundle);
     let result = create_in(&mut made, &opts, &id, create, |parent, init, _| {
         // What the processes on both sides work out from the spec alone.
-        let rules = cgroup::devices::effective(&parent.resources.devices)?;
-        drop(cgroup::devices_bpf::compile(&rules));
+        let rules = crate::cgroup::devices::effective(&parent.resources.devices)?;
+        drop(crate::cgroup::devices_bpf::compile(&rules));
         init.spec.mounts.iter().for_each(|m| drop(rootfs::options::parse(&m.options)));
         drop((init.hook_state)("creating", 1));
         Err(Error::Unsupported(GOOD.to_owned()))

@@ -74,8 +74,7 @@ fn bound(dir: &Path, attrs: u64) -> Result<OwnedFd> {
     Ok(copy)
 }
 
-/// v2 beside v1: the container's own cgroup, or what its namespace shows; without either nobody but the
-/// host writes there.
+/// v2 beside v1: the container's own cgroup, or what its namespace shows. It may write only to its own.
 fn unified(
     root: &Root<'_>,
     m: &Mount,
@@ -84,11 +83,19 @@ fn unified(
 ) -> Result<OwnedFd> {
     let at = target(root, &clean(&m.destination))?;
     let own = hierarchies.iter().find(|h| h.controllers.is_empty()).and_then(|h| h.dir.as_ref());
-    let attrs = options.one.set;
+    // Without one of its own its root there is its caller's cgroup.
+    let writable = own.is_some() && (root.cgroupns || !root.rootless);
+    let attrs = options.one.set | if writable { 0 } else { ATTR_RDONLY };
     let made = match own {
-        _ if root.cgroupns => detached("cgroup2", "cgroup", &[], &options.data, attrs)?,
-        Some(dir) => bound(dir, attrs)?,
-        None => detached("cgroup2", "cgroup", &[], &options.data, attrs | ATTR_RDONLY)?,
+        Some(dir) if !root.cgroupns => bound(dir, attrs),
+        _ => detached("cgroup2", "cgroup", &[], &options.data, attrs),
+    };
+    let made = match made {
+        // In a user namespace without a cgroup namespace, or where none could be made.
+        Err(e) if matches!(e.errno(), Some(Errno::PERM | Errno::BUSY | Errno::NOENT)) => {
+            detached("tmpfs", "tmpfs", &[], &[], HARDENED | ATTR_RDONLY)?
+        }
+        other => other?,
     };
     attach(&made, &at).ctx("move_mount", || m.destination.as_str())?;
     Ok(made)

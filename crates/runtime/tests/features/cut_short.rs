@@ -108,6 +108,41 @@ fn a_create_that_goes_on_is_told_from_one_that_was_killed() {
     assert!(!b.cgroup("devices").exists());
 }
 
+/// So it is of one that has run, and whose id is still there.
+#[test]
+fn a_cgroup_of_a_stopped_container_that_another_has_taken_is_the_others() {
+    let mut b = Bundle::new("true");
+    b.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != "pid");
+    b.start();
+    b.until("stopped");
+    let mut other = Bundle::new("sleep 1000");
+    other.config["linux"]["cgroupsPath"] = b.config["linux"]["cgroupsPath"].clone();
+    other.start();
+    assert!(b.fails(&["kill", &b.id, "KILL"]).contains("not running"));
+    assert!(b.fails(&["kill", "--all", &b.id, "KILL"]).contains("not running"));
+    b.ok(&["delete", &b.id]);
+    assert!(!b.path("state").join(&b.id).exists());
+    assert_eq!(other.state()["status"], "running");
+    other.ok(&["delete", "-f", &other.id]);
+}
+
+/// They are run when all is gone and another may have the id.
+#[test]
+fn poststop_hooks_of_a_create_that_failed_come_last() {
+    let mut b = Bundle::new("true");
+    let dir = b.path("state").join(&b.id);
+    let line = format!(
+        "cat > /dev/null; test -e {} || echo gone > {}",
+        dir.display(),
+        b.path("seen").display()
+    );
+    b.config["hooks"]["poststop"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}]);
+    b.config["hooks"]["prestart"] = json!([{"path": "/bin/false"}]);
+    b.save();
+    b.fails(&["create", &b.id]);
+    assert_eq!(std::fs::read_to_string(b.path("seen")).unwrap(), "gone\n");
+}
+
 fn spawn(b: &Bundle, args: &[&str]) -> Child {
     b.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }

@@ -349,11 +349,38 @@ fn a_mount_of_version_2_is_one() {
         if own {
             list.push(json!({"type": "cgroup"}));
         }
+        // Writable or not: it has no cgroup of its own there.
         let m = json!({"destination": "/c", "type": "cgroup2", "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "ro"]});
+            "options": ["nosuid", "noexec", "nodev", "rw"]});
         b.config["mounts"].as_array_mut().unwrap().push(m);
         let got = text(&b.run());
         assert!(got.contains("cgroup.subtree_control") && !got.contains("memory\n"), "{got}");
         assert!(got.contains("Read-only file system") && !got.contains("made"), "{got}");
+    }
+}
+
+/// Of the processes that make the container's none counts; and earlier versions mean no limit by 0.
+#[test]
+fn a_limit_of_no_more_processes_is_one_since_version_1_3() {
+    let first = Bundle::new("sleep 1000");
+    first.start();
+    let pid = first.state()["pid"].clone();
+    for joined in [None, Some("network"), Some("pid")] {
+        for version in ["1.0.2", "1.3.0"] {
+            let script = "sh -c 'exit 0'; echo forked $?";
+            let mut b = Bundle::new(script);
+            b.config["ociVersion"] = json!(version);
+            b.config["linux"]["resources"]["pids"] = json!({"limit": 0});
+            for ns in b.config["linux"]["namespaces"].as_array_mut().unwrap() {
+                let file = if joined == Some("network") { "net" } else { "pid" };
+                if joined.is_some_and(|kind| ns["type"] == kind) {
+                    ns["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+                }
+            }
+            let got = text(&b.run());
+            let forked = got.contains("forked 0");
+            assert_eq!(forked, version == "1.0.2", "{joined:?} {version}: {got}");
+            assert!(forked || got.contains("an't fork"), "{joined:?} {version}: {got}");
+        }
     }
 }
