@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,6 +39,8 @@ pub(super) struct Journal {
     boot_id: String,
     /// There was none of this boot.
     new: bool,
+    /// A write into it failed: it lacks a change, or is no journal any more, until it is rewritten.
+    broken: bool,
 }
 
 impl Journal {
@@ -48,7 +50,8 @@ impl Journal {
         let content = read(&mut file, &path)?;
         let (changes, valid) = replay(&content, &boot_id);
         let new = valid == 0;
-        let mut journal = Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id, new };
+        let mut journal =
+            Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id, new, broken: false };
         if new {
             journal.rewrite(&BTreeMap::new())?;
         } else {
@@ -64,26 +67,43 @@ impl Journal {
 
     /// Would rewriting it pay?
     pub(super) fn is_full(&self) -> bool {
-        self.bytes > FULL_BYTES.max(self.rewritten_bytes.saturating_mul(2))
+        self.broken || self.bytes > FULL_BYTES.max(self.rewritten_bytes.saturating_mul(2))
     }
 
-    /// Appends one frame with all of `changes`; on failure the journal is as it was.
+    /// Appends one frame with all of `changes`; on failure the journal is as it was, and takes nothing more
+    /// until it was rewritten.
+    ///
+    /// # Errors
+    /// Also when it would have more bytes than are read at a start.
     pub(super) fn append(&mut self, changes: &BTreeMap<Key, Change>) -> Result<()> {
         let frame = frame(&payload(changes));
+        let bytes = self.bytes.saturating_add(u64::try_from(frame.len()).unwrap_or(u64::MAX));
+        if self.broken || bytes > MAX_BYTES {
+            self.broken = true;
+            return Err(Error::io("append to journal", &self.path)(no_room()));
+        }
         let written = faults::write("journal.append").and_then(|()| self.file.write_all(&frame));
         if let Err(error) = written {
+            self.broken = true;
             self.truncate(self.bytes)?;
             return Err(Error::io("write journal", &self.path)(error));
         }
-        self.bytes += u64::try_from(frame.len()).unwrap_or(u64::MAX);
+        self.bytes = bytes;
         Ok(())
     }
 
     /// Replaces the whole by `changes`, in one step if there is room, else in place.
+    ///
+    /// # Errors
+    /// Then it is broken: nothing is appended until this has succeeded.
     pub(super) fn rewrite(&mut self, changes: &BTreeMap<Key, Change>) -> Result<()> {
         let mut content = frame(self.boot_id.as_bytes());
+        self.broken = true;
         if !changes.is_empty() {
             content.extend_from_slice(&frame(&payload(changes)));
+        }
+        if u64::try_from(content.len()).map_or(true, |bytes| bytes > MAX_BYTES) {
+            return Err(Error::io("rewrite journal", &self.path)(no_room()));
         }
         let temporary = self.path.with_extension("new");
         let replaced = options().truncate(true).open(&temporary).and_then(|mut file| {
@@ -98,11 +118,14 @@ impl Journal {
             Err(_) => {
                 self.truncate(0)?;
                 faults::pass("journal.emptied");
-                self.file.write_all(&content).map_err(Error::io("rewrite journal", &self.path))?;
+                faults::write("journal.in-place")
+                    .and_then(|()| self.file.write_all(&content))
+                    .map_err(Error::io("rewrite journal", &self.path))?;
             }
         }
         self.bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
         self.rewritten_bytes = self.bytes;
+        self.broken = false;
         Ok(())
     }
 
@@ -119,9 +142,13 @@ impl Journal {
 pub(super) fn look(path: &Path) -> Result<Vec<Replayed>> {
     match File::open(path) {
         Ok(mut file) => Ok(replay(&read(&mut file, path)?, &boot_id()).0),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(Error::io("open journal", path)(error)),
     }
+}
+
+fn no_room() -> std::io::Error {
+    rustix::io::Errno::NOSPC.into()
 }
 
 fn boot_id() -> String {

@@ -16,9 +16,10 @@ mod opening;
 mod records;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
@@ -240,7 +241,7 @@ impl Db {
 
     /// Every namespace that has a record in some table.
     pub(crate) fn namespaces(&self) -> Result<Vec<String>> {
-        let mut found = std::collections::BTreeSet::new();
+        let mut found = BTreeSet::new();
         for table in Table::ALL {
             for key in self.list_raw(table, "")?.into_keys() {
                 let namespace = key.split_once('\0').map_or(key.as_str(), |(ns, _)| ns);
@@ -252,8 +253,12 @@ impl Db {
         Ok(found.into_iter().collect())
     }
 
-    /// Runs `work` as the only writer. What it changes becomes visible at once, together, or not at
-    /// all when it fails.
+    /// Runs `work` as the only writer. What it changes becomes visible at once, together.
+    ///
+    /// # Errors
+    /// Then nothing of it is written, or it was taken back: a write that cannot keep what `durable` promises
+    /// is undone, in the state's journal too, and was visible to others until then. One that the journal has
+    /// and that asks for no more stays, whatever the disk does; the flusher tries again.
     pub(crate) fn write<T>(
         &self,
         durable: Durable,
@@ -268,31 +273,59 @@ impl Db {
             return Ok(value);
         }
         let Some(to) = journal.as_mut() else {
-            self.apply(changes)?;
+            self.apply(changes);
             return Ok(value);
         };
+        let mut before = BTreeMap::new();
+        if durable == Durable::Now {
+            before = undo::before(self, &changes)?;
+        }
         let journaled = to.append(&changes);
         faults::pass("db.journaled");
+        if journaled.is_err() && before.is_empty() {
+            before = undo::before(self, &changes)?;
+        }
         let only_ephemeral = changes.values().all(|change| change.ephemeral);
-        self.apply(changes)?;
+        let applied = self.apply(changes);
         let journal_full = to.is_full();
         drop(journal);
         match journaled {
-            Ok(()) if durable == Durable::Now => self.flush()?,
-            Ok(()) if journal_full => self.flush()?,
+            Ok(()) if durable == Durable::Now => {
+                self.flush().or_else(|error| self.undo(applied, before, error))?;
+            }
+            Ok(()) if journal_full => self.make_room(),
             Ok(()) if only_ephemeral => {}
             Ok(()) => self.mark_dirty(),
             Err(error) => {
                 // The state directory is full: the disk has to do.
                 tracing::warn!(error = %error, "the journal cannot be written; committing to disk");
-                self.flush()?;
-                self.rewrite_journal()?;
+                let kept = match (self.flush(), durable) {
+                    (Ok(()), _) => self.rewrite_journal(),
+                    // What is left in the journal may leave room for this.
+                    (Err(_), Durable::Soon | Durable::Ephemeral) => self.rewrite_journal(),
+                    (error, Durable::Now) => error,
+                };
+                kept.or_else(|error| self.undo(applied, before, error))?;
+                self.mark_dirty();
             }
         }
         Ok(value)
     }
 
-    fn apply(&self, changes: BTreeMap<Key, Change>) -> Result<()> {
+    /// After a write that the journal holds, which has grown too long.
+    fn make_room(&self) {
+        let Err(error) = self.flush() else { return };
+        let error = store_api::Error::from(error);
+        tracing::warn!(error = %error, "metadata is not durable yet; trying again");
+        // At least what it has twice goes.
+        if let Err(error) = self.rewrite_journal() {
+            tracing::warn!(error = %error, "the journal is not rewritten");
+        }
+        self.mark_dirty();
+    }
+
+    /// Answers under which number each change is in the overlay; `None` where it left nothing there.
+    fn apply(&self, changes: BTreeMap<Key, Change>) -> undo::Applied {
         let mut gone = Vec::new();
         {
             // A deletion of what the disk never had needs no tombstone.
@@ -306,21 +339,28 @@ impl Db {
         }
         gone.retain(|(table, key)| !matches!(self.main_get(*table, key), Ok(Some(_)) | Err(_)));
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        let mut applied = undo::Applied::new();
         for (key, change) in changes {
             overlay.sequence += 1;
             let sequence = overlay.sequence;
             if gone.contains(&key) {
                 overlay.entries.remove(&key);
+                applied.insert(key, None);
             } else {
                 let pending =
                     Pending { value: change.value, ephemeral: change.ephemeral, sequence };
+                applied.insert(key.clone(), Some(sequence));
                 overlay.entries.insert(key, pending);
             }
         }
-        Ok(())
+        applied
     }
 
     /// Makes everything written so far durable, but for ephemeral records.
+    ///
+    /// # Errors
+    /// When something is not durable, and stays to be flushed; or when it is, and what has to follow failed:
+    /// then it is out of the overlay, but for files that are still to be removed.
     pub(crate) fn flush(&self) -> Result<()> {
         if self.frozen {
             return Ok(());
@@ -349,19 +389,39 @@ impl Db {
             return Err(error);
         }
         faults::pass("db.committed");
+        let removed = self.after_commit(batch);
+        let rewritten = self.rewrite_journal();
+        removed.and(rewritten)
+    }
+
+    /// Removes the files of records that are gone, and from the overlay what the database has.
+    fn after_commit(&self, batch: Vec<(Key, Pending)>) -> Result<()> {
         // Not before: a power cut in between would leave a record without its file. A file without a
         // record goes at the next start.
+        let mut outcome = Ok(());
+        let mut kept = BTreeSet::new();
         for ((table, key), _) in batch.iter().filter(|(_, pending)| pending.value.is_none()) {
-            self.records.write(*table, key, None)?;
-        }
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, flushed) in batch {
-            if overlay.entries.get(&key).is_some_and(|p| p.sequence == flushed.sequence) {
-                overlay.entries.remove(&key);
+            if let Err(error) = self.records.write(*table, key, None) {
+                kept.insert((*table, key.clone()));
+                outcome = outcome.and(Err(error));
             }
         }
-        drop(overlay);
-        self.rewrite_journal()
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.sequence += 1;
+        let sequence = overlay.sequence;
+        for (key, flushed) in batch {
+            let Entry::Occupied(mut entry) = overlay.entries.entry(key) else { continue };
+            if entry.get().sequence != flushed.sequence {
+                continue;
+            }
+            if kept.contains(entry.key()) {
+                // It is tried again, and is no change that could be undone.
+                entry.get_mut().sequence = sequence;
+            } else {
+                entry.remove();
+            }
+        }
+        outcome
     }
 
     /// Writes the files of the records that a batch puts; all files are durable where they, or what the
@@ -598,7 +658,7 @@ impl Tx<'_> {
     /// Names with `prefix`, with this write's own changes.
     pub(crate) fn names(&self, table: Table, namespace: &str, prefix: &str) -> Result<Vec<String>> {
         let skip = namespace.len() + 1;
-        let mut names: std::collections::BTreeSet<String> =
+        let mut names: BTreeSet<String> =
             self.db.names(table, namespace, prefix)?.into_iter().collect();
         let from = key_of(namespace, prefix);
         for ((t, key), change) in &self.changes {

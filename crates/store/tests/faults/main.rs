@@ -14,6 +14,7 @@ mod scenario;
 mod space;
 #[path = "../suite/mod.rs"]
 mod suite;
+mod unflushed;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
@@ -134,6 +135,18 @@ fn every_write_without_room() {
 #[test]
 fn a_disk_that_fills_up() {
     ground::alone("a_disk_that_fills_up", LayerForm::Directories, space::filling);
+}
+
+#[test]
+fn a_journal_that_nothing_empties() {
+    let test = "a_journal_that_nothing_empties";
+    ground::alone(test, LayerForm::Directories, unflushed::full_journal);
+}
+
+#[test]
+fn no_room_for_the_journal_either() {
+    let test = "no_room_for_the_journal_either";
+    ground::alone(test, LayerForm::Directories, unflushed::full_state);
 }
 
 #[test]
