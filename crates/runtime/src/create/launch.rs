@@ -231,6 +231,12 @@ fn drive(
             Message::Pid(_) | Message::Opened(_) | Message::Refused(_) => {}
         }
     }
+    conclude(parent, made, process)?;
+    Ok(master)
+}
+
+/// The process is ready: its record is whole, and those who wait for it are told.
+fn conclude(parent: &mut Parent<'_>, made: &Made, process: &Child) -> Result<()> {
     parent.record.unfinished = None;
     parent.record.save(&made.dir)?;
     if let Some(path) = &parent.create.pidfd_socket {
@@ -241,7 +247,7 @@ fn drive(
     if let Some(path) = &parent.create.pid_file {
         process::write_atomically(path, process.pid.to_string().as_bytes(), 0o644)?;
     }
-    Ok(master)
+    Ok(())
 }
 
 /// Those that come when namespaces and mounts are there.
