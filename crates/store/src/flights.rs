@@ -28,6 +28,9 @@ impl Flights {
         if Arc::strong_count(&mine) == 2 {
             flights.remove(name);
         }
+        // While the map is locked: of two that leave, the second finds itself alone.
+        drop(mine);
+        drop(flights);
         value
     }
 }
@@ -40,7 +43,8 @@ pub(crate) struct AsyncFlights(Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<
 struct Place {
     name: String,
     flights: AsyncFlights,
-    mine: Arc<tokio::sync::Mutex<()>>,
+    /// There until it is dropped.
+    mine: Option<Arc<tokio::sync::Mutex<()>>>,
 }
 
 /// Held while the work is done.
@@ -54,8 +58,9 @@ impl AsyncFlights {
     /// Waits until nobody else does work of that name. A caller that gives up leaves nothing behind.
     pub(crate) async fn enter(&self, name: &str) -> Flight {
         let mine = Arc::clone(lock(&self.0).entry(name.to_string()).or_default());
-        let place = Place { name: name.into(), flights: self.clone(), mine };
-        let guard = Arc::clone(&place.mine).lock_owned().await;
+        let lock = Arc::clone(&mine);
+        let place = Place { name: name.into(), flights: self.clone(), mine: Some(mine) };
+        let guard = lock.lock_owned().await;
         Flight { _guard: guard, _place: place }
     }
 }
@@ -64,9 +69,13 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut flights = lock(&self.flights.0);
         // The map's and this one. The future of a wait that is given up was dropped before this.
-        if Arc::strong_count(&self.mine) == 2 {
+        let mine = self.mine.take();
+        if mine.as_ref().is_some_and(|mine| Arc::strong_count(mine) == 2) {
             flights.remove(&self.name);
         }
+        // While the map is locked: of two that leave, the second finds itself alone.
+        drop(mine);
+        drop(flights);
     }
 }
 

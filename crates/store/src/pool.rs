@@ -12,6 +12,9 @@ const QUICK: usize = 32;
 /// Hashing, extraction and compression at once, at least: they must not starve each other where a
 /// client reads a stream that another operation writes.
 const HEAVY_MIN: usize = 8;
+/// And at most: with [`QUICK`] it is less than the daemon's blocking threads, so that none waits in
+/// the runtime's queue for one that waits for it.
+const HEAVY_MAX: usize = 24;
 
 /// Operations at once that go at a client's pace. They have threads of their own.
 const TRANSFERS: usize = 256;
@@ -44,7 +47,7 @@ impl Pool {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             quick: Arc::new(Semaphore::new(QUICK)),
-            heavy: Arc::new(Semaphore::new((2 * cores).max(HEAVY_MIN))),
+            heavy: Arc::new(Semaphore::new((2 * cores).clamp(HEAVY_MIN, HEAVY_MAX))),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
         }
     }

@@ -5,13 +5,11 @@ mod ahead;
 mod growth;
 mod staged;
 
-use std::ops::Deref;
-
 use store_api::{Descriptor, Labels, ProgressState, ResourceKind, UnpackedImage};
 use types::{Digest, Platform};
 
 pub(crate) use self::{
-    ahead::{Ahead, Crew, Slots, Source},
+    ahead::{Ahead, CoreRef, Crew, Slots, Source},
     growth::{Grower, Growth},
 };
 use self::{
@@ -92,7 +90,7 @@ impl Core {
 
     /// Commits layer `i`, whose parent is there: what a helper made of it, or what is made now. The same
     /// layer in flight is made once.
-    pub(crate) fn unpack_layer<C: Deref<Target = Self> + Sync>(
+    pub(crate) fn unpack_layer<C: CoreRef>(
         &self,
         ns: &str,
         image: &UnpackedImage,
@@ -119,6 +117,8 @@ impl Core {
                 return Err(given_up());
             }
             if is_there {
+                // Whoever committed it may not have told.
+                self.flights.layers.tell();
                 reporter.state(&subject, ProgressState::Complete, "");
                 return Ok(());
             }

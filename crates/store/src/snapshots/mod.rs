@@ -375,6 +375,7 @@ impl Core {
         }
         self.guard.forget(ns, ResourceKind::Snapshot, key);
         faults::pass("snapshot.committed");
+        self.flights.layers.tell();
         if let Err(error) = self.disk.finish(active.id) {
             // It is committed all the same; the directory goes with it.
             let error = store_api::Error::from(error);
@@ -403,6 +404,7 @@ impl Core {
         })?;
         self.guard.forget(ns, ResourceKind::Snapshot, key);
         faults::pass("snapshot.removed");
+        self.flights.layers.tell();
         self.disk.discard(record.id)?;
         self.bus.publish(ns, Event::SnapshotRemove { key: key.into() });
         Ok(())

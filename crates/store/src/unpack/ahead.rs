@@ -10,6 +10,7 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use store_api::UnpackedImage;
@@ -22,20 +23,48 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Helpers for all images together, per core: some wait for a download or for a layer below. Each has
-/// the window of a decompressor (32 KiB of gzip, up to 128 MiB that a zstd frame may ask for) and the
-/// names of its layer in memory.
-const HELPERS_PER_CORE: usize = 4;
-/// Of these for one image at most, per core: beyond it is only memory.
-const OF_ONE_IMAGE_PER_CORE: usize = 2;
+/// Helpers for all images together, however many cores there are: each is a thread of its own, which
+/// may wait for a download or for a layer below. None is a thread of the runtime, on which downloads
+/// write what they wait for. In memory each has the window of a decompressor (32 KiB of gzip, up to 128 MiB
+/// that a zstd frame may ask for) and the names of its layer.
+const HELPERS: usize = 8;
+/// Of these for one image at most.
+const OF_ONE_IMAGE: usize = 4;
+/// Between two looks of who waits: whoever changes something tells, this is for what nobody told.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How the core of an image's layers is held.
+pub(crate) trait CoreRef: Deref<Target = Core> + Sync {
+    /// Removes what will not be committed, wherever the caller runs.
+    fn discard(&self, staged: Vec<Staged>);
+}
+
+impl CoreRef for &Core {
+    fn discard(&self, staged: Vec<Staged>) {
+        staged.iter().for_each(|staged| self.discard_staged(staged));
+    }
+}
+
+impl CoreRef for Arc<Core> {
+    /// On a thread of its own: the caller may be a task, and this renames and unmounts.
+    fn discard(&self, staged: Vec<Staged>) {
+        let core = Self::clone(self);
+        let staged = Arc::new(staged);
+        let theirs = Arc::clone(&staged);
+        let discard = move || theirs.iter().for_each(|staged| core.discard_staged(staged));
+        if std::thread::Builder::new().name("store-discard".into()).spawn(discard).is_err() {
+            staged.iter().for_each(|staged| self.discard_staged(staged));
+        }
+    }
+}
 
 /// Layers that are being made, by namespace and chain id, and the number of helpers.
 #[derive(Default)]
 pub(crate) struct Slots {
     all: Mutex<HashMap<String, Arc<Slot>>>,
     helpers: AtomicUsize,
-    /// Something was committed, or given up.
-    moved: Mutex<()>,
+    /// How often something was committed, removed or given up.
+    moved: Mutex<u64>,
     wake: Condvar,
 }
 
@@ -44,6 +73,8 @@ pub(crate) struct Slots {
 struct Slot {
     state: Mutex<SlotState>,
     changed: Condvar,
+    /// Somebody's turn to commit it has come since it was begun: what is below it was there then.
+    is_due: AtomicBool,
 }
 
 #[derive(Default)]
@@ -58,11 +89,10 @@ enum SlotState {
 impl Slots {
     /// Takes helpers, `wanted` at most; none is an answer too.
     fn helpers(&self, wanted: usize) -> Helpers<'_> {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let wanted = wanted.min(cores * OF_ONE_IMAGE_PER_CORE);
+        let wanted = wanted.min(OF_ONE_IMAGE);
         let mut count = 0;
         let taken = self.helpers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |busy| {
-            count = wanted.min((cores * HELPERS_PER_CORE).saturating_sub(busy));
+            count = wanted.min(HELPERS.saturating_sub(busy));
             Some(busy + count)
         });
         debug_assert!(taken.is_ok(), "the update always answers");
@@ -71,18 +101,22 @@ impl Slots {
 
     /// Tells those who wait for a layer below theirs.
     pub(crate) fn tell(&self) {
-        let _moved = lock(&self.moved);
+        let mut moved = lock(&self.moved);
+        *moved = moved.wrapping_add(1);
         self.wake.notify_all();
     }
 
-    /// Waits until `done` answers something.
+    /// Waits until `done` answers something; no lock is held while it looks.
     fn wait_until<T>(&self, done: impl Fn() -> Result<Option<T>>) -> Result<T> {
-        let mut moved = lock(&self.moved);
         loop {
+            let seen = *lock(&self.moved);
             if let Some(value) = done()? {
                 return Ok(value);
             }
-            moved = self.wake.wait(moved).unwrap_or_else(PoisonError::into_inner);
+            let moved = lock(&self.moved);
+            if *moved == seen {
+                drop(self.wake.wait_timeout(moved, LOOK_AGAIN));
+            }
         }
     }
 }
@@ -135,10 +169,13 @@ impl Slot {
             return None;
         }
         *state = SlotState::Working(growth);
+        self.is_due.store(false, Ordering::Release);
         Some(Turn(self))
     }
 
-    fn take(&self) -> Found<'_> {
+    /// Takes what was made, for whom what is below is there. Who makes it is waited for, unless the caller
+    /// is `stopped`; `tell` is called before.
+    fn take(&self, stopped: impl Fn() -> bool, tell: impl Fn()) -> Found<'_> {
         let mut state = lock(&self.state);
         loop {
             match std::mem::take(&mut *state) {
@@ -153,11 +190,15 @@ impl Slot {
                 SlotState::Working(growth) => {
                     let goes_on = growth.as_ref().is_some_and(|growth| growth.is_open());
                     *state = SlotState::Working(growth);
-                    if goes_on {
+                    if goes_on || stopped() {
                         return Found::Nothing(None);
                     }
-                    // It has all that it needs: its bytes, and what is below it.
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    // It has all that it needs: its bytes, and what is below it, or learns that this is gone.
+                    if !self.is_due.swap(true, Ordering::AcqRel) {
+                        tell();
+                    }
+                    let waited = self.changed.wait_timeout(state, LOOK_AGAIN);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         }
@@ -187,7 +228,7 @@ struct State {
 }
 
 /// The layers of one image on their way.
-pub(crate) struct Ahead<C: Deref<Target = Core>> {
+pub(crate) struct Ahead<C: CoreRef> {
     pub(super) core: C,
     pub(super) ns: String,
     pub(super) image: UnpackedImage,
@@ -199,7 +240,7 @@ pub(crate) struct Ahead<C: Deref<Target = Core>> {
     failure: tokio::sync::Notify,
 }
 
-impl<C: Deref<Target = Core> + Sync> Ahead<C> {
+impl<C: CoreRef> Ahead<C> {
     /// `have`: so many layers from below are there already.
     pub(crate) fn new(core: C, ns: &str, image: &UnpackedImage, have: usize) -> Self {
         let mut all = lock(&core.flights.layers.all);
@@ -226,8 +267,7 @@ impl<C: Deref<Target = Core> + Sync> Ahead<C> {
         self.changed.notify_all();
     }
 
-    /// How many helpers are worth having. Extracted layers get one, which works while they download:
-    /// making the files of several at once takes ext4 more processor time and no less of the clock.
+    /// How many helpers are worth having. Extracted layers get one, which works while they download.
     pub(crate) fn helpers_wanted(&self) -> usize {
         let open = lock(&self.state).layers.iter().filter(|layer| !layer.taken).count();
         match () {
@@ -360,7 +400,7 @@ impl<C: Deref<Target = Core> + Sync> Ahead<C> {
     pub(crate) fn take(&self, i: usize) -> Found<'_> {
         lock(&self.state).layers[i].taken = true;
         self.changed.notify_all();
-        self.slots[i].take()
+        self.slots[i].take(|| self.is_stopped(), || self.core.flights.layers.tell())
     }
 
     /// Helpers end at their next look.
@@ -381,15 +421,47 @@ impl<C: Deref<Target = Core> + Sync> Ahead<C> {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Waits until a snapshot is there, or all is given up.
-    pub(super) fn wait_for(&self, chain_id: &Digest) -> Result<()> {
-        let name = chain_id.to_string();
+    /// Waits until what layer `i` stands on is there, or all is given up.
+    ///
+    /// # Errors
+    /// `NotFound` when it was there and is gone.
+    pub(super) fn wait_for_parent(&self, i: usize, parent: &Digest) -> Result<()> {
+        let name = parent.to_string();
         self.core.flights.layers.wait_until(|| {
             if self.is_stopped() {
                 return Err(given_up());
             }
-            Ok(self.core.has_snapshot(&self.ns, &name)?.then_some(()))
+            // In this order: once the layer is due, what is below it has been there.
+            let is_due = self.slots[i].is_due.load(Ordering::Acquire);
+            if self.core.has_snapshot(&self.ns, &name)? {
+                return Ok(Some(()));
+            }
+            if is_due {
+                return Err(Error::not_found("parent snapshot", &name));
+            }
+            Ok(None)
         })
+    }
+
+    /// Leaves the slots; what nobody else wants of them is the caller's to discard.
+    fn leave(&mut self) -> Vec<Staged> {
+        let mut unwanted = Vec::new();
+        let slots = std::mem::take(&mut self.slots);
+        for (slot, chain_id) in slots.into_iter().zip(&self.image.chain_ids) {
+            let mut all = lock(&self.core.flights.layers.all);
+            // The map's and this one: no other image has the layer.
+            if Arc::strong_count(&slot) == 2 {
+                all.remove(&name(&self.ns, chain_id));
+                let state = std::mem::take(&mut *lock(&slot.state));
+                if let SlotState::Ready(staged) = state {
+                    unwanted.push(staged);
+                }
+            }
+            // While the map is locked: of two that leave, the second finds itself alone.
+            drop(slot);
+            drop(all);
+        }
+        unwanted
     }
 }
 
@@ -401,22 +473,11 @@ fn name(ns: &str, chain_id: &Digest) -> String {
     format!("{ns} {chain_id}")
 }
 
-impl<C: Deref<Target = Core>> Drop for Ahead<C> {
+impl<C: CoreRef> Drop for Ahead<C> {
     fn drop(&mut self) {
-        let core: &Core = &self.core;
-        for (slot, chain_id) in
-            std::mem::take(&mut self.slots).into_iter().zip(&self.image.chain_ids)
-        {
-            let mut all = lock(&core.flights.layers.all);
-            // The map's and this one: no other image has the layer.
-            if Arc::strong_count(&slot) != 2 {
-                continue;
-            }
-            all.remove(&name(&self.ns, chain_id));
-            drop(all);
-            if let SlotState::Ready(staged) = std::mem::take(&mut *lock(&slot.state)) {
-                core.discard_staged(&staged);
-            }
+        let unwanted = self.leave();
+        if !unwanted.is_empty() {
+            self.core.discard(unwanted);
         }
     }
 }
@@ -463,35 +524,58 @@ impl Drop for Helper {
     }
 }
 
-/// Helpers of a pull, which are tasks of the runtime; they end with the last layer, or when the pull is
-/// dropped.
+/// Helpers of a pull, on threads of their own; they end with the last layer, or when the pull is dropped.
 pub(crate) struct Crew {
     pub(crate) ahead: Arc<Ahead<Arc<Core>>>,
-    tasks: tokio::task::JoinSet<()>,
+    /// Ends when all of them have.
+    working: tokio::sync::mpsc::Receiver<()>,
 }
 
 impl Crew {
-    /// Takes the helpers that are free; `tell` as for [`Ahead::help`].
+    /// Takes the helpers that are free; `tell` as for [`Ahead::help`]. Call it in a runtime.
     pub(crate) fn start(
         ahead: Ahead<Arc<Core>>,
         tell: impl Fn(usize, u64) + Send + Sync + 'static,
     ) -> Self {
         let ahead = Arc::new(ahead);
-        let mut tasks = tokio::task::JoinSet::new();
+        let (end, working) = tokio::sync::mpsc::channel(1);
         let helpers = ahead.core.flights.layers.helpers(ahead.helpers_wanted());
         let tell = Arc::new(tell);
         for _ in 0..helpers.count {
-            let (helper, tell) = (Helper::of(&ahead), Arc::clone(&tell));
-            tasks.spawn_blocking(move || helper.0.help(&*tell));
+            let (helper, tell, end) = (Helper::of(&ahead), Arc::clone(&tell), end.clone());
+            let runtime = tokio::runtime::Handle::current();
+            let work = move || {
+                // Dropped last, when it holds nothing of the store any more.
+                let _end = end;
+                let _runtime = runtime.enter();
+                helper.0.help(&*tell);
+                drop(tell);
+                drop(helper);
+            };
+            // Without it the others do its work.
+            if let Err(error) = std::thread::Builder::new().name("store-unpack".into()).spawn(work)
+            {
+                tracing::debug!(error = %error, "no thread for a layer");
+            }
         }
         drop(helpers);
-        Self { ahead, tasks }
+        Self { ahead, working }
     }
 
-    /// Waits for the helpers, which have nothing to do any more.
+    /// Waits for the helpers, which have nothing to do any more, and removes what was not committed.
     pub(crate) async fn end(mut self) {
         self.ahead.stop();
-        while self.tasks.join_next().await.is_some() {}
+        // Nothing is sent: it ends with the last sender.
+        while self.working.recv().await.is_some() {}
+        let ahead = Arc::clone(&self.ahead);
+        drop(self);
+        let leave = move || {
+            // Who still has it discards.
+            let Some(mut ahead) = Arc::into_inner(ahead) else { return };
+            ahead.leave().iter().for_each(|staged| ahead.core.discard_staged(staged));
+        };
+        // The runtime ends where this fails, and the next start of the store removes it.
+        tokio::task::spawn_blocking(leave).await.ok();
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     io::{BufReader, Read},
-    ops::Deref,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
 };
@@ -13,7 +12,7 @@ use store_api::{Descriptor, Event, ResourceKind};
 use types::Digest;
 
 use super::{
-    ahead::{Ahead, Source},
+    ahead::{Ahead, CoreRef, Source},
     growth::GrowingReader,
 };
 use crate::{
@@ -53,7 +52,7 @@ impl<R: Read> Read for Until<'_, R> {
     }
 }
 
-impl<C: Deref<Target = Core> + Sync> Ahead<C> {
+impl<C: CoreRef> Ahead<C> {
     /// Makes the files of layer `i`, whatever is below it.
     pub(super) fn stage(
         &self,
@@ -111,7 +110,7 @@ impl<C: Deref<Target = Core> + Sync> Ahead<C> {
         let parent = i.checked_sub(1).map(|below| &self.image.chain_ids[below]);
         let below = || {
             let Some(parent) = parent else { return Ok(Vec::new()) };
-            let opened = self.wait_for(parent).and_then(|()| {
+            let opened = self.wait_for_parent(i, parent).and_then(|()| {
                 let mut chain = vec![parent.to_string()];
                 chain.extend(core.snapshot_parents(&self.ns, &chain[0])?);
                 let lowers = core.lowers_of(&self.ns, &chain)?;
