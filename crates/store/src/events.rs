@@ -22,10 +22,19 @@ const SUBSCRIBERS: usize = 1024;
 /// Bounded broadcast. Publishing never blocks; a subscriber that does not keep up is cut off. Filters,
 /// which are clients' own and may be slow, are looked at without a lock.
 #[derive(Clone, Default)]
-pub struct EventBus(Arc<Mutex<Vec<Arc<Subscriber>>>>);
+pub struct EventBus(Arc<Mutex<Subscribers>>);
+
+#[derive(Default)]
+struct Subscribers {
+    /// In the order in which they came.
+    all: Vec<Arc<Subscriber>>,
+    /// Of the next one.
+    number: u64,
+}
 
 struct Subscriber {
-    /// Higher than that of all who came before and are there.
+    /// Higher than that of all who came before, whether they are still there or not: what was found of one
+    /// must not be taken for another's.
     number: u64,
     /// `None`: every namespace.
     namespace: Option<String>,
@@ -53,11 +62,11 @@ impl EventBus {
     }
 
     fn send_to(&self, envelope: &Envelope, wants: impl Fn(&Subscriber) -> bool) {
-        let all = lock(&self.0).clone();
+        let all = lock(&self.0).all.clone();
         let wanted: Vec<_> = all.into_iter().filter(|subscriber| wants(subscriber)).collect();
         // Both are in the order in which they came.
         let mut wanted = wanted.iter().peekable();
-        lock(&self.0).retain(|subscriber| {
+        lock(&self.0).all.retain(|subscriber| {
             while wanted.next_if(|wanted| wanted.number < subscriber.number).is_some() {}
             match wanted.next_if(|wanted| wanted.number == subscriber.number) {
                 Some(_) => subscriber.queue.try_send(envelope.clone()).is_ok(),
@@ -74,16 +83,17 @@ impl EventBus {
         let filters = Filters::parse(filters)?;
         let (queue, stream) = mpsc::channel(QUEUE);
         let mut subscribers = lock(&self.0);
-        subscribers.retain(|subscriber| !subscriber.queue.is_closed());
-        if subscribers.len() >= SUBSCRIBERS {
+        subscribers.all.retain(|subscriber| !subscriber.queue.is_closed());
+        if subscribers.all.len() >= SUBSCRIBERS {
             return Err(Error::Api(store_api::Error::new(
                 types::ErrorKind::ResourceExhausted,
                 format!("{SUBSCRIBERS} subscribers listen to events already"),
             )));
         }
-        let number = subscribers.last().map_or(0, |last| last.number + 1);
+        let number = subscribers.number;
+        subscribers.number += 1;
         let namespace = namespace.map(Into::into);
-        subscribers.push(Arc::new(Subscriber { number, namespace, filters, queue }));
+        subscribers.all.push(Arc::new(Subscriber { number, namespace, filters, queue }));
         Ok(stream)
     }
 }
@@ -213,5 +223,19 @@ mod tests {
         assert!(late.try_recv().is_err());
         bus.send(envelope("d"));
         assert_eq!(late.try_recv().unwrap().event, envelope("d").event);
+    }
+
+    /// One who goes while filters are looked at, and one who comes in its place.
+    #[test]
+    fn what_one_wanted_another_does_not_get() {
+        let bus = EventBus::default();
+        let old = std::cell::RefCell::new(Some(bus.subscribe(Some("here"), &[]).unwrap()));
+        let new = std::cell::RefCell::new(None);
+        bus.send_to(&envelope("a"), |_| {
+            drop(old.take());
+            new.borrow_mut().get_or_insert_with(|| bus.subscribe(Some("there"), &[]).unwrap());
+            true
+        });
+        assert!(new.into_inner().unwrap().try_recv().is_err(), "an event of another namespace");
     }
 }

@@ -93,13 +93,28 @@ pub(crate) fn best_here<'a>(
     images: &'a [ImagePlatform],
     wanted: Option<&Platform>,
 ) -> Option<&'a ImagePlatform> {
-    let rank = |image: &ImagePlatform| match wanted {
+    let here = images.iter().filter(|image| image.whole);
+    let ranked = here.filter_map(|image| rank(image, wanted).map(|rank| (rank, image)));
+    ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| image)
+}
+
+/// One that says no platform fits all, behind those that do.
+fn rank(image: &ImagePlatform, wanted: Option<&Platform>) -> Option<u8> {
+    match wanted {
         Some(wanted) if !image.platform.os.is_empty() => wanted.rank(&image.platform),
         _ => Some(u8::MAX),
-    };
-    let here = images.iter().filter(|image| image.whole);
-    let ranked = here.filter_map(|image| rank(image).map(|rank| (rank, image)));
-    ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| image)
+    }
+}
+
+/// Of the images below one target those that fit `wanted` as well as the best that is wholly here; none, if
+/// there is none such.
+pub(crate) fn all_best<'a>(
+    images: &'a [ImagePlatform],
+    wanted: &Platform,
+) -> Vec<&'a ImagePlatform> {
+    let Some(best) = best_here(images, Some(wanted)) else { return Vec::new() };
+    let best = rank(best, Some(wanted));
+    images.iter().filter(|image| rank(image, Some(wanted)) == best).collect()
 }
 
 /// `linux/amd64 and linux/arm64`, each once.

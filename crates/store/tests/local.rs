@@ -57,6 +57,7 @@ suite! {
     foreign: suite::platforms::foreign,
     chosen: suite::platforms::chosen,
     exported: suite::platforms::exported,
+    no_stand_ins: suite::platforms::no_stand_ins,
     squashed_index: suite::platforms::squashed,
     squashed_onto: suite::platforms::squashed_onto,
     analysed: suite::analysis::analysed,

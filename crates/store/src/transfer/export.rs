@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result as CoreResult},
     guard::Pins,
     manifest::Document,
-    platforms::{best_here, fits, not_here},
+    platforms::{all_best, best_here, not_here},
     streams::StreamWriter,
 };
 
@@ -92,32 +92,33 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
     Ok(plan)
 }
 
-/// Leaves of an image what is for the wanted platforms: of one its manifest, of several the manifests of the
-/// index that are not among them are the answer.
+/// Leaves of an image what fits each of the wanted platforms best: of one its manifest, of several the
+/// manifests of the index that are not among them are the answer.
 fn chosen(
     core: &Core,
     ns: &str,
     target: &mut Descriptor,
     wanted: &[Platform],
 ) -> CoreResult<BTreeSet<Digest>> {
-    let mut unwanted = BTreeSet::new();
     if wanted.is_empty() {
-        return Ok(unwanted);
+        return Ok(BTreeSet::new());
     }
     let images = core.platforms_of(ns, target)?;
-    let mut best = None;
+    if let [only] = wanted {
+        let best =
+            best_here(&images, Some(only)).ok_or_else(|| not_here(target, Some(only), &images))?;
+        *target = best.manifest.clone();
+        return Ok(BTreeSet::new());
+    }
+    let mut unwanted: BTreeSet<_> =
+        images.iter().map(|image| image.manifest.digest.clone()).collect();
     for platform in wanted {
-        best = best_here(&images, Some(platform));
-        if best.is_none() {
+        let best = all_best(&images, platform);
+        if best.is_empty() {
             return Err(not_here(target, Some(platform), &images));
         }
-    }
-    match (wanted, best) {
-        ([_], Some(only)) => *target = only.manifest.clone(),
-        _ => {
-            let others =
-                images.iter().filter(|image| !wanted.iter().any(|platform| fits(image, platform)));
-            unwanted.extend(others.map(|image| image.manifest.digest.clone()));
+        for image in best {
+            unwanted.remove(&image.manifest.digest);
         }
     }
     Ok(unwanted)

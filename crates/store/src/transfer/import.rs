@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     guard::Pins,
     manifest::{Config, Document, Index},
-    platforms::{fits, listed},
+    platforms::{all_best, listed},
     progress::Reporter,
     streams::StreamReader,
 };
@@ -115,8 +115,8 @@ pub(crate) fn import(
     Ok(found)
 }
 
-/// Keeps the images that are for one of the wanted platforms. Answers the manifests of others below them,
-/// which are not held.
+/// Keeps the images that are for one of the wanted platforms, and of each what fits each platform best.
+/// Answers the manifests of others below them, which are not held.
 fn choose(
     core: &Core,
     ns: &str,
@@ -137,21 +137,29 @@ fn choose(
             below.insert(image.target.digest.clone(), images);
         }
     }
-    let whole = || below.values().flatten().filter(|image| image.whole);
+    let mut chosen: BTreeMap<&Digest, BTreeSet<&Digest>> = BTreeMap::new();
     for platform in wanted {
-        if !whole().any(|image| fits(image, platform)) {
-            let text =
-                format!("the archive has no image for {platform}: it has {}", listed(whole()));
+        let mut is_here = false;
+        for (target, images) in &below {
+            let best = all_best(images, platform);
+            if !best.is_empty() {
+                is_here = true;
+                let of = chosen.entry(target).or_default();
+                of.extend(best.into_iter().map(|image| &image.manifest.digest));
+            }
+        }
+        if !is_here {
+            let whole = below.values().flatten().filter(|image| image.whole);
+            let text = format!("the archive has no image for {platform}: it has {}", listed(whole));
             return Err(Error::Api(store_api::Error::new(ErrorKind::NotFound, text)));
         }
     }
-    let is_wanted = |image: &ImagePlatform| wanted.iter().any(|platform| fits(image, platform));
-    found.retain(|image| {
-        let mut images = below.get(&image.target.digest).into_iter().flatten();
-        images.any(|image| image.whole && is_wanted(image))
-    });
-    for image in below.values().flatten().filter(|image| !is_wanted(image)) {
-        unwanted.insert(image.manifest.digest.clone());
+    found.retain(|image| chosen.contains_key(&image.target.digest));
+    let kept: BTreeSet<&Digest> = chosen.into_values().flatten().collect();
+    for image in below.values().flatten() {
+        if !kept.contains(&image.manifest.digest) {
+            unwanted.insert(image.manifest.digest.clone());
+        }
     }
     Ok(unwanted)
 }

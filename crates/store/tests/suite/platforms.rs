@@ -329,3 +329,36 @@ pub async fn exported(services: &Services) {
     let lacking = export(&["linux/riscv64", &host()]).await;
     assert_says(lacking, ErrorKind::NotFound, &["not made for linux/riscv64", FOREIGN[0]]);
 }
+
+/// What only could stand in for one of several wanted platforms is left where that one is here itself.
+pub async fn no_stand_ins(services: &Services) {
+    let (wanted, stand_in) = (["linux/amd64", FOREIGN[0]], "linux/386");
+    let made = Index::new(&[stand_in, wanted[0], wanted[1]], &[]);
+    let found = import_for(services, made.archive(&name()), &wanted).await.unwrap();
+    let held = services.content.info(&found[0].target.digest).await.unwrap().labels;
+    let holds = |image: &Image| held.values().any(|digest| *digest == image.manifest_digest());
+    let held: Vec<bool> = made.images.iter().map(|(_, image)| holds(image)).collect();
+    assert_eq!(held, [false, true, true], "imported");
+    let export = async |name: &str, made: &Index| -> Vec<bool> {
+        let request = ExportRequest {
+            names: vec![name.to_owned()],
+            platforms: wanted.map(platform).to_vec(),
+            ..ExportRequest::default()
+        };
+        let archive = services.transfer.export(request).await.unwrap();
+        let archive = collect(archive).await.unwrap();
+        let has = |image: &Image| {
+            let file = format!("blobs/sha256/{}", &digest(&image.layers[0].blob)[7..]);
+            archive.windows(file.len()).any(|window| window == file.as_bytes())
+        };
+        made.images.iter().map(|(_, image)| has(image)).collect()
+    };
+    let all = name();
+    import_for(services, made.archive(&all), &[]).await.unwrap();
+    assert_eq!(export(&all, &made).await, [false, true, true], "exported");
+    // Where it is not, they do.
+    let (name, made) = (name(), Index::new(&[stand_in, wanted[1]], &[]));
+    let found = import_for(services, made.archive(&name), &wanted).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(export(&name, &made).await, [true, true]);
+}
