@@ -71,21 +71,26 @@ pub(super) fn wait(
     let raw = master.map(|_| Raw::new());
     if let Some(master) = master {
         resize(master);
+        // Nobody else has it. A program that does not read must hold up neither its output nor signals.
+        rustix::io::ioctl_fionbio(master, true).ctx("ioctl", || "pty master")?;
     }
     let (mut input, mut hung_up) = (master.is_some(), false);
+    // Typed, and not yet taken by the pty: at most one buffer, more stays with who types.
+    let mut typed = Vec::new();
     loop {
         let stdin = rustix::stdio::stdin();
         let mut fds = vec![
             PollFd::new(&signals.0, PollFlags::IN),
             PollFd::new(&created.pidfd, PollFlags::IN),
         ];
-        let mut add = |fd| {
-            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut add = |fd, events| {
+            fds.push(PollFd::from_borrowed_fd(fd, events));
             fds.len() - 1
         };
-        let output_at = master.filter(|_| !hung_up).map(|fd| add(fd.as_fd()));
-        let input_at = input.then(|| add(stdin));
-        let told_at = notify.as_ref().and_then(|(n, _)| n.fd()).map(add);
+        let out = if typed.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        let output_at = master.filter(|_| !hung_up).map(|fd| add(fd.as_fd(), PollFlags::IN | out));
+        let input_at = (input && typed.is_empty()).then(|| add(stdin, PollFlags::IN));
+        let told_at = notify.as_ref().and_then(|(n, _)| n.fd()).map(|fd| add(fd, PollFlags::IN));
         match poll(&mut fds, hung_up.then_some(&HUNG_UP)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).ctx("poll", || "foreground process"),
@@ -104,7 +109,10 @@ pub(super) fn wait(
         if let Some(master) = master {
             hung_up = is_ready(output_at) && !copy(master, rustix::stdio::stdout());
             if is_ready(input_at) {
-                input = copy(stdin, master);
+                input = take(stdin, &mut typed);
+            }
+            if !typed.is_empty() {
+                give(master, &mut typed);
             }
         }
         if ready[1] {
@@ -145,6 +153,27 @@ fn resize(master: &OwnedFd) {
     if let Ok(size) = tcgetwinsize(rustix::stdio::stdin()) {
         // A size that cannot be set leaves the old one, which is what there is.
         let _kept = tcsetwinsize(master, size);
+    }
+}
+
+/// One buffer of what was typed; false at the end.
+fn take(from: impl AsFd, typed: &mut Vec<u8>) -> bool {
+    let mut buf = [0u8; BUFFER_BYTES];
+    match rustix::io::read(from, &mut buf) {
+        Ok(n) => {
+            typed.extend_from_slice(&buf[..n]);
+            n > 0
+        }
+        Err(e) => matches!(e, Errno::INTR | Errno::AGAIN),
+    }
+}
+
+/// As much as it takes now. What a pty without a reader does not take is nobody's.
+fn give(master: &OwnedFd, typed: &mut Vec<u8>) {
+    match rustix::io::write(master, typed) {
+        Ok(n) => drop(typed.drain(..n)),
+        Err(Errno::INTR | Errno::AGAIN) => {}
+        Err(_) => typed.clear(),
     }
 }
 

@@ -41,3 +41,30 @@ fn what_has_outlived_the_first_process_is_killed() {
     assert!(b.fails(&["kill", &b.id, "KILL"]).contains("container not running"));
     b.ok(&["delete", &b.id]);
 }
+
+/// What is typed for a program that does not read waits; signals and output do not.
+#[test]
+fn a_paste_that_nobody_reads_holds_up_nothing() {
+    use std::io::Write;
+    let mut b = Bundle::new("trap 'exit 9' TERM; while :; do echo up; sleep 0.05; done");
+    b.config["process"]["terminal"] = serde_json::json!(true);
+    b.save();
+    let out = std::fs::File::create(b.path("out")).unwrap();
+    let mut run = b.command(&["run", &b.id]);
+    run.stdin(std::process::Stdio::piped()).stdout(out.try_clone().unwrap()).stderr(out);
+    let mut run = run.spawn().unwrap();
+    let mut stdin = run.stdin.take().unwrap();
+    // Ends with the runtime.
+    let paste = std::thread::spawn(move || while stdin.write_all(&[b'x'; 8192]).is_ok() {});
+    wait(|| b.out().matches("up").count() > 20, "its output");
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut code = None;
+    let ended = || {
+        code = run.try_wait().unwrap();
+        code.is_some()
+    };
+    wait(ended, "its end");
+    paste.join().unwrap();
+    assert_eq!(code.unwrap().code(), Some(9), "{}", b.out());
+}
