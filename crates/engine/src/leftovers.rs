@@ -13,10 +13,21 @@ use types::ContainerId;
 use crate::{
     Engine,
     builds::CONTEXT_PREFIX,
-    container::{CONTAINER_LABEL, Container, dir_of, snapshot_labels},
+    container::{CONTAINER_LABEL, Container, dir_of, record::Record, snapshot_labels},
     error::chain,
     util::blocking,
 };
+
+/// A container's first start may be so long after its creation for a power cut to have taken the records of
+/// both: the store carries them to the disk every second, unless the disk is slow.
+const CUT_OFF_SECONDS: i64 = 10;
+
+/// Why a container does not start whose writable layer the store does not know.
+pub(crate) fn layer_is_lost(id: &str) -> String {
+    format!(
+        "the writable layer of container {id} is lost: stop the daemon, and `gantry containerd fsck` tells what is left of it before the next start removes that; then remove the container"
+    )
+}
 
 impl Engine {
     /// Ends the steps of builds that were cut off, and removes what those builds had received. Call it
@@ -103,9 +114,10 @@ impl Engine {
         }
     }
 
-    /// Makes writable layers anew for containers that have none: their own record is on the disk when
-    /// they are created, the store's of their snapshot a second later, and a power cut can come in
-    /// between. What was written in that second is lost with it.
+    /// Makes writable layers anew for containers that a power cut has left without: their own record is on
+    /// the disk when they are created, the store's of their snapshot a second later, and the power can go in
+    /// between. What was written in that second is lost with it. A layer that was lost in any other way is
+    /// not made anew: an empty one would take the place of what can still be saved.
     pub(crate) async fn renew_snapshots(&self, containers: &[Arc<Container>]) {
         for container in containers {
             let record = container.snapshot();
@@ -113,6 +125,10 @@ impl Engine {
             let missing = self.services.snapshots.stat(id).await;
             // Those that go with their run have gone.
             if record.host_config.auto_remove || !missing.is_err_and(|error| error.is_not_found()) {
+                continue;
+            }
+            if let Err(why) = self.was_cut_off(&record).await {
+                tracing::error!(container = id, why, "{}", layer_is_lost(id));
                 continue;
             }
             // Layers are made of their blobs at the first use, and may have gone with it.
@@ -133,6 +149,32 @@ impl Engine {
                     tracing::warn!(container = id, %error, "the writable layer is lost");
                 }
             }
+        }
+    }
+
+    /// Did the power go before the store had anything of a container on the disk, and is nothing of its
+    /// layer there?
+    ///
+    /// # Errors
+    /// What speaks against it.
+    async fn was_cut_off(&self, record: &Record) -> Result<(), String> {
+        // Made at the first start, and durable no later than what the process wrote a second after that.
+        match self.services.containers.get(record.id.as_str()).await {
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.to_string()),
+            Ok(_) => return Err("the store has a record of the container".into()),
+        }
+        let ran_late = record
+            .status
+            .started_at()
+            .is_some_and(|at| at.seconds.saturating_sub(record.created.seconds) > CUT_OFF_SECONDS);
+        if ran_late || record.restart_count > 0 {
+            return Err("it has run long after it was created".into());
+        }
+        match self.services.extras.unrecorded_snapshots().await {
+            Ok(0) => Ok(()),
+            Ok(n) => Err(format!("the store has {n} snapshots of which it has lost the records")),
+            Err(error) => Err(error.to_string()),
         }
     }
 

@@ -170,6 +170,9 @@ pub trait Extras: Send + Sync {
         drop(request);
         Err(Error::not_implemented("the analysis of an image's layers"))
     }
+    /// How many directories of snapshots are there that no record names: after the records had to be made
+    /// anew they stay until the next start, so that what is in them can be saved.
+    async fn unrecorded_snapshots(&self) -> Result<usize>;
     /// Collects garbage now and waits for it. Answers the bytes freed.
     async fn collect_garbage(&self) -> Result<u64>;
 }

@@ -424,6 +424,10 @@ impl Extras for Local {
         extras::analyse(self, request).await
     }
 
+    async fn unrecorded_snapshots(&self) -> Result<usize> {
+        self.heavy(|core, _| core.unrecorded_snapshots()).await
+    }
+
     async fn collect_garbage(&self) -> Result<u64> {
         self.heavy(|core, _| core.collect_garbage()).await
     }

@@ -48,6 +48,18 @@ impl Core {
         Ok(true)
     }
 
+    /// Directories of snapshots that no record names, but for those that are being made.
+    pub(crate) fn unrecorded_snapshots(&self) -> Result<usize> {
+        let present = self.disk.present()?;
+        let mut used = BTreeSet::new();
+        for ns in self.namespaces() {
+            let records = self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)?;
+            used.extend(records.into_iter().map(|(_, record)| record.id));
+        }
+        let of_none = present.difference(&used).filter(|id| !self.disk.is_in_work(**id));
+        Ok(of_none.count())
+    }
+
     fn rebuild_children(&self, ns: &str) -> Result<()> {
         let snapshots = self.db.list::<SnapshotRecord>(Table::Snapshots, ns)?;
         self.db.write(Durable::Soon, |tx| {

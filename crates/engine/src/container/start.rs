@@ -3,6 +3,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use store_api::{Any, CreateTask, ProcessId, RuntimeInfo, Stdio, Timestamp};
+use types::ErrorKind;
 
 use super::{
     Container, initfile,
@@ -11,7 +12,8 @@ use super::{
     users::{self, User},
 };
 use crate::{
-    Engine, Error, Result, config::OWN_RUNTIME, rootfs, util::blocking, volume::NewVolume,
+    Engine, Error, Result, config::OWN_RUNTIME, leftovers::layer_is_lost, rootfs, util::blocking,
+    volume::NewVolume,
 };
 
 /// How containerd marks a runtime specification in JSON.
@@ -168,7 +170,13 @@ impl Engine {
 
     /// Looks up the user, and fills empty volumes on the first start.
     async fn prepare_root(self: &Arc<Self>, record: &Record) -> Result<User> {
-        let mounts = self.services.snapshots.mounts(record.id.as_str()).await?;
+        let id = record.id.as_str();
+        let snapshots = &self.services.snapshots;
+        // A layer below it may be missing as well, which the error tells.
+        if snapshots.stat(id).await.is_err_and(|error| error.is_not_found()) {
+            return Err(Error::new(ErrorKind::DataLoss, layer_is_lost(id)));
+        }
+        let mounts = snapshots.mounts(id).await?;
         let scratch = self.config.exec_root.join("mounts");
         let fill = !record.volumes_filled;
         let record = record.clone();

@@ -159,3 +159,46 @@ fn the_journal_goes_with_the_host() {
         ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
     });
 }
+
+/// A writable layer whose record is lost in another way than by a power cut: it is not taken for an empty
+/// one, but kept as long as the store keeps it, and the container does not start.
+#[test]
+fn a_lost_layer_is_not_made_anew() {
+    on_engine(Net::Isolated, |ground| {
+        let word = random::token(12);
+        let store = "/var/lib/gantry/store";
+        let journal = ground.sandbox.path("/run/gantry/containerd/journal");
+        ground.sh(&format!("docker run --name ran \"$I\" sh -c 'echo {word} > /kept'"));
+        // This one the store knows by its layer alone.
+        ground.sh(&format!(
+            "docker create --name made \"$I\" true
+             echo {word} > /run/kept; docker cp /run/kept made:/kept"
+        ));
+        wait::until("the journal to be carried to the disk", SETTLE_LIMIT, || {
+            std::fs::metadata(&journal).is_ok_and(|file| file.len() == 44).then_some(())
+        })
+        .unwrap();
+        ground.daemon.stop().unwrap();
+        let kept = format!("grep -rlF {word} {store}/snapshots | grep -o '.*/snapshots/[0-9]*'");
+        let before = ground.sh(&kept);
+        assert_eq!(before.lines().count(), 2, "{before}");
+        ground.sh(&format!(
+            "rm {store}/meta.db {}; for d in $({kept}); do echo x > $d/record.json; done",
+            "/run/gantry/containerd/journal"
+        ));
+        ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
+        for name in ["ran", "made"] {
+            let output = ground.shell(&format!("docker start {name}")).output().unwrap();
+            let said = output.both();
+            assert!(!output.status.success() && said.contains("containerd fsck"), "{name}: {said}");
+        }
+        assert_eq!(ground.sh(&kept), before);
+        ground.daemon.stop().unwrap();
+        let found = ground.shell("gantry containerd fsck").output().unwrap().both();
+        for directory in before.lines() {
+            assert!(found.contains(directory), "{directory} is not told: {found}");
+        }
+        ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
+        ground.sh("docker rm ran made");
+    });
+}
