@@ -6,13 +6,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use archive::{Entry, Kind, Limits, TarReader, TarWriter};
 use bytes::Bytes;
 use client::{Body, ByteStream};
 use futures_util::StreamExt;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
 use tokio::sync::mpsc;
 use types::{Digest, Digester, limits};
 
@@ -79,9 +80,33 @@ pub(crate) fn open(path: &Path) -> Result<Layout> {
 }
 
 impl Layout {
+    /// The directory that a name is in, reached without a link, and the name in it. `O_NOFOLLOW` says
+    /// something of a path's last component alone.
+    fn parent<'n>(&self, name: &'n str) -> rustix::io::Result<(OwnedFd, &'n str)> {
+        let (directories, last) = name.rsplit_once('/').unwrap_or(("", name));
+        let mut parent = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
+        for directory in directories.split('/').filter(|part| !part.is_empty()) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            parent = rustix::fs::openat(&parent, directory, flags, Mode::empty())?;
+        }
+        Ok((parent, last))
+    }
+
+    fn stat(&self, name: &str) -> rustix::io::Result<rustix::fs::Stat> {
+        let (parent, last) = self.parent(name)?;
+        rustix::fs::statat(&parent, last, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Links are not followed.
+    fn open(&self, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let (parent, last) = self.parent(name)?;
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(&parent, last, flags, Mode::empty())
+    }
+
     /// Is there a file of this name?
     fn has(&self, name: &str) -> Result<bool> {
-        let stat = match rustix::fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match self.stat(name) {
             Ok(stat) => stat,
             Err(rustix::io::Errno::NOENT) => return Ok(false),
             Err(errno) => return Err(Error::file("stat", &self.path.join(name))(errno.into())),
@@ -110,16 +135,13 @@ impl Layout {
         let failed = |errno: rustix::io::Errno| {
             Error::file("read", &self.path.join(directory))(errno.into())
         };
-        let stat =
-            rustix::fs::statat(&self.root, directory, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let stat = self.stat(directory).map_err(failed)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {}
             FileType::RegularFile => return Ok(Vec::new()),
             kind => return Err(self.refused(directory, kind)),
         }
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let open =
-            rustix::fs::openat(&self.root, directory, flags, Mode::empty()).map_err(failed)?;
+        let open = self.open(directory, OFlags::DIRECTORY).map_err(failed)?;
         let mut names = BTreeSet::new();
         for entry in Dir::read_from(&open).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
@@ -152,8 +174,7 @@ impl Layout {
             let mut tar = TarWriter::new(writer);
             for name in &self.files {
                 let path = || self.path.join(name).display().to_string();
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-                let file = rustix::fs::openat(&self.root, name.as_str(), flags, Mode::empty());
+                let file = self.open(name, OFlags::NONBLOCK);
                 let file = File::from(file.map_err(|errno| named("open", path(), errno.into()))?);
                 let meta = file.metadata().map_err(|error| named("stat", path(), error))?;
                 if !meta.is_file() {
@@ -185,10 +206,11 @@ pub(crate) async fn write(
 ) -> Result<()> {
     let target = Target::new(path)?;
     let mut body = archive.await?;
+    let made = target.create()?;
     let (queue, chunks) = mpsc::channel::<io::Result<Bytes>>(QUEUE_CHUNKS);
     let worker = tokio::task::spawn_blocking(move || {
-        unpack(Chunks { queue: chunks, current: Bytes::new() }, &target.temporary)
-            .and_then(|()| target.finish())
+        unpack(Chunks { queue: chunks, current: Bytes::new() }, &made.target.temporary)
+            .and_then(|()| made.finish())
     });
     while let Some(chunk) = body.next().await {
         let (chunk, failed) = match chunk {
@@ -230,10 +252,21 @@ impl Read for Chunks {
     }
 }
 
-/// A directory beside the one that is wanted, which takes its place in the end.
+/// What of a layout lies at its top.
+const TOP: [&str; 3] = ["blobs", "index.json", "oci-layout"];
+
+/// A directory that is wanted, and one beside it, `.NAME.PID`, that is to take its place in the end.
 struct Target {
     path: PathBuf,
     temporary: PathBuf,
+    /// All names of such directories begin with this, and a process id follows.
+    prefix: OsString,
+}
+
+/// The one beside is there. It is locked as long as somebody works on it.
+struct Made {
+    target: Target,
+    _lock: OwnedFd,
 }
 
 impl Target {
@@ -268,23 +301,65 @@ impl Target {
                 parent.display().to_string()
             )));
         }
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", std::process::id()));
+        let mut prefix = OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        let mut hidden = prefix.clone();
+        hidden.push(std::process::id().to_string());
         let temporary = absolute.with_file_name(hidden);
-        std::fs::create_dir(&temporary).map_err(Error::file("create", &temporary))?;
-        Ok(Target { path: absolute, temporary })
+        Ok(Target { path: absolute, temporary, prefix })
     }
 
+    /// Makes the directory beside it; those that processes left which were killed go.
+    fn create(self) -> Result<Made> {
+        for entry in self.path.parent().and_then(|dir| dir.read_dir().ok()).into_iter().flatten() {
+            let Ok(name) = entry.map(|entry| entry.file_name()) else { continue };
+            let rest = name.as_bytes().strip_prefix(self.prefix.as_bytes()).unwrap_or_default();
+            if !rest.is_empty() && rest.iter().all(u8::is_ascii_digit) {
+                remove_abandoned(&self.path.with_file_name(&name));
+            }
+        }
+        std::fs::create_dir(&self.temporary).map_err(Error::file("create", &self.temporary))?;
+        let lock = match lock(&self.temporary) {
+            Ok(lock) => lock,
+            Err(errno) => {
+                drop(std::fs::remove_dir(&self.temporary));
+                return Err(Error::file("lock", &self.temporary)(errno.into()));
+            }
+        };
+        Ok(Made { target: self, _lock: lock })
+    }
+}
+
+/// While the descriptor is open, nobody else gets the lock of this directory.
+fn lock(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::fs::flock(&open, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(open)
+}
+
+/// Removes a directory in which nobody works any more, if there is nothing in it but a layout's parts. One
+/// that stays is in nobody's way.
+fn remove_abandoned(path: &Path) {
+    let Ok(_lock) = lock(path) else { return };
+    let Ok(mut entries) = path.read_dir() else { return };
+    let is_own = |name: OsString| TOP.iter().any(|own| name == *own);
+    if entries.all(|entry| entry.is_ok_and(|entry| is_own(entry.file_name()))) {
+        drop(std::fs::remove_dir_all(path));
+    }
+}
+
+impl Made {
     /// A directory that was there stays the same one. It becomes a layout with the last file.
     fn finish(&self) -> Result<()> {
-        if !self.path.is_dir() {
-            return std::fs::rename(&self.temporary, &self.path)
-                .map_err(Error::file("rename", &self.temporary));
+        let Target { path, temporary, .. } = &self.target;
+        if !path.is_dir() {
+            return std::fs::rename(temporary, path).map_err(Error::file("rename", temporary));
         }
-        for name in ["blobs", "index.json", "oci-layout"] {
-            let from = self.temporary.join(name);
-            match std::fs::rename(&from, self.path.join(name)) {
+        for name in TOP {
+            let from = temporary.join(name);
+            match std::fs::rename(&from, path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::file("rename", &from)(error));
                 }
@@ -295,10 +370,10 @@ impl Target {
     }
 }
 
-impl Drop for Target {
+impl Drop for Made {
     fn drop(&mut self) {
         // After a success it is not there any more.
-        drop(std::fs::remove_dir_all(&self.temporary));
+        drop(std::fs::remove_dir_all(&self.target.temporary));
     }
 }
 
@@ -458,8 +533,8 @@ mod tests {
         assert_eq!(open(&one).unwrap().left_out(), None);
 
         let path = ground.path().join("back");
-        let target = Target::new(&path).unwrap();
-        unpack(archive.as_slice(), &target.temporary).unwrap();
+        let target = Target::new(&path).unwrap().create().unwrap();
+        unpack(archive.as_slice(), &target.target.temporary).unwrap();
         assert!(!path.exists(), "nothing is seen before the end");
         target.finish().unwrap();
         drop(target);
@@ -468,8 +543,8 @@ mod tests {
         // An empty directory is filled, one with something in it is left alone.
         let empty = ground.path().join("empty");
         std::fs::create_dir(&empty).unwrap();
-        let target = Target::new(&empty).unwrap();
-        unpack(archive.as_slice(), &target.temporary).unwrap();
+        let target = Target::new(&empty).unwrap().create().unwrap();
+        unpack(archive.as_slice(), &target.target.temporary).unwrap();
         target.finish().unwrap();
         drop(target);
         assert!(sent(&empty).await.unwrap() == archive);
@@ -502,6 +577,57 @@ mod tests {
         std::fs::remove_file(dir.join("index.json")).unwrap();
         link(Path::new("/etc/passwd"), &dir.join("index.json"));
         assert!(refused(&dir).contains("index.json is a symbolic link"), "{}", refused(&dir));
+    }
+
+    /// A directory becomes a link after it was looked at.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_link_is_followed_on_the_way() {
+        for swapped in ["blobs", "blobs/sha256"] {
+            let ground = tempfile::tempdir().unwrap();
+            let (dir, other) = (ground.path().join("layout"), ground.path().join("other"));
+            layout(&dir);
+            let hex = layout(&other).hex().to_string();
+            std::fs::write(other.join("blobs/sha256").join(hex), "secret").unwrap();
+            let opened = open(&dir).unwrap();
+            std::fs::rename(dir.join(swapped), ground.path().join("away")).unwrap();
+            std::os::unix::fs::symlink(other.join(swapped), dir.join(swapped)).unwrap();
+            let Body::Stream(mut stream) = opened.body() else { panic!("a layout is a stream") };
+            let (mut all, mut failed) = (Vec::new(), false);
+            while let Some(piece) = stream.next().await {
+                match piece {
+                    Ok(piece) => all.extend_from_slice(&piece),
+                    Err(_) => failed = true,
+                }
+            }
+            assert!(failed, "{swapped}");
+            assert!(!all.windows(6).any(|window| window == b"secret"), "{swapped}");
+        }
+    }
+
+    /// What a killed process left goes with the next save; what is worked on, or somebody else's, stays.
+    #[tokio::test]
+    async fn nothing_is_left_of_a_save_that_was_killed() {
+        let ground = tempfile::tempdir().unwrap();
+        let path = ground.path().join("out");
+        let answer = async {
+            assert_eq!(std::fs::read_dir(ground.path()).unwrap().count(), 0, "made too early");
+            Err(client::Error::TooLarge { what: "save".into(), limit_bytes: 1 })
+        };
+        write(answer, &path).await.unwrap_err();
+        let names = |name: &str| ground.path().join(name);
+        std::fs::create_dir_all(names(".out.1/blobs/sha256")).unwrap();
+        std::fs::create_dir_all(names(".out.2/blobs")).unwrap();
+        std::fs::create_dir_all(names(".out.3/mine")).unwrap();
+        std::fs::create_dir_all(names(".out.x/blobs")).unwrap();
+        let working = lock(&names(".out.2")).unwrap();
+        drop(Target::new(&path).unwrap().create().unwrap());
+        let mut left: Vec<_> = std::fs::read_dir(ground.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, [".out.2", ".out.3", ".out.x"]);
+        drop(working);
     }
 
     fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
