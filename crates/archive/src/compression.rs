@@ -58,11 +58,27 @@ impl Read for Decompressor<'_> {
 /// # Errors
 /// When the first bytes cannot be read. A truncated or damaged stream is an error of a later read.
 pub fn decompress<'a, R: Read + Send + 'a>(mut reader: R) -> io::Result<Decompressor<'a>> {
-    let mut magic = Vec::with_capacity(MAGIC_LEN);
-    let limit = u64::try_from(MAGIC_LEN).expect("a small constant");
-    reader.by_ref().take(limit).read_to_end(&mut magic)?;
+    let magic = magic(&mut reader)?;
     let compression = sniff(&magic);
     decompress_as(Cursor::new(magic).chain(reader), compression)
+}
+
+/// As [`decompress`], with less memory: a zstd window of so many bytes at most (rounded down to a power
+/// of two), so many for xz.
+///
+/// # Errors
+/// As of [`decompress`]. A stream that needs more is an error of a later read.
+pub fn decompress_within<'a, R: Read + Send + 'a>(
+    mut reader: R,
+    window_bytes: u64,
+) -> io::Result<Decompressor<'a>> {
+    let magic = magic(&mut reader)?;
+    let compression = sniff(&magic);
+    let window = Window {
+        zstd_log: window_bytes.max(1).ilog2().min(ZSTD_WINDOW_LOG_MAX),
+        xz_bytes: window_bytes.min(XZ_MEMORY_MAX_BYTES),
+    };
+    decoder(Cursor::new(magic).chain(reader), compression, window)
 }
 
 /// As [`decompress`], for a compression that is known.
@@ -73,6 +89,28 @@ pub fn decompress_as<'a, R: Read + Send + 'a>(
     reader: R,
     compression: Compression,
 ) -> io::Result<Decompressor<'a>> {
+    let window = Window { zstd_log: ZSTD_WINDOW_LOG_MAX, xz_bytes: XZ_MEMORY_MAX_BYTES };
+    decoder(reader, compression, window)
+}
+
+/// What a decoder may use.
+struct Window {
+    zstd_log: u32,
+    xz_bytes: u64,
+}
+
+fn magic(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut magic = Vec::with_capacity(MAGIC_LEN);
+    let limit = u64::try_from(MAGIC_LEN).expect("a small constant");
+    reader.by_ref().take(limit).read_to_end(&mut magic)?;
+    Ok(magic)
+}
+
+fn decoder<'a, R: Read + Send + 'a>(
+    reader: R,
+    compression: Compression,
+    window: Window,
+) -> io::Result<Decompressor<'a>> {
     let buffered = BufReader::with_capacity(BUFFER_BYTES, reader);
     let inner: Box<dyn Read + Send + 'a> = match compression {
         Compression::None => Box::new(buffered),
@@ -80,10 +118,10 @@ pub fn decompress_as<'a, R: Read + Send + 'a>(
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(buffered)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            decoder.window_log_max(window.zstd_log)?;
             Box::new(decoder)
         }
-        Compression::Xz => Box::new(XzReader::new(buffered)?),
+        Compression::Xz => Box::new(XzReader::new(buffered, window.xz_bytes)?),
     };
     Ok(Decompressor { compression, inner })
 }
@@ -97,11 +135,9 @@ struct XzReader<R> {
 }
 
 impl<R: BufRead> XzReader<R> {
-    fn new(input: R) -> io::Result<Self> {
-        let stream = xz2::stream::Stream::new_stream_decoder(
-            XZ_MEMORY_MAX_BYTES,
-            xz2::stream::CONCATENATED,
-        )?;
+    fn new(input: R, memory_bytes: u64) -> io::Result<Self> {
+        let stream =
+            xz2::stream::Stream::new_stream_decoder(memory_bytes, xz2::stream::CONCATENATED)?;
         Ok(Self { input, stream, done: false })
     }
 }
@@ -207,6 +243,33 @@ impl<W: Write> Write for Compressor<W> {
             Inner::None(w) => w.flush(),
             Inner::Gzip(w) => w.flush(),
             Inner::Zstd(w) => w.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_window_that_is_too_large_is_an_error() {
+        let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(23).unwrap();
+        encoder.write_all(&bytes).unwrap();
+        let zstd = encoder.finish().unwrap();
+        let mut encoder = xz2::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(&bytes).unwrap();
+        let xz = encoder.finish().unwrap();
+        for (name, compressed) in [("zstd", zstd), ("xz", xz)] {
+            let read = |window_bytes| {
+                let mut read = Vec::new();
+                let mut tar = decompress_within(&compressed[..], window_bytes).unwrap();
+                tar.read_to_end(&mut read).map(|_| read)
+            };
+            assert!(read(16 << 20).unwrap() == bytes, "{name}");
+            assert!(read(4 << 20).is_err(), "{name}: more memory than it may have");
         }
     }
 }

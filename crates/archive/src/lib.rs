@@ -37,7 +37,8 @@ mod whiteout;
 mod writer;
 
 pub use compression::{
-    Compression, Compressor, Decompressor, Encoding, compress, decompress, decompress_as, sniff,
+    Compression, Compressor, Decompressor, Encoding, compress, decompress, decompress_as,
+    decompress_within, sniff,
 };
 pub use diff::{
     Change, ChangeKind, Opaque, changes_directories, changes_overlay, diff_directories,

@@ -18,12 +18,15 @@
 //! Below `Config::state` (tmpfs): `journal`, what the database does not have yet, and what shall not
 //! outlive the host's uptime; `layers/N`, the mounts of such layers, each with all those below it.
 //!
-//! Locks, in the order in which they are taken: `Core::blobs` (a blob file and its records), the
-//! database's writer, the database's flush; an ingest's own lock before all of them. None is held
-//! across an await. redb's file lock keeps a second store away.
+//! Locks, in the order in which they are taken: a name's in [`flights`] (one layer or one mount is made
+//! once), an ingest's own, `Core::blobs` (a blob file and its records), the database's writer, the
+//! database's flush. Those of `unpack` (slots, a slot, what moved; in this order) are held over none of
+//! the others, and none is held across an await but the places in [`flights::AsyncFlights`], which are
+//! taken first. redb's file lock keeps a second store away.
 //!
 //! Threads: `store-flush` (durable commits, a second after the write), `store-trash` (deletes what
-//! was removed), `store-gc`. Async callers reach the sync core through [`pool::Pool`], bounded.
+//! was removed), `store-gc`; for a while `store-unpack` (layers ahead of their turn, 8 at most),
+//! `store-discard` (those that nobody wants), `store-transfer` (a client's stream). Async callers reach the sync core through [`pool::Pool`], bounded.
 //! Channels: the event bus, a bounded queue per subscriber; the streams of import and export.
 
 mod containers;

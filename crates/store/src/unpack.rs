@@ -122,19 +122,30 @@ impl Core {
                 reporter.state(&subject, ProgressState::Complete, "");
                 return Ok(());
             }
-            let (is_packable, is_done, _turn) = match found {
-                Found::Staged(Staged::MustExtract, turn) => (false, false, Some(turn)),
+            let (is_packable, made, _turn) = match found {
+                Found::Staged(Staged::MustExtract, turn) => (false, Ok(false), Some(turn)),
                 Found::Staged(staged, turn) => {
                     reporter.full(&subject, ProgressState::Extracting);
-                    (true, self.commit_staged(ns, layer, &place, staged)?, Some(turn))
+                    (true, self.commit_staged(ns, layer, &place, staged), Some(turn))
                 }
-                Found::Nothing(turn) => (true, false, turn),
+                Found::Nothing(turn) => (true, Ok(false), turn),
             };
-            if !is_done {
+            let made = made.and_then(|is_done| {
+                if is_done {
+                    return Ok(());
+                }
                 reporter.state(&subject, ProgressState::Extracting, "");
                 let tell = |bytes| reporter.amount(&subject, ProgressState::Extracting, bytes);
                 let extracted = self.extract_to(ns, layer, &place, is_packable, &tell);
-                extracted.map_err(|error| self.blame(&layer.digest, error))?;
+                extracted.map_err(|error| match error.is_already_exists() {
+                    true => error,
+                    false => self.blame(&layer.digest, error),
+                })
+            });
+            match made {
+                // A client of the store, or a build, was first.
+                Err(error) if error.is_already_exists() && self.has_snapshot(ns, &chain_id)? => {}
+                other => other?,
             }
             self.flights.layers.tell();
             reporter.state(&subject, ProgressState::Complete, "");
@@ -202,11 +213,13 @@ impl Core {
                 layer.digest
             )));
         }
-        self.content_add_labels(
-            ns,
-            &layer.digest,
-            &Labels::from([(crate::diffs::UNCOMPRESSED.to_string(), expected.to_string())]),
-        )
+        self.label_uncompressed(ns, &layer.digest, expected)
+    }
+
+    /// Says on a blob what its content is.
+    fn label_uncompressed(&self, ns: &str, blob: &Digest, diff_id: &Digest) -> Result<()> {
+        let label = (crate::diffs::UNCOMPRESSED.to_string(), diff_id.to_string());
+        self.content_add_labels(ns, blob, &Labels::from([label]))
     }
 }
 

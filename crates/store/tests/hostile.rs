@@ -606,7 +606,37 @@ async fn many_layers_come_with_few_blocking_threads() {
     pulls.join().unwrap();
 }
 
+/// A client of the store commits the layer that is being made: it is there, and the pull goes on.
+async fn a_layer_that_somebody_else_commits_meanwhile_is_done() {
+    let mut image = compressed(8 << 20);
+    image.layers.truncate(1);
+    let image = Image::new(image.layers, &json!({}));
+    let registry = Registry::start(&image, |_, _| Answer::Whole);
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let reference = registry.reference();
+    let pulled = registry::pull(&services, &reference, RegistryAccess::default(), false).await;
+    let target = pulled.0.unwrap().target;
+    let chain_id = Digest::sha256(&image.layers[0].tar).to_string();
+    let snapshots = ground.path().join("root/snapshots");
+    let labels = store_api::Labels::new();
+    services.snapshots.prepare("theirs", None, labels.clone()).await.unwrap();
+    let unpacking = tokio::spawn({
+        let (services, target) = (services.clone(), target.clone());
+        async move { services.extras.unpack(&target, None).await }
+    });
+    until("the layer's files", async || bytes_below(&snapshots) > 1 << 20).await;
+    assert!(!unpacking.is_finished(), "it was made too quickly");
+    services.snapshots.commit(&chain_id, "theirs", labels).await.unwrap();
+    unpacking.await.unwrap().unwrap();
+    let all = services.snapshots.list(&[]).await.unwrap();
+    let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, [chain_id.as_str()]);
+    assert_eq!(std::fs::read_dir(&snapshots).unwrap().count(), 1, "what was made stays");
+}
+
 in_every_form! { @ directories index;
+    a_layer_that_somebody_else_commits_meanwhile_is_done
     a_layer_is_made_while_it_comes_and_nobody_sees_it_before_its_end
     a_layer_that_fails_ends_the_others_at_once
     a_layer_with_another_content_ends_the_others_at_once

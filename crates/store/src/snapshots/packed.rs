@@ -513,7 +513,8 @@ impl Core {
     ) -> Result<Option<PackedLayer>> {
         let (blob, _) = self.open_blob(ns, &layer.digest)?;
         let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
-        let packed = self.pack_stream(layer, expected, watched, true, directory)?;
+        let inflate = |input| Ok(Box::new(archive::decompress(input)?) as Box<dyn Read>);
+        let packed = self.pack_stream(layer, expected, watched, inflate, true, directory)?;
         if let Some(packed) = &packed {
             self.check_layer(ns, layer, &packed.diff_id, expected)?;
         }
@@ -522,11 +523,12 @@ impl Core {
 
     /// The same from a stream, whose digest is not looked at. `share`: the layer's blob is here, and
     /// where it is the tar itself it is linked, not copied.
-    pub(crate) fn pack_stream(
+    pub(crate) fn pack_stream<'a, R: Read + 'a>(
         &self,
         layer: &Descriptor,
         expected: &Digest,
-        input: impl Read + Send,
+        input: R,
+        inflate: impl FnOnce(R) -> std::io::Result<Box<dyn Read + 'a>>,
         share: bool,
         directory: &Path,
     ) -> Result<Option<PackedLayer>> {
@@ -543,8 +545,7 @@ impl Core {
         } else {
             faults::write("packed.tar").map_err(Error::io("create", &path))?;
             let mut file = create(&path)?;
-            let tar = archive::decompress(input)
-                .map_err(Error::stream("inflate layer", &layer.digest))?;
+            let tar = inflate(input).map_err(Error::stream("inflate layer", &layer.digest))?;
             let tee = Tee { inner: Hashing::new(tar), file: Some(&mut file) };
             match scan(tee, directory) {
                 Ok((contents, tee)) => (contents, tee.inner.finish().0),

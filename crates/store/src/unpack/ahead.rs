@@ -25,11 +25,14 @@ use crate::{
 
 /// Helpers for all images together, however many cores there are: each is a thread of its own, which
 /// may wait for a download or for a layer below. None is a thread of the runtime, on which downloads
-/// write what they wait for. In memory each has the window of a decompressor (32 KiB of gzip, up to 128 MiB
-/// that a zstd frame may ask for) and the names of its layer.
+/// write what they wait for. In memory each has the window of a decompressor ([`WINDOW_BYTES`] at most)
+/// and the names of its layer.
 const HELPERS: usize = 8;
 /// Of these for one image at most.
 const OF_ONE_IMAGE: usize = 4;
+/// Window of a helper's decompressor at most, bytes: `zstd -19` asks for 8 MiB, `xz -6` for 9 MiB with
+/// its state. A layer that asks for more is made in its turn. All helpers together: 128 MiB.
+pub(super) const WINDOW_BYTES: u64 = 16 << 20;
 /// Between two looks of who waits: whoever changes something tells, this is for what nobody told.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -296,11 +299,13 @@ impl<C: CoreRef> Ahead<C> {
             };
             match (self.stage(i, &source, &tell), &source) {
                 // What cannot be expressed may be what was not sent right.
-                (Ok(Staged::MustExtract) | Err(_), Source::Download(_)) => {
+                (Ok(None | Some(Staged::MustExtract)) | Err(_), Source::Download(_)) => {
                     drop(turn);
                     self.again(i);
                 }
-                (Ok(staged), _) => turn.ready(staged),
+                // Its turn comes.
+                (Ok(None), Source::Blob) => {}
+                (Ok(Some(staged)), _) => turn.ready(staged),
                 (Err(_), Source::Blob) if self.is_stopped() => {}
                 (Err(error), Source::Blob) => {
                     drop(turn);
@@ -584,3 +589,6 @@ impl Drop for Crew {
         self.ahead.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,15 +5,21 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt as _,
     sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Duration,
 };
 
 use crate::db::lock;
+
+/// A download of which nothing was written for so long is not read on; its blob is read once it is here.
+const STILL: Duration = Duration::from_secs(600);
 
 /// How far a file has grown. What is read of it is not verified yet.
 pub(crate) struct Growth {
     file: File,
     state: Mutex<State>,
     changed: Condvar,
+    /// [`STILL`], but for tests.
+    still: Duration,
 }
 
 struct State {
@@ -34,7 +40,7 @@ impl Growth {
     /// `len`: the bytes that are there.
     pub(crate) fn new(file: File, len: u64) -> Self {
         let state = State { len, end: End::Open };
-        Self { file, state: Mutex::new(state), changed: Condvar::new() }
+        Self { file, state: Mutex::new(state), changed: Condvar::new(), still: STILL }
     }
 
     /// The file has so many bytes now. One that became shorter is not read on: its bytes may be others.
@@ -74,8 +80,17 @@ impl Growth {
                 End::Open if state.len <= at => {}
                 _ => return Ok(state.len),
             }
-            // It ends with the download, whose waits have limits; `Grower` tells.
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let len = state.len;
+            let waits = |state: &mut State| state.end == End::Open && state.len == len;
+            let waited = self.changed.wait_timeout_while(state, self.still, waits);
+            let (now, limit) = waited.unwrap_or_else(PoisonError::into_inner);
+            if limit.timed_out() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("nothing came of the download for {} s", self.still.as_secs()),
+                ));
+            }
+            state = now;
         }
     }
 }
@@ -160,6 +175,18 @@ mod tests {
         grower.reached();
         drop(grower);
         assert!(reading.join().unwrap().unwrap() == bytes, "other bytes were read");
+    }
+
+    #[test]
+    fn a_download_that_stands_still_is_not_waited_for() {
+        let (_file, grower) = grown(&[7; 1000]);
+        let file = grower.0.file.try_clone().unwrap();
+        let mut short = Growth::new(file, 1000);
+        short.still = Duration::from_millis(20);
+        let mut read = Vec::new();
+        let error = GrowingReader::new(Arc::new(short)).read_to_end(&mut read).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        assert_eq!(read.len(), 1000);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! which nobody sees, and which goes to the trash at the next start.
 
 use std::{
-    io::{BufReader, Read},
+    io::{self, BufReader, Read},
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use archive::{ExtractOptions, Whiteouts};
@@ -12,7 +13,7 @@ use store_api::{Descriptor, Event, ResourceKind};
 use types::Digest;
 
 use super::{
-    ahead::{Ahead, CoreRef, Source},
+    ahead::{Ahead, CoreRef, Source, WINDOW_BYTES},
     growth::GrowingReader,
 };
 use crate::{
@@ -29,12 +30,50 @@ use crate::{
 
 /// A layer whose content is what its image says, but for its commit.
 pub(crate) enum Staged {
-    /// Kept as its tar.
-    Packed { id: u64, packed: PackedLayer },
+    /// Kept as its tar. `blob`: what it was made of; another image's may be compressed in another way.
+    Packed { id: u64, packed: PackedLayer, blob: Digest },
     /// Extracted. `has_root`: it says itself how its root looks.
-    Extracted { id: u64, has_root: bool },
+    Extracted { id: u64, has_root: bool, blob: Digest },
     /// An index cannot express it, and it was not extracted yet.
     MustExtract,
+}
+
+/// Bytes of the tar that are written of a download, whose digest is not known yet, per byte that came:
+/// layers of programs and texts have 2 to 10. gzip reaches 1000, with which whoever is between a registry
+/// and this machine could fill the disk.
+const INFLATED_PER_BYTE: u64 = 32;
+/// And so many in any case: a small layer may be nothing but zeros.
+const INFLATED_ANYWAY: u64 = 64 << 20;
+
+/// A tar that is made of an input of which `read` bytes were read.
+struct Inflated<'a, R> {
+    inner: R,
+    read: &'a AtomicU64,
+    bytes: u64,
+    is_verified: bool,
+    /// Why there is no more of it lies in the input, not in what is made of the tar.
+    failed: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Inflated<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer).inspect_err(|error| {
+            // Who reads begins again.
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+        })?;
+        self.bytes += u64::try_from(n).unwrap_or(0);
+        let read = self.read.load(Ordering::Relaxed);
+        let limit = read.saturating_mul(INFLATED_PER_BYTE).saturating_add(INFLATED_ANYWAY);
+        if !self.is_verified && self.bytes > limit {
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(io::Error::other(format!(
+                "{read} bytes of a download became more than {limit}: it is verified first"
+            )));
+        }
+        Ok(n)
+    }
 }
 
 /// Ends with an error when nobody wants the rest.
@@ -44,22 +83,23 @@ struct Until<'a, R> {
 }
 
 impl<R: Read> Read for Until<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if (self.stopped)() {
-            return Err(std::io::Error::other("the unpacking was given up"));
+            return Err(io::Error::other("the unpacking was given up"));
         }
         self.inner.read(buffer)
     }
 }
 
 impl<C: CoreRef> Ahead<C> {
-    /// Makes the files of layer `i`, whatever is below it.
+    /// Makes the files of layer `i`, whatever is below it. `None`: its bytes end too early, are not what
+    /// they should be, or need too much to be read here.
     pub(super) fn stage(
         &self,
         i: usize,
         source: &Source,
         tell: &(dyn Fn(u64) + Sync),
-    ) -> Result<Staged> {
+    ) -> Result<Option<Staged>> {
         let core: &Core = &self.core;
         let (layer, expected) = (&self.image.layers[i], &self.image.diff_ids[i]);
         if !is_layer(&layer.media_type) {
@@ -76,31 +116,46 @@ impl<C: CoreRef> Ahead<C> {
             )),
             Source::Download(growth) => Box::new(GrowingReader::new(std::sync::Arc::clone(growth))),
         };
-        let input = Watched::new(Until { inner: input, stopped: &stopped }, tell);
+        let (read, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let count = |bytes| {
+            read.store(bytes, Ordering::Relaxed);
+            tell(bytes);
+        };
+        let input = Watched::new(Until { inner: input, stopped: &stopped }, &count);
+        let inflate = |input| {
+            let inner = archive::decompress_within(input, WINDOW_BYTES)?;
+            let is_verified = matches!(source, Source::Blob);
+            let tar = Inflated { inner, read: &read, bytes: 0, is_verified, failed: &failed };
+            Ok(Box::new(tar) as Box<dyn Read + '_>)
+        };
         let id = core.disk.create_empty()?;
         let staged = if core.disk.packed.is_enabled() {
             let directory = core.disk.directory(id);
             // What is not compressed may be shared with its blob, once that is here.
             let share = matches!(source, Source::Blob);
-            let packed = core.pack_stream(layer, expected, input, share, &directory);
+            let packed = core.pack_stream(layer, expected, input, inflate, share, &directory);
             packed.and_then(|packed| match packed {
                 Some(packed) => {
                     faults::pass("packed.written");
                     check(layer, &packed.diff_id, expected)?;
-                    Ok(Staged::Packed { id, packed })
+                    Ok(Staged::Packed { id, packed, blob: layer.digest.clone() })
                 }
                 None => Ok(Staged::MustExtract),
             })
         } else {
-            self.extract_ahead(i, id, input)
+            let tar = inflate(input).map_err(Error::stream("inflate layer", &layer.digest));
+            tar.and_then(|tar| self.extract_ahead(i, id, tar))
         };
         if !matches!(staged, Ok(Staged::Packed { .. } | Staged::Extracted { .. })) {
             core.disk.discard(id)?;
+            if failed.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
         }
-        staged
+        staged.map(Some)
     }
 
-    fn extract_ahead(&self, i: usize, id: u64, input: impl Read + Send) -> Result<Staged> {
+    fn extract_ahead(&self, i: usize, id: u64, tar: impl Read) -> Result<Staged> {
         let core: &Core = &self.core;
         let (layer, expected) = (&self.image.layers[i], &self.image.diff_ids[i]);
         let path = core.disk.fs(id);
@@ -116,7 +171,7 @@ impl<C: CoreRef> Ahead<C> {
                 let lowers = core.lowers_of(&self.ns, &chain)?;
                 open_all(&lowers.into_iter().map(|lower| lower.path).collect::<Vec<_>>())
             });
-            opened.map_err(|error| std::io::Error::other(store_api::Error::from(error)))
+            opened.map_err(|error| io::Error::other(store_api::Error::from(error)))
         };
         let mut has_root = false;
         let mut look = |entry: &mut archive::Entry| {
@@ -134,14 +189,12 @@ impl<C: CoreRef> Ahead<C> {
             filter: Some(&mut look),
             ..ExtractOptions::default()
         };
-        let tar =
-            archive::decompress(input).map_err(Error::stream("inflate layer", &layer.digest))?;
         let mut tar = Hashing::new(tar);
         archive::extract(&mut tar, root.as_fd(), &mut options)
             .map_err(Error::archive("extract layer", &layer.digest))?;
         faults::pass("unpack.extracted");
         check(layer, &tar.finish().0, expected)?;
-        Ok(Staged::Extracted { id, has_root })
+        Ok(Staged::Extracted { id, has_root, blob: layer.digest.clone() })
     }
 }
 
@@ -196,19 +249,23 @@ impl Core {
         place: &Place<'_>,
         staged: &Staged,
     ) -> Result<bool> {
-        let (id, packed) = match staged {
+        let (id, packed, blob) = match staged {
             Staged::MustExtract => return Ok(false),
             // On what was extracted nothing can stay packed.
             Staged::Packed { .. } if !self.takes_packed(ns, place.parent)? => return Ok(false),
-            Staged::Packed { id, packed } => (*id, Some(packed.clone())),
-            Staged::Extracted { id, has_root } => {
+            Staged::Packed { id, packed, blob } => (*id, Some(packed.clone()), blob),
+            Staged::Extracted { id, has_root, blob } => {
                 if let (Some(parent), false) = (place.parent, has_root) {
                     look_like(&self.disk.fs(*id), &self.root_of(ns, parent)?)?;
                 }
-                (*id, None)
+                (*id, None, blob)
             }
         };
-        self.check_layer(ns, layer, place.expected, place.expected)?;
+        match self.label_uncompressed(ns, blob, place.expected) {
+            // Another image's, which did not come or is gone again.
+            Err(error) if *blob != layer.digest && error.is_not_found() => {}
+            other => other?,
+        }
         self.commit_made(ns, place, id, packed)?;
         Ok(true)
     }
@@ -262,4 +319,25 @@ fn look_like(path: &Path, below: &Path) -> Result<()> {
         .map_err(Error::io("chown", path))?;
     let mode = std::fs::Permissions::from_mode(root.mode() & 0o7777);
     std::fs::set_permissions(path, mode).map_err(Error::io("chmod", path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_download_becomes_so_much_until_it_is_verified() {
+        let limit = 1000 * INFLATED_PER_BYTE + INFLATED_ANYWAY;
+        for (bytes, is_verified, is_whole) in
+            [(limit, false, true), (limit + 1, false, false), (limit + 1, true, true)]
+        {
+            let (read, failed) = (AtomicU64::new(1000), AtomicBool::new(false));
+            let inner = io::repeat(0).take(bytes);
+            let mut tar = Inflated { inner, read: &read, bytes: 0, is_verified, failed: &failed };
+            let copied = io::copy(&mut tar, &mut io::sink());
+            assert_eq!(copied.is_ok(), is_whole, "{bytes} {is_verified}");
+            assert_eq!(failed.into_inner(), !is_whole);
+        }
+    }
 }

@@ -1,0 +1,97 @@
+#![allow(clippy::unwrap_used)]
+use std::sync::{Barrier, mpsc};
+
+use store_api::{Descriptor, media_type};
+
+use super::*;
+use crate::Config;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn image(layers: u8) -> UnpackedImage {
+    let digest = |kind: &str, i: u8| Digest::sha256(format!("{kind} {i}").as_bytes());
+    let blob = |i| Descriptor::new(media_type::OCI_LAYER_GZIP, digest("blob", i), 1);
+    UnpackedImage {
+        manifest: blob(100),
+        config: blob(101),
+        layers: (0..layers).map(blob).collect(),
+        diff_ids: (0..layers).map(|i| digest("tar", i)).collect(),
+        chain_ids: (0..layers).map(|i| digest("chain", i)).collect(),
+    }
+}
+
+fn core(ground: &tempfile::TempDir) -> Arc<Core> {
+    Core::open(&Config::new(ground.path().join("root"), ground.path().join("state"))).unwrap()
+}
+
+/// A layer below that is gone again before the helper above it looks: both it and who waits for it end.
+#[test]
+fn a_parent_that_is_gone_ends_the_wait_for_it() {
+    let ground = tempfile::tempdir().unwrap();
+    let (core, image) = (core(&ground), image(2));
+    let ours = Arc::new(Ahead::new(Arc::clone(&core), "ns", &image, 0));
+    let theirs = Arc::new(Ahead::new(core, "ns", &image, 0));
+    let (begun, has_begun) = mpsc::channel();
+    let (end, ended) = mpsc::channel();
+    let (helper, parent, done) = (Arc::clone(&ours), image.chain_ids[0].clone(), end.clone());
+    std::thread::spawn(move || {
+        let turn = helper.slots[1].begin(None).unwrap();
+        begun.send(()).unwrap();
+        let waited = helper.wait_for_parent(1, &parent);
+        drop(turn);
+        done.send(waited.is_err_and(|error| error.is_not_found())).unwrap();
+    });
+    has_begun.recv_timeout(LIMIT).unwrap();
+    // Another image's turn for it has come.
+    std::thread::spawn(move || {
+        let found = theirs.take(1);
+        end.send(matches!(found, Found::Nothing(Some(_)))).unwrap();
+    });
+    for _ in 0..2 {
+        assert!(ended.recv_timeout(LIMIT).expect("somebody waits for ever"));
+    }
+}
+
+/// Who is given up does not wait for another image's helper.
+#[test]
+fn a_turn_that_is_given_up_waits_for_nobody() {
+    let ground = tempfile::tempdir().unwrap();
+    let (core, image) = (core(&ground), image(1));
+    let ours = Ahead::new(Arc::clone(&core), "ns", &image, 0);
+    let theirs = Arc::new(Ahead::new(core, "ns", &image, 0));
+    let _turn = ours.slots[0].begin(None).unwrap();
+    let (end, ended) = mpsc::channel();
+    let taker = Arc::clone(&theirs);
+    std::thread::spawn(move || end.send(matches!(taker.take(0), Found::Nothing(None))).unwrap());
+    theirs.stop();
+    assert!(ended.recv_timeout(LIMIT).expect("it waits for ever"));
+}
+
+#[test]
+fn the_last_of_several_that_leave_at_once_takes_the_entries_along() {
+    let ground = tempfile::tempdir().unwrap();
+    let (core, image) = (core(&ground), image(3));
+    for round in 0..300 {
+        let gate = Barrier::new(3);
+        let all: Vec<_> = (0..3).map(|_| Ahead::new(&*core, "ns", &image, 0)).collect();
+        std::thread::scope(|scope| {
+            for ahead in all {
+                scope.spawn(|| {
+                    gate.wait();
+                    drop(ahead);
+                });
+            }
+        });
+        assert_eq!(lock(&core.flights.layers.all).len(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn there_are_so_many_helpers_and_no_more() {
+    let slots = Slots::default();
+    let taken: Vec<_> = (0..HELPERS).map(|_| slots.helpers(100)).collect();
+    assert_eq!(taken.iter().map(|some| some.count).sum::<usize>(), HELPERS);
+    assert_eq!(taken[0].count, OF_ONE_IMAGE);
+    drop(taken);
+    assert_eq!(slots.helpers(1).count, 1);
+}
