@@ -70,7 +70,7 @@ fn a_turn_that_is_given_up_waits_for_nobody() {
 #[test]
 fn the_last_of_several_that_leave_at_once_takes_the_entries_along() {
     let ground = tempfile::tempdir().unwrap();
-    let (core, image) = (core(&ground), image(3));
+    let (core, image) = (core(&ground), image(100));
     for round in 0..300 {
         let gate = Barrier::new(3);
         let all: Vec<_> = (0..3).map(|_| Ahead::new(&*core, "ns", &image, 0)).collect();
