@@ -18,8 +18,8 @@ Options of fsck:
       --repair             Make whole what is damaged, from what is here or from the registry it came from
       --hosts-dir string   Directory of registries' hosts.toml and certificates, in place of
                            /etc/{gantry,docker,containerd}/certs.d (may be repeated)
-      --plain-http         Speak HTTP to registries
-      --registry string    The registry that --user is for
+      --plain-http         Speak HTTP to the registry of --registry, where it does not speak HTTPS
+      --registry string    HOST[:PORT] of the registry that --user and --plain-http are for
   -u, --user string        USER[:PASSWORD] for this registry; without it, and for all others, the
                            credentials are those that pull has, of docker's config.json ($DOCKER_CONFIG)
       --password-stdin     Read the password of --user from STDIN
@@ -55,7 +55,7 @@ impl Options {
                 let path = std::path::absolute(text()?).map_err(|e| format!("{name}: {e}"))?;
                 self.hosts_dirs.push(path);
             }
-            "--registry" => self.registry = text()?,
+            "--registry" => self.registry = registry(&text()?)?,
             "-u" | "--user" => self.user = text()?,
             _ => return Ok(false),
         }
@@ -68,11 +68,15 @@ impl Options {
         if !self.repair && *self != Self::default() {
             return Err("registries are asked only with --repair".into());
         }
+        if self.plain_http && self.registry.is_empty() {
+            return Err("--plain-http needs --registry: who is spoken to without TLS".into());
+        }
         match (self.user.as_str(), self.registry.as_str()) {
-            ("", "") if self.password_stdin => Err("--password-stdin needs --user".into()),
+            ("", _) if self.password_stdin => Err("--password-stdin needs --user".into()),
             ("", "") => Ok(()),
             (_, "") => Err("--user needs --registry: whose password it is".into()),
-            ("", _) => Err("--registry needs --user".into()),
+            ("", _) if self.plain_http => Ok(()),
+            ("", _) => Err("--registry needs --user or --plain-http".into()),
             (user, _) if user.contains(':') && self.password_stdin => {
                 Err("the password is given twice, by --user and --password-stdin".into())
             }
@@ -100,14 +104,30 @@ impl Options {
     }
 }
 
-/// The credentials of whoever calls, each looked up once.
+/// A registry's name as image names have it, in lower case.
+fn registry(text: &str) -> Result<String, String> {
+    let refused = || {
+        format!(
+            "--registry {text:?} is none: it is written as in the names of images, HOST or HOST:PORT (docker.io is Docker Hub's)"
+        )
+    };
+    if text.contains('/') {
+        return Err(refused());
+    }
+    let text = text.to_ascii_lowercase();
+    let reference: types::ImageRef = format!("{text}/x/y").parse().map_err(|_| refused())?;
+    // A word without a dot or a port is the beginning of a path, on Docker Hub.
+    if reference.path() == "x/y" { Ok(reference.domain().to_owned()) } else { Err(refused()) }
+}
+
+/// The credentials of whoever calls, each looked up once; by registries' names in lower case.
 #[derive(Debug, Default)]
 struct Logins(Mutex<BTreeMap<String, Result<Option<Credentials>, String>>>);
 
 impl store_api::Logins for Logins {
     fn of(&self, registry: &str) -> store_api::Result<Option<Credentials>> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = known.entry(registry.to_owned()).or_insert_with(|| {
+        let found = known.entry(registry.to_ascii_lowercase()).or_insert_with(|| {
             let login = cli::login_of(registry)?;
             Ok(login.map(|login| Credentials {
                 username: login.username,
@@ -120,25 +140,48 @@ impl store_api::Logins for Logins {
     }
 }
 
-fn request(options: &Options, persona: Persona) -> anyhow::Result<FsckRequest> {
+/// In place of credentials, where no registry may be asked: why.
+#[derive(Debug)]
+struct NoRegistries(String);
+
+impl store_api::Logins for NoRegistries {
+    fn of(&self, _: &str) -> store_api::Result<Option<Credentials>> {
+        Err(store_api::Error::new(types::ErrorKind::FailedPrecondition, self.0.clone()))
+    }
+}
+
+/// `usual`: how the daemon asks registries. Where that is not known, none is asked, and what can be repaired
+/// without is.
+fn request(
+    options: &Options,
+    usual: impl FnOnce() -> Result<RegistryAccess, String>,
+) -> anyhow::Result<FsckRequest> {
     if !options.repair {
         return Ok(FsckRequest::default());
     }
-    let access = daemon::usual_registry_access(persona).map_err(anyhow::Error::msg)?;
+    let mut access = match usual() {
+        Ok(access) => access,
+        Err(error) => {
+            let why = format!("no registry is asked: {error}");
+            eprintln!("gantry containerd: {why}");
+            return Ok(FsckRequest {
+                repair: true,
+                logins: Some(Arc::new(NoRegistries(why))),
+                ..FsckRequest::default()
+            });
+        }
+    };
+    access.certs_dirs.clone_from(&options.hosts_dirs);
+    if options.plain_http {
+        // Of this one alone: everybody else's credentials stay behind TLS.
+        access.insecure.push(options.registry.clone());
+    }
     let logins = Logins::default();
     if let Some((registry, credentials)) = options.given()? {
         let mut known = logins.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(registry, Ok(Some(credentials)));
     }
-    Ok(FsckRequest {
-        repair: true,
-        access: RegistryAccess {
-            certs_dirs: options.hosts_dirs.clone(),
-            plain_http: options.plain_http,
-            ..access
-        },
-        logins: Some(Arc::new(logins)),
-    })
+    Ok(FsckRequest { repair: true, access, logins: Some(Arc::new(logins)) })
 }
 
 /// Checks the store and prints what was found; the exit code: 1 if something is not as it should be.
@@ -147,7 +190,7 @@ pub(crate) fn run(
     options: &Options,
     persona: Persona,
 ) -> anyhow::Result<i32> {
-    let request = request(options, persona)?;
+    let request = request(options, || daemon::usual_registry_access(persona))?;
     let runtime = daemon::runtime()?;
     let report = runtime.block_on(async {
         let purpose = if options.repair { store::Purpose::Repair } else { store::Purpose::Check };
@@ -198,4 +241,58 @@ fn text(report: &FsckReport) -> String {
         report.findings.len() - left,
     ));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn options(words: &[&str]) -> Result<Options, String> {
+        let mut options = Options { repair: true, ..Options::default() };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().map(OsString::from).ok_or_else(|| "no value".into());
+            assert!(options.flag(word, &mut value)?, "{word}");
+        }
+        options.check().map(|()| options)
+    }
+
+    #[test]
+    fn only_the_named_registry_is_asked_without_tls() {
+        assert!(options(&["--plain-http"]).unwrap_err().contains("--registry"));
+        let plain = options(&["--plain-http", "--registry", "Reg.Example:5000"]).unwrap();
+        let usual = || Ok(RegistryAccess { insecure: vec!["own:1".into()], ..Default::default() });
+        let request = request(&plain, usual).unwrap();
+        assert!(!request.access.plain_http, "it would hold for all");
+        assert_eq!(request.access.insecure, ["own:1", "reg.example:5000"]);
+    }
+
+    #[test]
+    fn a_registry_is_the_one_of_image_names() {
+        for (given, name) in [
+            ("index.docker.io", "docker.io"),
+            ("LOCALHOST", "localhost"),
+            ("r:1", "r:1"),
+            ("[::1]:5000", "[::1]:5000"),
+        ] {
+            let user = ["-u", "a:b", "--registry", given];
+            let found = options(&user).unwrap().given().unwrap().unwrap();
+            assert_eq!(found.0, name, "{given}");
+        }
+        for given in ["https://reg.example", "reg.example/x", "word", "", "a b"] {
+            let error = options(&["-u", "a:b", "--registry", given]).unwrap_err();
+            assert!(error.contains("HOST:PORT"), "{given}: {error}");
+        }
+    }
+
+    /// What is wrong with the daemon's configuration is told of each registry that would be asked.
+    #[test]
+    fn a_bad_configuration_keeps_from_registries_alone() {
+        let repair = options(&[]).unwrap();
+        let request = request(&repair, || Err("daemon.json: bad".into())).unwrap();
+        assert!(request.repair);
+        let error = request.logins.unwrap().of("docker.io").unwrap_err();
+        assert!(error.message.contains("daemon.json: bad"), "{error}");
+    }
 }

@@ -283,9 +283,9 @@ mod tests {
         assert!(parse(&["fsck", "--plain-http"]).unwrap_err().contains("only with --repair"));
         let refused = |words: &[&str]| parse(&[&["fsck", "--repair"], words].concat()).unwrap_err();
         assert!(refused(&["-u", "a:b"]).contains("--registry"));
-        assert!(refused(&["--registry", "r"]).contains("--user"));
-        assert!(refused(&["-u", "a", "--registry", "r"]).contains("--password-stdin"));
-        assert!(refused(&["-u", "a:b", "--password-stdin", "--registry", "r"]).contains("twice"));
+        assert!(refused(&["--registry", "r:1"]).contains("--user"));
+        assert!(refused(&["-u", "a", "--registry", "r:1"]).contains("--password-stdin"));
+        assert!(refused(&["-u", "a:b", "--password-stdin", "--registry", "r:1"]).contains("twice"));
         assert!(refused(&["--repair=yes"]).contains("takes no value"));
     }
 }
