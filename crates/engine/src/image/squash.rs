@@ -54,19 +54,19 @@ impl Engine {
         let engine = self.clone();
         let made = tokio::spawn(async move {
             let target = engine.services.extras.squash(request).await?;
-            match &tag {
-                Some(tag) => {
-                    engine.put_image(&tag.to_string(), &target).await?;
-                    engine.drop_dangling(&target.digest).await?;
-                    engine.image_event("tag", &target.digest.to_string(), &tag.familiar());
-                }
-                None => engine.ensure_record(&target).await?,
-            }
-            // Ready to run, and its size is that of its files.
+            // Held while it is unpacked, and what is left of it without a name if that fails: the name
+            // moves only to an image that is ready to run, and whose size is that of its files.
+            engine.ensure_record(&target).await?;
             match engine.services.extras.unpack(&target, None).await {
-                Err(error) if !error.is_not_found() => Err(Error::from(error)),
-                _ => Ok(target.digest),
+                Err(error) if !error.is_not_found() => return Err(Error::from(error)),
+                _ => {}
             }
+            if let Some(tag) = &tag {
+                engine.put_image(&tag.to_string(), &target).await?;
+                engine.drop_dangling(&target.digest).await?;
+                engine.image_event("tag", &target.digest.to_string(), &tag.familiar());
+            }
+            Ok(target.digest)
         });
         made.await.map_err(|error| Error::internal(format!("squash {name}: {error}")))?
     }
