@@ -52,6 +52,8 @@ pub trait Content: Send + Sync {
     async fn open_writer(&self, request: WriteRequest) -> Result<IngestStatus>;
     /// Appends at `offset`, which must be the ingest's present end; an `offset` below it truncates.
     async fn write(&self, reference: &str, offset: u64, bytes: Bytes) -> Result<u64>;
+    /// The digest of what was written to an ingest so far.
+    async fn digest(&self, reference: &str) -> Result<Digest>;
     /// Verifies size (unless 0) and digest (if given) and makes the blob visible. It is durable at
     /// the latest when an image record that leads to it is: one sync covers all of an image's blobs.
     async fn commit(

@@ -111,32 +111,40 @@ impl Writer {
     ) -> Result<api::WriteContentResponse, Status> {
         self.learn(&request)?;
         let action = request.action;
-        let mut digest = String::new();
-        match action {
-            write_action::STAT => {}
-            write_action::WRITE => self.append(request).await?,
+        // containerd answers the digest so far: its clients take it for that of the blob where COMMIT
+        // ends in `AlreadyExists`, which brings none.
+        let digest = match action {
+            write_action::STAT => self.so_far().await?,
+            write_action::WRITE => {
+                self.append(request).await?;
+                self.so_far().await?
+            }
             write_action::COMMIT => {
                 let labels = request.labels.clone();
                 self.append(request).await?;
                 let (total, expected) = (self.total, self.expected.as_ref());
                 let committed =
                     self.services.content.commit(&self.reference, total, expected, labels).await;
-                digest = committed.map_err(refused)?.to_string();
                 self.committed = true;
+                committed.map_err(refused)?
             }
             other => {
                 let text = format!("write action {other} is unknown: invalid argument");
                 return Err(Status::invalid_argument(text));
             }
-        }
+        };
         Ok(api::WriteContentResponse {
             action,
             started_at: timestamp(self.started),
             updated_at: timestamp(self.updated),
             offset: size_out(self.offset),
             total: size_out(self.total),
-            digest,
+            digest: digest.to_string(),
         })
+    }
+
+    async fn so_far(&self) -> Result<Digest, Status> {
+        self.services.content.digest(&self.reference).await.map_err(status)
     }
 
     /// Size and digest may be told late, but not changed.

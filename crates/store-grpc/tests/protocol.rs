@@ -143,8 +143,35 @@ async fn writes() {
     };
     let error = first.write(vec![again]).await.unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);
+    told_so_far(&mut first).await;
     first.close().await;
     served.end().await;
+}
+
+/// What a client that does not know the digest makes a descriptor of when the blob is there already:
+/// every answer before COMMIT tells it, as containerd's does.
+async fn told_so_far(client: &mut Client) {
+    let (begin, end) = (testkit::random::bytes(1000), testkit::random::bytes(77));
+    let whole = [begin.as_slice(), &end].concat();
+    client.write_blob("one", &whole).await.unwrap();
+    let request = |action, offset, data: &[u8]| WriteContentRequest {
+        action,
+        reference: "other".into(),
+        offset,
+        data: data.to_vec().into(),
+        ..Default::default()
+    };
+    let written = client.write(vec![
+        request(write_action::STAT, 0, b""),
+        request(write_action::WRITE, 0, &begin),
+        request(write_action::WRITE, 1000, &end),
+        request(write_action::STAT, 0, b""),
+    ]);
+    let digests: Vec<_> = written.await.unwrap().into_iter().map(|a| a.digest).collect();
+    let wanted = [b"".as_slice(), &begin, &whole, &whole].map(testkit::fixtures::digest);
+    assert_eq!(digests, wanted);
+    let commit = vec![request(write_action::COMMIT, 1077, b"")];
+    assert_eq!(client.write(commit).await.unwrap_err().code(), Code::AlreadyExists);
 }
 
 /// The largest message is containerd's; what is larger ends the call and not the connection.

@@ -104,6 +104,11 @@ impl Content for Local {
         self.heavy(move |core, ns| core.ingest_write(ns, &reference, offset, &bytes)).await
     }
 
+    async fn digest(&self, reference: &str) -> Result<Digest> {
+        let reference = reference.to_string();
+        self.heavy(move |core, ns| core.ingest_digest(ns, &reference)).await
+    }
+
     async fn commit(
         &self,
         reference: &str,

@@ -275,6 +275,17 @@ impl Core {
         written.map(|()| ingest.offset)
     }
 
+    /// The digest of what was written so far: a clone of the running hash, but for what an earlier run
+    /// left, which is read once.
+    pub(crate) fn ingest_digest(&self, ns: &str, reference: &str) -> Result<Digest> {
+        let ingest = self.find_ingest(ns, reference)?;
+        let mut ingest = lock(&ingest);
+        match &ingest.meta.expected {
+            Some(digest) if ingest.shared => Ok(digest.clone()),
+            _ => ingest.digest(),
+        }
+    }
+
     /// The file that an ingest writes, to be read.
     pub(crate) fn ingest_file(&self, ns: &str, reference: &str) -> Result<File> {
         let ingest = self.find_ingest(ns, reference)?;
