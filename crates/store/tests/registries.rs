@@ -345,6 +345,35 @@ async fn under_other_names() {
     assert_eq!(told, names);
 }
 
+/// The image is found through an index within the index, behind one that has none for this machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn nested_indexes() {
+    let registry = Registry::start();
+    let open = async || {
+        let ground = tempfile::tempdir().unwrap();
+        let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+        (Store::open(config).await.unwrap(), ground)
+    };
+    let (store, _ground) = open().await;
+    let (other, _other_ground) = open().await;
+    let (here, there) = (store.open("here").unwrap(), other.open("there").unwrap());
+    let own_name = format!("docker.io/library/{}:v1", random::name("img"));
+    let (archive, wanted) = suite::platforms::nested(&own_name);
+    transfer::import(&here, archive).await.unwrap();
+    let reference = registry.reference();
+    push(&here, &own_name, &reference).await.0.unwrap();
+    let pulled = pull(&there, &reference).await.0.unwrap();
+    let image = there.extras.resolve_image(&pulled.target, None).await.unwrap();
+    assert_eq!(image.manifest.digest.to_string(), wanted);
+    let all = there.extras.platforms(&pulled.target).await.unwrap();
+    let whole: Vec<_> = all.iter().filter(|image| image.whole).collect();
+    assert!(whole.len() == 1 && whole[0].manifest.digest.to_string() == wanted, "{all:?}");
+    // Nothing of what it consists of goes.
+    there.images.delete(&own_name, true).await.ok();
+    there.extras.unpack(&pulled.target, None).await.unwrap();
+    assert!(pull(&there, &reference).await.0.unwrap().up_to_date);
+}
+
 // These extract what they download. The others are about names, and about what the registry sees.
 in_every_form! {
     there_and_back,

@@ -6,6 +6,7 @@ mod old_docker;
 mod pull;
 mod push;
 mod refetch;
+mod resolve;
 
 use std::sync::Mutex;
 

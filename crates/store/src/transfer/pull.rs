@@ -12,7 +12,7 @@ use tokio::{
 };
 use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 
-use super::{WRITE_BYTES, descriptor, refused, remember_source, repository};
+use super::{WRITE_BYTES, descriptor, refused, remember_source, repository, resolve};
 use crate::{
     Local,
     error::Error as Fail,
@@ -25,8 +25,6 @@ use crate::{
 /// Blobs downloaded at once where the caller has no wish: a registry's per-connection limits are what
 /// more connections get around, memory is one write buffer each.
 const AT_ONCE: usize = 8;
-/// Manifests of one index that a pull of all platforms follows.
-const PLATFORMS: usize = 256;
 
 /// One image of a pull: its manifest, and whether its layers are wanted as snapshots.
 struct Part {
@@ -121,39 +119,20 @@ pub(crate) async fn pull(
 }
 
 impl Pull {
-    /// Top and the manifests of the images that are wanted. An index is kept to be stored last.
+    /// Top and the manifests of the images that are wanted. Their indexes are kept.
     async fn manifests(
         &self,
         request: &PullRequest,
         reference: &ImageRef,
     ) -> Result<(Descriptor, Vec<Part>)> {
-        let target = Target::of(reference);
-        if !request.all_platforms {
-            let platform = request.platform.clone().unwrap_or_else(Platform::host);
-            let resolved = self.repository.resolve(target, &platform).await.map_err(refused)?;
-            let top = descriptor(&resolved.top.descriptor);
-            self.keep_index(&resolved.top).await?;
-            return Ok((top, vec![part(&resolved.manifest)?]));
+        let host = request.platform.clone().unwrap_or_else(Platform::host);
+        let wanted = (!request.all_platforms).then_some(&host);
+        let found = resolve::find(&self.repository, Target::of(reference), wanted).await?;
+        for index in &found.indexes {
+            self.keep_index(index).await?;
         }
-        let top = self.repository.get_manifest(target).await.map_err(refused)?;
-        let described = descriptor(&top.descriptor);
-        let index = match manifest::parse(&described, &top.bytes)? {
-            Document::Manifest(_) => return Ok((described, vec![part(&top)?])),
-            Document::Index(index) => index,
-        };
-        self.keep_index(&top).await?;
-        let mut parts = Vec::new();
-        for entry in index.manifests.iter().filter(|e| media_type::is_manifest(&e.media_type)) {
-            if parts.len() >= PLATFORMS {
-                return Err(Error::invalid(format!(
-                    "index {}: more than {PLATFORMS} platforms",
-                    described.digest
-                )));
-            }
-            let found = self.repository.get_manifest(Target::Digest(&entry.digest)).await;
-            parts.push(part(&found.map_err(refused)?)?);
-        }
-        Ok((described, parts))
+        let parts: Result<Vec<Part>> = found.images.iter().map(part).collect();
+        Ok((descriptor(&found.top.descriptor), parts?))
     }
 
     fn pin(&self, top: &Descriptor, parts: &[Part]) {
@@ -167,14 +146,11 @@ impl Pull {
     }
 
     /// Stores an index; its labels come when its manifests are there.
-    async fn keep_index(&self, top: &registry::Manifest) -> Result<()> {
-        if top.is_index() {
-            self.pins.add(ResourceKind::Content, &top.descriptor.digest);
-            let bytes = top.bytes.clone();
-            let digest = top.descriptor.digest.clone();
-            self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
-        }
-        Ok(())
+    async fn keep_index(&self, index: &registry::Manifest) -> Result<()> {
+        self.pins.add(ResourceKind::Content, &index.descriptor.digest);
+        let bytes = index.bytes.clone();
+        let digest = index.descriptor.digest.clone();
+        self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await
     }
 
     /// Downloads an image's blobs and makes its layers, all at once; they are committed in order.

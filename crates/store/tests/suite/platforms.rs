@@ -111,6 +111,39 @@ impl Index {
     }
 }
 
+/// An archive of an index of two others, which name no platform: the first has a foreign image, the
+/// second this machine's, whose platform only its configuration says; and that manifest's digest.
+#[allow(dead_code, reason = "for the tests with registries")]
+pub fn nested(name: &str) -> (Vec<u8>, String) {
+    let blob = |bytes: &[u8]| format!("blobs/sha256/{}", &digest(bytes)[7..]);
+    let mut tar = TarStream::new();
+    let mut wanted = String::new();
+    let index = |entries: Vec<Value>| {
+        json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries }).to_string()
+    };
+    let entry = |kind: &str, bytes: &[u8]| json!({ "mediaType": kind, "digest": digest(bytes), "size": bytes.len() });
+    let mut inner = Vec::new();
+    for text in [FOREIGN[0].to_string(), host()] {
+        let image = image_for(&text);
+        for bytes in image.layers.iter().map(|layer| &layer.blob).chain([&image.config]) {
+            tar = tar.file(&blob(bytes), 0o644, bytes);
+        }
+        tar = tar.file(&blob(&image.manifest), 0o644, &image.manifest);
+        wanted = image.manifest_digest();
+        let of_it = index(vec![entry(MANIFEST_TYPE, &image.manifest)]);
+        tar = tar.file(&blob(of_it.as_bytes()), 0o644, of_it.as_bytes());
+        inner.push(entry(INDEX_TYPE, of_it.as_bytes()));
+    }
+    let outer = index(inner);
+    let mut named = entry(INDEX_TYPE, outer.as_bytes());
+    named["annotations"] = json!({ "io.containerd.image.name": name });
+    let tar = tar
+        .file(&blob(outer.as_bytes()), 0o644, outer.as_bytes())
+        .file("index.json", 0o644, index(vec![named]).as_bytes())
+        .file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    (tar.finish(), wanted)
+}
+
 async fn import_for(
     services: &Services,
     archive: Vec<u8>,
