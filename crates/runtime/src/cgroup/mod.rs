@@ -33,6 +33,8 @@ pub(crate) use systemd::{Launch, Unit};
 use crate::error::{Context, Error, Result, Step};
 use crate::spec::{DeviceRule, Resources};
 
+/// v2's limit of processes, as `linux.resources.unified` names it.
+const PIDS_MAX: &str = "pids.max";
 /// Levels of sub-cgroups that are walked for processes and removal.
 const DEPTH_LIMIT: usize = 128;
 
@@ -178,7 +180,7 @@ impl Cgroup {
                 }
             }
         }
-        self.set(&Resources { pids: None, ..resources.clone() })?;
+        self.set(&without_processes(resources))?;
         if device_rules {
             self.set_devices(resources)?;
         }
@@ -188,9 +190,19 @@ impl Cgroup {
     /// Sets the limit of processes: once the container's process is there, for the ones that make it count,
     /// too.
     pub(crate) fn limit_processes(&self, resources: &Resources) -> Result<()> {
-        match (self, &resources.pids) {
-            (Cgroup::None, _) | (_, None) => Ok(()),
-            (_, pids) => self.set(&Resources { pids: pids.clone(), ..Resources::default() }),
+        let by_name = resources.unified.get_key_value(PIDS_MAX);
+        let limits = Resources {
+            pids: resources.pids.clone(),
+            unified: by_name
+                .map(|(file, value)| (file.clone(), value.clone()))
+                .into_iter()
+                .collect(),
+            ..Resources::default()
+        };
+        match self {
+            Cgroup::None => Ok(()),
+            _ if limits == Resources::default() => Ok(()),
+            _ => self.set(&limits),
         }
     }
 
@@ -427,6 +439,13 @@ impl Cgroup {
     pub(crate) fn exists(&self) -> bool {
         self.main_dir().is_some_and(Path::exists)
     }
+}
+
+/// What is left for before [`Cgroup::limit_processes`].
+fn without_processes(resources: &Resources) -> Resources {
+    let mut rest = Resources { pids: None, ..resources.clone() };
+    rest.unified.remove(PIDS_MAX);
+    rest
 }
 
 fn processes_below(dir: &Path) -> Result<Vec<i32>> {
