@@ -248,10 +248,33 @@ pub(crate) fn no_platform(digest: &Digest, platform: &Platform) -> Error {
     ))
 }
 
+/// image-spec "Descriptors": content of another size than was announced is not to be trusted.
+pub(crate) fn child_size(child: &Descriptor, bytes: u64) -> Result<()> {
+    if bytes == child.size {
+        return Ok(());
+    }
+    Err(Error::data_loss(format!(
+        "content {} has {bytes} bytes, its image says {}: build and push the image anew",
+        child.digest, child.size
+    )))
+}
+
 impl Core {
     pub(crate) fn document(&self, ns: &str, descriptor: &Descriptor) -> Result<Document> {
         let bytes = self.read_blob(ns, &descriptor.digest, limits::MANIFEST_BYTES)?;
         parse(descriptor, &bytes)
+    }
+
+    /// Has what is here of a manifest's configuration and layers the sizes that it says?
+    pub(crate) fn check_sizes(&self, ns: &str, document: &Document) -> Result<()> {
+        for child in document.children() {
+            match self.content_record(ns, &child.digest) {
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+                Ok(record) => child_size(child, record.size)?,
+            }
+        }
+        Ok(())
     }
 
     /// A descriptor for content of which only the digest is known.

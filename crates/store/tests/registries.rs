@@ -374,6 +374,42 @@ async fn nested_indexes() {
     assert!(pull(&there, &reference).await.0.unwrap().up_to_date);
 }
 
+/// A manifest that says another size of its configuration or a layer than it has is not pulled, also
+/// where the content was here before; nor is a byte sent of an archive of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_sizes() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let whole = transfer::image();
+    for what in ["/config/size", "/layers/1/size"] {
+        let mut image = whole.clone();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+        let size = manifest.pointer_mut(what).unwrap();
+        *size = (size.as_u64().unwrap() + 1 + u64::from(random::number(0..99))).into();
+        image.manifest = manifest.to_string().into_bytes();
+        let here = store.open(&random::name("here")).unwrap();
+        let name = format!("docker.io/library/{}:v1", random::name("img"));
+        transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+        let request = store_api::ExportRequest { names: vec![name.clone()], ..Default::default() };
+        let refused = here.transfer.export(request).await.map(drop);
+        assert_kind(refused, ErrorKind::DataLoss);
+        let (source, reference) = (store.open("source").unwrap(), registry.reference());
+        let own_name = reference.to_string();
+        transfer::import(&source, whole.oci_archive(&own_name)).await.unwrap();
+        push(&source, &own_name, &reference).await.0.unwrap();
+        registry.put_manifest(&reference, &image.manifest);
+        let empty = store.open(&random::name("there")).unwrap();
+        for services in [&empty, &here] {
+            let error = pull(services, &reference).await.0.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::DataLoss, "{what}: {error:?}");
+            let name = reference.to_string();
+            assert_kind(services.images.get(&name).await, ErrorKind::NotFound);
+        }
+    }
+}
+
 // These extract what they download. The others are about names, and about what the registry sees.
 in_every_form! {
     there_and_back,

@@ -89,7 +89,20 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
         describe(core, ns, &target, &names, request, &mut plan)?;
         plan.images.push((target, names));
     }
+    for (digest, size) in &plan.blobs {
+        let (_, real) = core.open_blob(ns, digest)?;
+        same_size(digest, real, *size)?;
+    }
     Ok(plan)
+}
+
+fn same_size(digest: &Digest, real: u64, said: u64) -> CoreResult<()> {
+    if real == said {
+        return Ok(());
+    }
+    Err(Error::data_loss(format!(
+        "content {digest} has {real} bytes, its image says {said}: pull or build the image anew"
+    )))
 }
 
 /// Leaves of an image what fits each of the wanted platforms best: of one its manifest, of several the
@@ -192,8 +205,16 @@ fn describe(
     plan: &mut Plan,
 ) -> CoreResult<()> {
     // Of an index docker knows this machine's image, or the first of those that were wanted.
+    // Without a wish one that has none for this machine counts as its first that is wholly here, as
+    // for `inspect` and `run`.
     let image = match core.resolve_image(ns, target, request.platforms.first()) {
-        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) if error.is_not_found() => {
+            let images = core.platforms_of(ns, target)?;
+            let first = images.iter().find(|image| image.whole);
+            // Of an index of artifacts there is nothing that docker could load.
+            let Some(first) = first.filter(|_| request.platforms.is_empty()) else { return Ok(()) };
+            core.resolve_image(ns, &first.manifest, None)?
+        }
         other => other?,
     };
     let path = |digest: &Digest| format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
@@ -280,11 +301,7 @@ fn write(
     }
     for (digest, size) in &plan.blobs {
         let (blob, real) = core.open_blob(ns, digest)?;
-        if real != *size {
-            return Err(Error::data_loss(format!(
-                "content {digest} has {real} bytes, its image says {size}"
-            )));
-        }
+        same_size(digest, real, *size)?;
         let name = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
         append(&mut tar, &name, real, blob)?;
     }

@@ -167,6 +167,10 @@ impl Pull {
             config.media_type.as_str(),
             media_type::OCI_CONFIG | media_type::DOCKER_CONFIG
         );
+        // Before anything large is downloaded, and once all is here.
+        let document = Document::Manifest(part.manifest.clone());
+        let to_check = document.clone();
+        self.local.quick(move |core, ns| core.check_sizes(ns, &to_check)).await?;
         let digest = part.descriptor.digest.clone();
         let bytes = part.bytes.clone();
         self.local.quick(move |core, ns| put_exact(core, ns, &digest, &bytes)).await?;
@@ -192,6 +196,7 @@ impl Pull {
         let (reference, layers) = (reference.clone(), part.manifest.layers.clone());
         self.local
             .quick(move |core, ns| {
+                core.check_sizes(ns, &document)?;
                 if let (true, Some(image)) = (unpack, &image) {
                     core.label_snapshot(ns, image)?;
                 }

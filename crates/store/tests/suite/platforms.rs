@@ -194,6 +194,15 @@ pub async fn foreign(services: &Services) {
     let wanted = FOREIGN.map(|text| (text.to_string(), true));
     assert_eq!(platforms(services, &target).await, wanted);
     assert_kind(services.extras.unpack(&target, None).await, ErrorKind::NotFound);
+    // docker's description in an archive of it is that of the first.
+    let request = ExportRequest {
+        names: vec![name.clone()],
+        docker_compatible: true,
+        ..ExportRequest::default()
+    };
+    let saved = collect(services.transfer.export(request).await.unwrap()).await.unwrap();
+    let config = format!("[{{\"Config\":\"blobs/sha256/{}", &made.images[0].1.config_digest()[7..]);
+    assert!(saved.windows(config.len()).any(|part| part == config.as_bytes()));
     // Nothing of it is lost, and it can be unpacked where somebody asks for it.
     services.extras.collect_garbage().await.unwrap();
     let other = platform(FOREIGN[1]);

@@ -60,6 +60,25 @@ impl Registry {
         asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.contains(" 200 ")
     }
 
+    /// Puts a manifest under a tag, as it is.
+    #[allow(dead_code, reason = "not every test file has one")]
+    pub fn put_manifest(&self, reference: &ImageRef, manifest: &[u8]) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let head = format!(
+            "PUT /v2/{}/manifests/{} HTTP/1.0\r\nHost: {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
+            reference.path(),
+            reference.tag().unwrap(),
+            self.address,
+            testkit::fixtures::oci::MANIFEST_TYPE,
+            manifest.len()
+        );
+        stream.write_all(&[head.as_bytes(), manifest].concat()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(" 201 "), "{answer}");
+    }
+
     pub fn reference(&self) -> ImageRef {
         format!("{}/{}:{}", self.address, random::name("img"), random::token(4)).parse().unwrap()
     }
