@@ -25,11 +25,9 @@ impl Engine {
             )));
         }
         let known = self.find_image(name).await?;
-        let request = AnalysisRequest {
-            target: known.target.digest.clone(),
-            platform: platform.cloned(),
-            examples,
-        };
+        // The same image as `inspect` and `run` take.
+        let image = self.resolve_any(&known.target, platform).await?;
+        let request = AnalysisRequest { target: image.manifest.digest, platform: None, examples };
         let found = self.services.extras.analyse(request).await?;
         let config = self.read_config(&found.config).await?;
         Ok(describe(known.target.digest.to_string(), &config, &found))

@@ -175,6 +175,7 @@ impl Engine {
         };
         let unpacked = self.unpack_for(text, &known.target, platform).await?;
         let config = self.read_config(&unpacked.config).await?;
+        platforms::check_system(&config)?;
         Ok(ImageForContainer {
             warning: platforms::warning(&config, platform),
             image: ImageUse {

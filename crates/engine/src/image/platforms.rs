@@ -82,6 +82,19 @@ pub(super) fn warning(config: &OciConfig, wanted: Option<&Platform>) -> Option<S
     })
 }
 
+/// dockerd refuses images of another system than its own already where they are loaded (moby
+/// `image/tarexport/load.go`); here they are kept, and no container is made of them.
+pub(super) fn check_system(config: &OciConfig) -> Result<()> {
+    let host = Platform::host().os;
+    if config.os.is_empty() || config.os == host {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "cannot run a {} image on {host}: operating system is not supported; choose one for {host} with --platform",
+        config.os
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +114,18 @@ mod tests {
         let told = warning(&foreign, None).unwrap_or_default();
         assert!(told.contains("(linux/s390x/v9)") && told.contains(&host.to_string()), "{told}");
         assert_eq!(warning(&foreign, Some(&host)), None);
+    }
+
+    #[test]
+    fn only_this_systems_images_run() {
+        let config = |os: &str| OciConfig { os: os.into(), ..OciConfig::default() };
+        check_system(&config("")).unwrap_or_else(|error| panic!("{error}"));
+        check_system(&config(&Platform::host().os)).unwrap_or_else(|error| panic!("{error}"));
+        for os in ["windows", "freebsd"] {
+            let refused = check_system(&config(os)).map_err(|error| (error.kind, error.message));
+            let Err((kind, text)) = refused else { panic!("{os} was accepted") };
+            assert_eq!(kind, types::ErrorKind::InvalidArgument);
+            assert!(text.contains(&format!("cannot run a {os} image on ")), "{text}");
+        }
     }
 }
