@@ -391,6 +391,9 @@ fn from_layout(
         let mut target = entry.clone();
         target.annotations.retain(|key, _| !is_name(key));
         let mut names: Vec<String> = names_of(entry, request).into_iter().collect();
+        for name in &names {
+            own_digest(name, &entry.digest)?;
+        }
         names.extend(saved_names(core, ns, entry, &document, saved, archive)?);
         names.sort();
         names.dedup();
@@ -457,7 +460,9 @@ fn saved_names(
     for image in saved {
         if archive.blob(&image.config)?.digest == config {
             let tags = image.repo_tags.iter().flatten();
-            names.extend(tags.map(|name| full_name(name)));
+            for tag in tags {
+                names.push(tagged(tag, &entry.digest)?);
+            }
         }
     }
     Ok(names)
@@ -467,6 +472,28 @@ fn saved_names(
 pub(super) fn full_name(name: &str) -> String {
     name.parse::<ImageRef>()
         .map_or_else(|_| name.to_string(), |reference| reference.with_default_tag().to_string())
+}
+
+/// A name in manifest.json has a tag: as dockerd, nothing of the archive is named where one has none.
+fn tagged(name: &str, target: &Digest) -> Result<String> {
+    if !name.parse::<ImageRef>().is_ok_and(|of| of.with_default_tag().tag().is_some()) {
+        return Err(Error::invalid(format!(
+            "invalid tag {name:?} in manifest.json of the archive: it must be NAME:TAG"
+        )));
+    }
+    let name = full_name(name);
+    own_digest(&name, target)?;
+    Ok(name)
+}
+
+/// A name that says a digest is only for what has that digest: nobody would find another by it.
+fn own_digest(name: &str, target: &Digest) -> Result<()> {
+    match name.parse::<ImageRef>() {
+        Ok(of) if of.digest().is_some_and(|said| said != target) => Err(Error::invalid(format!(
+            "the archive's image {target} has the name {name:?}, which is another image's: give it one with a tag"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// docker's archive: the manifest that it lacks is made.
@@ -506,9 +533,10 @@ fn from_docker(
         if tags.is_empty() {
             found.push(Imported { name: String::new(), target: target.clone() });
         }
-        found.extend(
-            tags.into_iter().map(|tag| Imported { name: full_name(tag), target: target.clone() }),
-        );
+        for tag in tags {
+            let name = tagged(tag, &target.digest)?;
+            found.push(Imported { name, target: target.clone() });
+        }
     }
     Ok(found)
 }

@@ -14,7 +14,7 @@ use testkit::{
     random,
 };
 use tokio::sync::mpsc;
-use types::ErrorKind;
+use types::{Digest, ErrorKind};
 
 use super::{assert_kind, labels, snapshots::tree};
 
@@ -280,6 +280,25 @@ pub async fn hostile(services: &Services) {
     let text = String::from_utf8(both.manifest.clone()).unwrap();
     both.manifest = text.replacen('{', "{\"manifests\":[],", 1).into_bytes();
     assert_kind(import(services, both.oci_archive(&name)).await, ErrorKind::InvalidArgument);
+
+    // A name that would lead nowhere is told of. One with the image's own digest leads to it.
+    let repository = format!("docker.io/library/{}", random::name("bad"));
+    let other = Digest::sha256(random::token(9));
+    let by_digest = format!("{repository}@{other}");
+    for (archive, words) in [
+        (image().docker_archive(&by_digest), "invalid tag"),
+        (image().docker_archive("No Such:Tag!"), "invalid tag"),
+        (image().oci_archive(&by_digest), "another image's"),
+    ] {
+        let error = import(services, archive).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
+        assert!(error.message.contains(words), "{error}");
+        assert_kind(services.images.get(&by_digest).await, ErrorKind::NotFound);
+    }
+    let own = image();
+    let by_digest = format!("{repository}@{}", own.manifest_digest());
+    let found = import(services, own.oci_archive(&by_digest)).await.unwrap();
+    assert_eq!(services.images.get(&by_digest).await.unwrap().target, found[0].target);
 
     let mut cut = image().oci_archive(&name);
     cut.truncate(cut.len() / 2);
