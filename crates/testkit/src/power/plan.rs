@@ -397,6 +397,8 @@ fn gone(what: &str, script: String, objects: impl IntoIterator<Item = Object>) -
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
