@@ -7,12 +7,15 @@ use types::{Algorithm, Digest};
 
 use crate::{
     Core, Purpose,
-    content::{ContentRecord, digest_of_file},
+    content::{ContentRecord, digest_of_file, kind_of, open_regular},
     db::{Durable, Opened, Table, lock},
     error::{Error, Result},
     images::ImageRecord,
     snapshots::{SnapshotRecord, child_key},
 };
+
+/// What kind of file lies in a blob's place.
+pub(crate) type Displaced = BTreeMap<Digest, &'static str>;
 
 impl Core {
     /// Fills an empty database from the records beside it, and from the blobs: those that an image or
@@ -139,8 +142,8 @@ impl Core {
         let mut bad = Vec::new();
         for digest in blobs.keys() {
             let path = self.blob_path(digest);
-            let found = std::fs::File::open(&path)
-                .and_then(|file| digest_of_file(digest.algorithm(), file));
+            let found =
+                open_regular(&path).and_then(|file| digest_of_file(digest.algorithm(), file));
             match found.map_err(Error::io("read blob", &path)) {
                 Ok(found) if found == *digest => continue,
                 Ok(_) if self.purpose != Purpose::Serve => {}
@@ -164,8 +167,14 @@ impl Core {
         Ok(blobs)
     }
 
+    /// The sizes of all blobs.
     pub(crate) fn blob_files(&self) -> Result<BTreeMap<Digest, u64>> {
-        let mut blobs = BTreeMap::new();
+        Ok(self.blob_entries()?.0)
+    }
+
+    /// The sizes of all blobs, and what lies in the place of others that is no regular file.
+    pub(crate) fn blob_entries(&self) -> Result<(BTreeMap<Digest, u64>, Displaced)> {
+        let (mut blobs, mut others) = (BTreeMap::new(), BTreeMap::new());
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let directory = self.root.join("content/blobs").join(algorithm.name());
             let entries = match std::fs::read_dir(&directory) {
@@ -177,18 +186,30 @@ impl Core {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();
                 if let (Ok(digest), Ok(metadata)) = (digest, entry.metadata()) {
-                    blobs.insert(digest, metadata.len());
+                    if metadata.is_file() {
+                        blobs.insert(digest, metadata.len());
+                    } else {
+                        others.insert(digest, kind_of(metadata.file_type()));
+                    }
                 }
             }
         }
-        Ok(blobs)
+        Ok((blobs, others))
     }
 
     /// A record whose blob is gone or cut short (the power went before it was synced) goes; a blob
     /// without a record goes too, unless the records were just rebuilt: what those miss stays until the
     /// next start.
     pub(crate) fn reconcile_content(&self, opened: Opened) -> Result<()> {
-        let mut files = self.blob_files()?;
+        let (mut files, others) = self.blob_entries()?;
+        for (digest, kind) in others {
+            let _blobs = lock(&self.blobs);
+            tracing::warn!(digest = %digest, "{kind} in a blob's place is moved aside");
+            if let Err(error) = self.move_aside(&digest) {
+                let error = store_api::Error::from(error);
+                tracing::warn!(digest = %digest, error = %error, "it stays there");
+            }
+        }
         let mut used = BTreeSet::new();
         let _blobs = lock(&self.blobs);
         for ns in self.namespaces() {

@@ -681,8 +681,67 @@ async fn moved_aside() {
     assert_eq!(fsck(directory.path(), false).await.unwrap().findings, []);
 }
 
+/// Puts something in a blob's place that is no regular file.
+fn displace(blob: &Path, kind: &str) {
+    fs::remove_file(blob).unwrap();
+    match kind {
+        "FIFO" => {
+            let mode = rustix::fs::Mode::from_raw_mode(0o644);
+            let (cwd, of) = (rustix::fs::CWD, rustix::fs::FileType::Fifo);
+            rustix::fs::mknodat(cwd, blob, of, mode, 0).unwrap();
+        }
+        "symbolic link" => std::os::unix::fs::symlink("/dev/zero", blob).unwrap(),
+        _ => {
+            fs::create_dir(blob).unwrap();
+            fs::write(blob.join("within"), "kept").unwrap();
+        }
+    }
+}
+
+/// What is no regular file in a blob's place is neither waited for nor taken for one, and makes way for
+/// the blob; a directory is kept beside. The daemon starts with it, too.
+async fn displaced() {
+    let ground = Ground::new().await;
+    let before = files(&ground.root());
+    let layer = ground.image.layers[random::number(0..3) as usize].digest.clone();
+    let (blob, object) = (ground.blob(&layer), format!("content {layer}"));
+    let aside = ground.root().join("damaged");
+    for kind in ["FIFO", "symbolic link", "directory"] {
+        displace(&blob, kind);
+        let problem = &ground.look().await;
+        let problem = &finding(problem, &object).problem;
+        assert!(problem.contains(kind), "{problem}");
+        if kind != "directory" {
+            ground.found_and_repaired(std::slice::from_ref(&object), &before, kind).await;
+            continue;
+        }
+        assert!(finding(&ground.repair().await, &object).repaired);
+        let kept = aside.join(format!("sha256-{}", layer.hex())).join("within");
+        assert_eq!(fs::read(kept).unwrap(), b"kept");
+        fs::remove_dir_all(&aside).unwrap();
+        assert_eq!(files(&ground.root()), before);
+    }
+    for kind in ["FIFO", "symbolic link", "directory"] {
+        displace(&blob, kind);
+        drop(ground.serve().await);
+        assert!(blob.symlink_metadata().is_err(), "{kind}");
+        assert!(aside.join(format!("sha256-{}", layer.hex())).symlink_metadata().is_ok());
+        fs::remove_dir_all(&aside).unwrap();
+        assert!(ground.repair().await.is_clean(), "{kind}");
+        // While the daemon runs.
+        let (store, services) = ground.serve().await;
+        displace(&blob, kind);
+        let read = services.content.read_at(&layer, 0, 100).await;
+        suite::assert_kind(read, types::ErrorKind::DataLoss);
+        drop((store, services));
+        assert!(finding(&ground.repair().await, &object).repaired);
+        fs::remove_dir_all(&aside).ok();
+    }
+}
+
 in_every_form! {
     nothing_wrong,
+    displaced,
     no_store,
     blobs,
     lost_content,

@@ -5,14 +5,18 @@ use std::{
     sync::Mutex,
 };
 
+use rustix::{fs::RenameFlags, io::Errno};
 use types::{Algorithm, Digest, Digester};
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, open_regular};
 use crate::{
     Core,
     db::lock,
     error::{Error, Result},
 };
+
+/// Copies of one blob in `ROOT/damaged` at most: each time it was damaged anew.
+const COPIES: usize = 100;
 
 /// Blobs whose bytes were found to be others than their digest says: they count as missing where
 /// content comes in, so that it takes their place. At most one entry per blob; a restart forgets them
@@ -52,7 +56,8 @@ impl Core {
         if self.damaged.contains(digest) {
             return None;
         }
-        let size = std::fs::metadata(self.blob_path(digest)).ok()?.len();
+        let metadata = std::fs::symlink_metadata(self.blob_path(digest)).ok()?;
+        let size = metadata.is_file().then_some(metadata.len())?;
         (total == 0 || total == size).then_some(size)
     }
 
@@ -71,14 +76,37 @@ impl Core {
     pub(crate) fn is_whole(&self, digest: &Digest) -> Result<bool> {
         let path = self.blob_path(digest);
         let found = faults::write("blob.verify")
-            .and_then(|()| File::open(&path))
+            .and_then(|()| open_regular(&path))
             .and_then(|file| digest_of_file(digest.algorithm(), file));
         match found {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(Error::not_found("content", digest))
             }
+            Err(error) if error.kind() == ErrorKind::InvalidData => Ok(false),
             other => Ok(other.map_err(Error::io("read blob", &path))? == *digest),
         }
+    }
+
+    /// Moves what lies at a blob's path to `ROOT/damaged`, whatever it is. The caller holds the blobs'
+    /// lock.
+    pub(crate) fn move_aside(&self, digest: &Digest) -> Result<()> {
+        let directory = self.root.join("damaged");
+        std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        let path = self.blob_path(digest);
+        let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
+        for n in 0..COPIES {
+            let name = if n == 0 { name.clone() } else { format!("{name}.{n}") };
+            let (cwd, to) = (rustix::fs::CWD, directory.join(name));
+            match rustix::fs::renameat_with(cwd, &path, cwd, &to, RenameFlags::NOREPLACE) {
+                Ok(()) => return self.db.sync_files(),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::sys("move aside", path)(errno)),
+            }
+        }
+        Err(Error::precondition(format!(
+            "{} has {COPIES} damaged copies of content {digest}: remove them",
+            directory.display()
+        )))
     }
 }
 

@@ -7,12 +7,13 @@ mod ingest;
 use std::{
     borrow::Cow,
     fs::File,
-    io::Read as _,
-    os::unix::fs::{FileExt as _, PermissionsExt as _},
-    path::PathBuf,
+    io::{ErrorKind, Read as _},
+    os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use store_api::{ContentInfo, Event, Labels, ResourceKind, Timestamp};
 use types::Digest;
@@ -164,7 +165,10 @@ impl Core {
             }
         }
         let path = self.blob_path(digest);
-        let size = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
+        let size = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => return self.move_aside(digest).map(|()| 0),
+            found => found.map_or(0, |metadata| metadata.len()),
+        };
         match faults::write("blob.remove").and_then(|()| std::fs::remove_file(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove blob", path)(error))
@@ -177,8 +181,10 @@ impl Core {
     pub(crate) fn open_blob(&self, ns: &str, digest: &Digest) -> Result<(File, u64)> {
         let record = self.content_record(ns, digest)?;
         let path = self.blob_path(digest);
-        let file = File::open(&path).map_err(Error::io("open blob", path))?;
-        Ok((file, record.size))
+        match open_regular(&path) {
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(self.is_damaged(digest)),
+            other => Ok((other.map_err(Error::io("open blob", path))?, record.size)),
+        }
     }
 
     pub(crate) fn read_at(
@@ -267,6 +273,10 @@ impl Core {
         let _blobs = lock(&self.blobs);
         match finished {
             Some(finished) => {
+                if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+                    // No file can take a directory's place.
+                    self.move_aside(digest)?;
+                }
                 let mode = std::fs::Permissions::from_mode(0o444);
                 faults::write("blob.rename")
                     .and_then(|()| std::fs::set_permissions(finished, mode))
@@ -296,6 +306,42 @@ impl Core {
             self.bus.publish(ns, Event::ContentCreate { digest: name, size: record.size });
         }
         Ok(added)
+    }
+}
+
+/// Opens a regular file to be read. Whatever else lies there is not waited for, as an open of a FIFO
+/// would, and no link is followed.
+///
+/// # Errors
+/// `InvalidData` when it is no regular file, and those of open(2).
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<File> {
+    let refused = |is: &str| {
+        std::io::Error::new(ErrorKind::InvalidData, format!("it is {is}, not a regular file"))
+    };
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(file) => Err(refused(kind_of(file.metadata()?.file_type()))),
+        // A link's (ELOOP), a socket's (ENXIO).
+        Err(error) => match std::fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.is_file() => Err(refused(kind_of(metadata.file_type()))),
+            _ => Err(error),
+        },
+    }
+}
+
+pub(crate) fn kind_of(of: std::fs::FileType) -> &'static str {
+    if of.is_dir() {
+        "a directory"
+    } else if of.is_symlink() {
+        "a symbolic link"
+    } else if of.is_fifo() {
+        "a FIFO"
+    } else if of.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 

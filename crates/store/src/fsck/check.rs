@@ -123,7 +123,7 @@ impl Core {
     /// Every blob's size and bytes against its records and its digest.
     fn check_blobs(&self, checked: &mut Checked) -> Result<()> {
         let mut records: BTreeMap<Digest, u64> = BTreeMap::new();
-        let files = {
+        let (files, others) = {
             // Under the lock of those that change a file and its records together.
             let _blobs = lock(&self.blobs);
             for ns in self.namespaces() {
@@ -142,11 +142,17 @@ impl Core {
                     }
                 }
             }
-            self.blob_files()?
+            self.blob_entries()?
         };
+        for (digest, kind) in &others {
+            checked.blob(digest, format!("it is {kind}, not a regular file"));
+        }
         checked.blobs = u64::try_from(files.len()).unwrap_or(u64::MAX);
         checked.bytes = files.values().sum();
         for (digest, size) in &records {
+            if others.contains_key(digest) {
+                continue;
+            }
             if !files.contains_key(digest) {
                 checked.blob(digest, "its file is missing");
             } else if files.get(digest) != Some(size) {

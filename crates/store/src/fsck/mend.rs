@@ -7,7 +7,6 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use rustix::{fs::RenameFlags, io::Errno};
 use store_api::Labels;
 use types::Digest;
 
@@ -17,14 +16,11 @@ use super::{
 };
 use crate::{
     Core,
-    content::{BUFFER_BYTES, ContentRecord},
+    content::{BUFFER_BYTES, ContentRecord, open_regular},
     db::{Durable, Table, lock},
     error::{Error, Result},
     snapshots::{Damage, SnapshotRecord, child_key},
 };
-
-/// Copies of one blob in `ROOT/damaged` at most: each time it was damaged anew.
-const COPIES: usize = 100;
 
 impl Core {
     pub(super) fn fsck_mend(
@@ -123,7 +119,7 @@ impl Core {
         for ns in self.namespaces() {
             for (_, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)? {
                 let Some(tar) = self.disk.tar_of(&record, digest) else { continue };
-                let mut file = match fs::File::open(&tar) {
+                let mut file = match open_regular(&tar) {
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     other => other.map_err(Error::io("open", &tar))?,
                 };
@@ -155,23 +151,7 @@ impl Core {
         if self.is_whole(digest).unwrap_or(true) {
             return Ok(());
         }
-        let directory = self.root.join("damaged");
-        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-        let path = self.blob_path(digest);
-        let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
-        for n in 0..COPIES {
-            let name = if n == 0 { name.clone() } else { format!("{name}.{n}") };
-            let (cwd, to) = (rustix::fs::CWD, directory.join(name));
-            match rustix::fs::renameat_with(cwd, &path, cwd, &to, RenameFlags::NOREPLACE) {
-                Ok(()) => return self.db.sync_files(),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(Error::sys("move aside", path)(errno)),
-            }
-        }
-        Err(Error::precondition(format!(
-            "{} has {COPIES} damaged copies of content {digest}: remove them",
-            directory.display()
-        )))
+        self.move_aside(digest)
     }
 }
 
