@@ -119,6 +119,7 @@ fn one(
             Err(e) => Err::<(), _>(e).ctx("wait for", name).err(),
         };
         if let Some(error) = cut_short {
+            child.kill().ctx("kill", name)?;
             // One that hangs in the kernel is not waited for.
             if let Ok(pidfd) = open_child(i32::try_from(child.id()).unwrap_or(i32::MAX)) {
                 abandon(&pidfd);

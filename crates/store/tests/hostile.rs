@@ -512,6 +512,19 @@ async fn a_layer_is_made_while_it_comes_and_nobody_sees_it_before_its_end() {
     all_whole(&services).await;
 }
 
+/// A pull fails, while another of its layers hangs for longer, and leaves nothing.
+async fn fails_at_once(registry: &Registry, kind: ErrorKind) {
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let reference = registry.reference();
+    let pulling = pull(&services, &reference);
+    let pulled = tokio::time::timeout(std::time::Duration::from_secs(10), pulling).await;
+    let error = pulled.expect("the failure waits for another layer").unwrap_err();
+    assert_eq!(error.kind, kind, "{error}");
+    let snapshots = ground.path().join("root/snapshots");
+    assert!(std::fs::read_dir(&snapshots).unwrap().next().is_none(), "something was left");
+}
+
 async fn a_layer_that_fails_ends_the_others_at_once() {
     let image = compressed(2 << 20);
     let large = Digest::sha256(&image.layers[0].blob).to_string();
@@ -519,16 +532,7 @@ async fn a_layer_that_fails_ends_the_others_at_once() {
         true => Answer::Hang(1 << 20),
         false => Answer::Refusal(404, "", "{}"),
     });
-    let ground = tempfile::tempdir().unwrap();
-    let (_store, services) = open(ground.path()).await;
-    let reference = registry.reference();
-    let pulling = pull(&services, &reference);
-    // The lower layer hangs for longer.
-    let pulled = tokio::time::timeout(std::time::Duration::from_secs(10), pulling).await;
-    let error = pulled.expect("the failure waits for another layer").unwrap_err();
-    assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
-    let snapshots = ground.path().join("root/snapshots");
-    assert!(std::fs::read_dir(&snapshots).unwrap().next().is_none(), "something was left");
+    fails_at_once(&registry, ErrorKind::NotFound).await;
 }
 
 async fn a_layer_with_another_content_ends_the_others_at_once() {
@@ -544,15 +548,7 @@ async fn a_layer_with_another_content_ends_the_others_at_once() {
         true => Answer::Hang(1 << 20),
         false => Answer::Whole,
     });
-    let ground = tempfile::tempdir().unwrap();
-    let (_store, services) = open(ground.path()).await;
-    let reference = registry.reference();
-    let pulling = pull(&services, &reference);
-    let pulled = tokio::time::timeout(std::time::Duration::from_secs(10), pulling).await;
-    let error = pulled.expect("the failure waits for another layer").unwrap_err();
-    assert_eq!(error.kind, ErrorKind::DataLoss, "{error}");
-    let snapshots = ground.path().join("root/snapshots");
-    assert!(std::fs::read_dir(&snapshots).unwrap().next().is_none(), "something was left");
+    fails_at_once(&registry, ErrorKind::DataLoss).await;
 }
 
 async fn a_layer_of_two_pulls_at_once_is_made_once() {

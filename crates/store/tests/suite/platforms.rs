@@ -113,7 +113,6 @@ impl Index {
 
 /// An archive of an index of two others, which name no platform: the first has a foreign image, the
 /// second this machine's, whose platform only its configuration says; and that manifest's digest.
-#[allow(dead_code, reason = "for the tests with registries")]
 pub fn nested(name: &str) -> (Vec<u8>, String) {
     let blob = |bytes: &[u8]| format!("blobs/sha256/{}", &digest(bytes)[7..]);
     let mut tar = TarStream::new();

@@ -61,7 +61,6 @@ impl Registry {
     }
 
     /// Puts a manifest under a tag, as it is.
-    #[allow(dead_code, reason = "not every test file has one")]
     pub fn put_manifest(&self, reference: &ImageRef, manifest: &[u8]) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
