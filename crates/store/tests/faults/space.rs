@@ -27,7 +27,8 @@ async fn tried(services: &Services, input: &Input, words: &[&str]) -> (BTreeSet<
             Err(error) if error.is_not_found() => {}
             Err(error) => {
                 failed += 1;
-                let says = words.iter().any(|word| error.message.contains(word));
+                let message = error.message.to_lowercase();
+                let says = words.iter().any(|word| message.contains(&word.to_lowercase()));
                 assert!(says, "{step:?}: {error}, which does not say what is the matter");
                 if words.contains(&"No space left") {
                     assert_eq!(error.kind, ErrorKind::ResourceExhausted, "{step:?}: {error}");
