@@ -353,23 +353,27 @@ def main(sandbox, cache, rounds, engines):
         if agents[name].stdout.readline().strip() != "ready":
             raise SystemExit(f"bench-store: {name} does not start")
     failures = 0
-    for number in range(rounds):
-        for image in IMAGES:
-            for operation in (*OPERATIONS, "clean"):
-                for name, process in agents.items():
-                    process.stdin.write(f"{operation} {image}\n")
-                    answer = json.loads(process.stdout.readline() or '{"error": "it has ended"}')
-                    if "error" in answer:
-                        failures += 1
-                        print(f"bench-store: {name} {operation} {image}: {answer['error']}", file=sys.stderr)
-                    elif answer:
-                        key = (name, operation, image)
-                        figures.setdefault(key, []).append((answer["seconds"], answer["peak_kib"]))
-        print(f"bench-store: round {number + 1} of {rounds} done", file=sys.stderr)
+    try:
+        for number in range(rounds):
+            for image in IMAGES:
+                for operation in (*OPERATIONS, "clean"):
+                    for name, process in agents.items():
+                        process.stdin.write(f"{operation} {image}\n")
+                        answer = json.loads(process.stdout.readline() or '{"error": "it has ended"}')
+                        if "error" in answer:
+                            failures += 1
+                            print(f"bench-store: {name} {operation} {image}: {answer['error']}", file=sys.stderr)
+                        elif answer:
+                            key = (name, operation, image)
+                            figures.setdefault(key, []).append((answer["seconds"], answer["peak_kib"]))
+            print(f"bench-store: round {number + 1} of {rounds} done", file=sys.stderr)
+    except KeyboardInterrupt:
+        failures += 1
+        print("bench-store: interrupted; the figures so far:", file=sys.stderr)
+    report(engines, figures)
     for process in agents.values():
         process.stdin.close()
         process.wait(120)
-    report(engines, figures)
     return 1 if failures else 0
 
 
