@@ -14,8 +14,9 @@ use crate::{
     Core,
     content::BUFFER_BYTES,
     error::{Error, Result},
+    hashing::Hashing,
     snapshots::{Directories, borrow, open_all, open_directory},
-    streams::{Hashing, Watched},
+    streams::Watched,
 };
 
 /// The label under which containerd keeps a compressed layer's diffID.

@@ -41,6 +41,7 @@ mod flights;
 mod fsck;
 mod gc;
 mod guard;
+mod hashing;
 mod images;
 mod labels;
 mod leases;

@@ -6,7 +6,6 @@ use std::{
 use bytes::Bytes;
 use store_api::ByteStream;
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
-use types::{Digest, Digester};
 
 use crate::pool::for_client;
 
@@ -22,48 +21,6 @@ fn idle<T>(_: T) -> io::Error {
         io::ErrorKind::TimedOut,
         format!("the transfer was cancelled: the client stood still for {minutes} minutes"),
     )
-}
-
-/// Hashes and counts what is read through it.
-pub(crate) struct Hashing<T> {
-    pub(crate) inner: T,
-    digester: Digester,
-    bytes: u64,
-}
-
-impl<T> Hashing<T> {
-    pub(crate) fn new(inner: T) -> Self {
-        Self { inner, digester: Digester::sha256(), bytes: 0 }
-    }
-
-    pub(crate) fn finish(self) -> (Digest, u64, T) {
-        (self.digester.finish(), self.bytes, self.inner)
-    }
-
-    fn count(&mut self, bytes: &[u8]) {
-        self.digester.update(bytes);
-        self.bytes += u64::try_from(bytes.len()).unwrap_or(0);
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.count(&buffer[..n]);
-        Ok(n)
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.count(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 /// Tells a listener how far a reader has come.

@@ -10,7 +10,8 @@ use crate::{
     content::BUFFER_BYTES,
     diffs::UNCOMPRESSED,
     error::{Error, Result},
-    streams::{Hashing, StreamReader},
+    hashing::Hashing,
+    streams::StreamReader,
 };
 
 impl Core {

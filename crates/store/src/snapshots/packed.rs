@@ -33,7 +33,8 @@ use crate::{
     db::{Table, lock},
     diffs::is_layer,
     error::{Error, Result},
-    streams::{Hashing, Watched},
+    hashing::Hashing,
+    streams::Watched,
 };
 
 pub(super) const TAR: &str = "layer.tar";

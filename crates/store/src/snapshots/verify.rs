@@ -22,7 +22,7 @@ use crate::{
     Core,
     content::BUFFER_BYTES,
     error::{Error, Result},
-    streams::Hashing,
+    hashing::Hashing,
 };
 
 /// What is wrong with the files of a snapshot.

@@ -22,10 +22,11 @@ use crate::{
     db::{Durable, Table},
     diffs::is_layer,
     error::{Error, Result},
+    hashing::Hashing,
     snapshots::{
         PackedLayer, Place, SnapshotRecord, child_key, make_root, open_all, open_directory,
     },
-    streams::{Hashing, Watched},
+    streams::Watched,
 };
 
 /// A layer whose content is what its image says, but for its commit.
