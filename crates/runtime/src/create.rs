@@ -298,7 +298,7 @@ fn create_in(
     }
     process::write_atomically(&made.dir.join(CONFIG), &bytes, 0o600)?;
     let namespaces = Namespaces::parse(&linux.namespaces)?;
-    check_userns(&linux, &namespaces)?;
+    check_userns(&spec, &linux, &namespaces)?;
     linux.sysctl.keys().try_for_each(|key| sysctl::check(key, &namespaces))?;
 
     let host = Host::detect(&proc)?;
@@ -396,12 +396,20 @@ fn check(spec: &Spec) -> Result<Linux> {
     Ok(linux)
 }
 
-fn check_userns(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
+fn check_userns(spec: &Spec, linux: &Linux, namespaces: &Namespaces) -> Result<()> {
     let new = namespaces.new & flag::CLONE_NEWUSER != 0;
     if new && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) {
         return Err(Error::config(
             "linux.uidMappings",
             "user namespaces enabled, but no uid or gid mappings found",
+        ));
+    }
+    // It shows a pid namespace, and takes rights over the user namespace that owns that one.
+    if new && namespaces.joins(flag::CLONE_NEWPID) && spec.mounts.iter().any(|m| m.kind == "proc") {
+        return Err(Error::config(
+            "mounts",
+            "a new user namespace has no rights over a joined pid namespace, and cannot mount its proc: \
+             bind /proc, or join that namespace's user namespace",
         ));
     }
     if !linux.time_offsets.is_empty() && namespaces.new & flag::CLONE_NEWTIME == 0 {

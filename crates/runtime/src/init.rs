@@ -7,7 +7,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid, umask};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use sys::clone as flag;
@@ -21,7 +20,7 @@ use crate::rootfs;
 use crate::spec::Spec;
 use crate::surroundings::Surroundings;
 use crate::sync::Sync;
-use crate::{Stdio, console, hooks, netdev, sysctl};
+use crate::{Stdio, console, hooks, netdev, start, sysctl};
 
 /// Makes the state document for a status and a pid.
 type HookState = Box<dyn Fn(&str, i32) -> Vec<u8>>;
@@ -268,30 +267,25 @@ fn need_uts(init: &Init, field: &'static str) -> Result<()> {
 }
 
 /// The last stretch: wait for `start`, run startContainer hooks, exec. The caller of create is
-/// gone by now; what fails is said on the container's own stderr. The filter may be in force: beside
-/// hooks nothing is done but what every program does at its start.
+/// gone by now; what fails is said on the container's own stderr, and to a `start` that waits. The
+/// filter may be in force: beside hooks nothing is done but what every program does at its start.
 fn wait_and_exec(ready: Ready, fifo: &OwnedFd, start: &Start, sync: &Sync) -> i32 {
     /// What a program that cannot be executed ends with (runc's code).
     const EXEC_FAILED: i32 = 255;
     // Nothing more is said to the caller.
     sync.close_in_child();
     let result = (|| -> Result<()> {
-        let mut byte = [0u8; 1];
-        loop {
-            match rustix::io::read(fifo, &mut byte) {
-                Ok(_) => break,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e).ctx("read", || "exec.fifo"),
-            }
-        }
-        hooks::run("startContainer", &start.hooks, &start.text, None)
+        start::await_go(fifo)?;
+        hooks::run("startContainer", &start.hooks, &start.text, None)?;
+        start::await_go(fifo)
     })();
     let error = match result {
         Ok(()) => ready.exec(),
         Err(e) => e,
     };
     let line = format!("{}\n", error.chain());
-    // Nobody else is left to be told; the exit status says the rest.
+    // The exit status says the rest.
     let _nobody = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    start::leave_error(fifo, &error);
     EXEC_FAILED
 }

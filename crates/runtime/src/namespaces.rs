@@ -76,16 +76,12 @@ impl Namespaces {
     }
 
     fn check(&self) -> Result<()> {
+        // runc and crun mount into the host's then, where it stays when the container is gone, and runc
+        // changes how the host's mounts propagate.
         if !self.has(flag::CLONE_NEWNS) {
-            return Err(Error::Unsupported(
-                "linux.namespaces: a container without a mount namespace".into(),
-            ));
-        }
-        if self.new & flag::CLONE_NEWUSER != 0 && self.joins(flag::CLONE_NEWPID) {
-            return Err(Error::Unsupported(
-                "linux.namespaces: a new user namespace together with a joined pid namespace"
-                    .into(),
-            ));
+            let problem = "has no mount namespace: the container's mounts would be the host's; \
+                           add {\"type\": \"mount\"}";
+            return Err(Error::config("linux.namespaces", problem));
         }
         Ok(())
     }

@@ -243,6 +243,17 @@ pub(crate) fn update(opts: &Options, id: &ContainerId, resources: &Resources) ->
     container.save_devices(&resources.devices)
 }
 
+/// Whether an update with these resources leaves the limit of processes as it is, although it says 0; see
+/// [`crate::spec::Spec::settle`].
+pub(crate) fn skips_pids(opts: &Options, id: &ContainerId, resources: &Resources) -> Result<bool> {
+    if resources.pids.as_ref().is_none_or(|pids| pids.limit != Some(0)) {
+        return Ok(false);
+    }
+    let mut settled = resources.clone();
+    Container::load(opts, id)?.spec()?.settle(&mut settled);
+    Ok(settled.pids.is_none())
+}
+
 /// Changes the container's class of cache and memory bandwidth.
 pub(crate) fn update_rdt(opts: &Options, id: &ContainerId, rdt: &IntelRdt) -> Result<()> {
     let container = Container::load(opts, id)?;

@@ -51,8 +51,22 @@ impl ProcFs {
         read_text(&fd, READ_LIMIT_BYTES).ctx("read", || format!("/proc/{path}"))
     }
 
-    /// The process's start time in clock ticks since boot: with the pid, its identity.
+    /// The process's start time in clock ticks since boot: with the pid, its identity. `None` if it has
+    /// ended.
     pub(crate) fn start_time(&self, pid: i32) -> Result<Option<u64>> {
+        Ok(self.stat(pid)?.filter(|stat| !stat.has_ended).map(|stat| stat.start_time))
+    }
+
+    /// Whether the process has executed a program since it was made, also if it has ended and nobody has
+    /// waited for it yet. `None` if it is gone, or the pid another's.
+    pub(crate) fn has_executed(&self, pid: i32, start_time: u64) -> Result<Option<bool>> {
+        /// The kernel's PF_FORKNOEXEC; ps(1) shows it as the flag 1, "forked but didn't exec".
+        const FORKED_WITHOUT_EXEC: u64 = 0x40;
+        let stat = self.stat(pid)?.filter(|stat| stat.start_time == start_time);
+        Ok(stat.map(|stat| stat.flags & FORKED_WITHOUT_EXEC == 0))
+    }
+
+    fn stat(&self, pid: i32) -> Result<Option<Stat>> {
         let fd = match self.openat(&format!("{pid}/stat"), OFlags::RDONLY) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
@@ -64,15 +78,30 @@ impl ProcFs {
             Err(Errno::SRCH) => return Ok(None),
             Err(e) => return Err(e).ctx("read", || format!("/proc/{pid}/stat")),
         };
-        let text = String::from_utf8_lossy(&buf[..n]);
+        Ok(Stat::parse(&String::from_utf8_lossy(&buf[..n])))
+    }
+}
+
+/// Of `/proc/PID/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq)]
+struct Stat {
+    /// Field 3: a zombie, or dead.
+    has_ended: bool,
+    /// Field 9.
+    flags: u64,
+    /// Field 22.
+    start_time: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Stat> {
         // The name is in parentheses and may hold anything; field 3 follows the last one.
-        let mut rest =
-            text.rsplit_once(')').map(|(_, r)| r).unwrap_or_default().split_ascii_whitespace();
-        let state = rest.next().unwrap_or("X");
-        if state.starts_with(['Z', 'X']) {
-            return Ok(None);
-        }
-        Ok(rest.nth(18).and_then(|t| t.parse().ok()))
+        let mut rest = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        Some(Stat {
+            has_ended: rest.next()?.starts_with(['Z', 'X']),
+            flags: rest.nth(5)?.parse().ok()?,
+            start_time: rest.nth(12)?.parse().ok()?,
+        })
     }
 }
 
@@ -94,4 +123,39 @@ pub(crate) fn read_bytes(fd: impl std::os::fd::AsFd, limit: usize) -> Result<Vec
 
 pub(crate) fn read_text(fd: &OwnedFd, limit: usize) -> Result<String, Errno> {
     String::from_utf8(read_bytes(fd, limit)?).map_err(|_| Errno::ILSEQ)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use sys::clone::{CloneOptions, clone_process};
+
+    #[test]
+    fn fields_are_counted_from_the_names_end() {
+        let text = "7 (a) Z 1 (b) R 1 2 3 4 5 64 7 8 9 10 11 12 13 14 15 16 17 18 1234 20 21\n";
+        let want = Stat { has_ended: false, flags: 64, start_time: 1234 };
+        assert_eq!(Stat::parse(text), Some(want));
+        assert_eq!(Stat::parse("7 (a) R 1 2 3"), None);
+    }
+
+    #[test]
+    fn a_fork_is_told_from_a_program_until_it_is_waited_for() {
+        let proc = ProcFs::open().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let of = |pid| proc.has_executed(pid, proc.stat(pid).unwrap()?.start_time).unwrap();
+        assert_eq!(of(own), Some(true));
+        assert_eq!(proc.has_executed(own, 1).unwrap(), None);
+        let child = clone_process(&CloneOptions::default(), || 3).unwrap();
+        assert!(crate::hooks::ended(&child.pidfd, std::time::Duration::from_secs(10)).unwrap());
+        assert_eq!((of(child.pid), proc.start_time(child.pid).unwrap()), (Some(false), None));
+        assert_eq!(crate::process::reap(&child.pidfd).unwrap(), 3);
+        assert_eq!(of(child.pid), None);
+        let mut program = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(program.id()).unwrap();
+        let pidfd = crate::process::open_child(pid).unwrap();
+        assert!(crate::hooks::ended(&pidfd, std::time::Duration::from_secs(10)).unwrap());
+        assert_eq!(of(pid), Some(true));
+        program.wait().unwrap();
+    }
 }

@@ -439,6 +439,10 @@ fn limits_pause_and_figures() {
     ]);
     assert_eq!(read("memory", "memory.limit_in_bytes"), (256u64 << 20).to_string());
     assert_eq!((read("pids", "pids.max"), read("cpu", "cpu.shares")), ("44".into(), "300".into()));
+    let said = text(&b.rt(&["update", "--pids-limit", "0", &b.id]));
+    assert_eq!(said, "exit status: 0 ");
+    assert_eq!(read("pids", "pids.max"), "1", "a limit, as of version 1.3");
+    b.ok(&["update", "--pids-limit", "-1", &b.id]);
     b.ok(&["pause", &b.id]);
     assert_eq!(b.state()["status"], "paused");
     assert!(b.fails(&["exec", &b.id, "true"]).contains("paused container"));
@@ -504,7 +508,7 @@ fn hooks_of_all_kinds() {
         json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo why not; exit 3"]}]);
     let got = text(&b.run());
     assert!(
-        got.contains("error running createRuntime hook #0: exit status: 3, stdout/stderr: why not"),
+        got.contains("runc run failed: unable to start container process: error during container init: error running createRuntime hook #0: exit status 3, stdout: why not, stderr: "),
         "{got}"
     );
     b.config["hooks"]["createRuntime"] =

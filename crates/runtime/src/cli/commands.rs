@@ -130,7 +130,10 @@ const UPDATE: &[Flag] = &[
     value(&["memory"], "memory limit in bytes, or with a unit (512m)"),
     value(&["memory-reservation"], "memory that is left to it when it gets scarce, in bytes"),
     value(&["memory-swap"], "memory and swap together in bytes; -1: no limit of swap"),
-    number(&["pids-limit"], "most processes and threads in the container"),
+    number(
+        &["pids-limit"],
+        "most processes and threads in the container; -1: no limit; 0 counts from ociVersion 1.3 on",
+    ),
     value(&["l3-cache-schema"], "Intel RDT: schema of the L3 cache"),
     value(&["mem-bw-schema"], "Intel RDT: schema of the memory bandwidth"),
     // Linux has no such limits any more.

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::flags::{Parsed, decimal_times};
 use super::{Context, Failure, Outcome, one_id, say, say_err};
 use crate::error::Context as _;
+use crate::operate::skips_pids;
 use crate::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids, Resources};
 use crate::state::{from_json, read_file};
 use crate::{ContainerId, State};
@@ -218,6 +219,12 @@ pub(super) fn update(cx: &Context, parsed: &Parsed) -> Outcome {
         ..IntelRdt::default()
     };
     crate::update(&cx.options, &id, &resources)?;
+    // Said to a person only: in engines' files it has no meaning.
+    if parsed.value("resources").is_none() && skips_pids(&cx.options, &id, &resources)? {
+        cx.log.warning(
+            "--pids-limit 0 changes nothing in a container whose ociVersion is below 1.3 (-1: no limit)",
+        );
+    }
     if rdt != IntelRdt::default() {
         crate::update_rdt(&cx.options, &id, &rdt)?;
     }

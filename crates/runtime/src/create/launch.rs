@@ -259,8 +259,9 @@ fn run_hooks(parent: &Parent<'_>, process: &Child) -> Result<()> {
     };
     let ran = run("prestart", &parent.hooks.prestart)
         .and_then(|()| run("createRuntime", &parent.hooks.create_runtime));
-    // A hook ends with the process: what that died of counts.
-    ran.map_err(|e| out_of_memory(&r.cgroup).unwrap_or(e))
+    // A hook ends with the process: what that died of counts. Else in runc's words, which engines show.
+    let told = |e: Error| Error::Init(format!("error during container init: {}", e.chain()));
+    ran.map_err(|e| out_of_memory(&r.cgroup).unwrap_or_else(|| told(e)))
 }
 
 /// Opens a bind source that is closed to the container's root: with the caller's rights, but in the

@@ -92,12 +92,12 @@ fn a_spec_of_another_major_version_is_refused() {
 
 /// `vm.memfd_noexec=2` allows no other files in memory; there is none before Linux 6.3.
 #[test]
-fn what_a_hook_reads_and_writes_cannot_be_executed() {
+fn what_a_hook_reads_cannot_be_executed() {
     let known = std::path::Path::new("/proc/sys/vm/memfd_noexec").exists();
     let mode = if known { 666 } else { 777 };
     let mut b = Bundle::new("true");
-    let line = "stat -L -c %a /proc/self/fd/0 /proc/self/fd/1 >&2; exit 1";
+    let line = "stat -L -c %a /proc/self/fd/0 >&2; exit 1";
     b.config["hooks"]["prestart"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}]);
     let said = text(&b.run());
-    assert!(said.contains(&format!("stdout/stderr: {mode}\\n{mode}")), "{said}");
+    assert!(said.contains(&format!("stdout: , stderr: {mode}")), "{said}");
 }

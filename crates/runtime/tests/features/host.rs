@@ -337,6 +337,10 @@ fn what_is_no_specification_is_told_by_its_name() {
         list.push(json!({"type": "mount", "path": "/proc/self/ns/mnt"}));
     };
     refused(&own, "is the runtime's own mount namespace");
+    let none = |c: &mut serde_json::Value| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != "mount");
+    };
+    refused(&none, "linux.namespaces: has no mount namespace: the container's mounts would be the");
 }
 
 /// Where v1 has the controllers, `cgroup2` still is v2.
@@ -382,5 +386,25 @@ fn a_limit_of_no_more_processes_is_one_since_version_1_3() {
             assert_eq!(forked, version == "1.0.2", "{joined:?} {version}: {got}");
             assert!(forked || got.contains("an't fork"), "{joined:?} {version}: {got}");
         }
+    }
+}
+
+/// A flag is not passed over in silence; engines' files are, whose 0 means nothing.
+#[test]
+fn an_update_that_says_nothing_before_version_1_3_is_told() {
+    let mut b = Bundle::new("sleep 1000");
+    b.config["ociVersion"] = json!("1.2.1");
+    b.config["linux"]["resources"]["pids"] = json!({"limit": 33});
+    b.start();
+    std::fs::write(b.path("zero.json"), r#"{"pids":{"limit":0}}"#).unwrap();
+    let flag = ["--pids-limit", "0", "--cpu-share", "300"];
+    for (args, told) in [(&flag[..], true), (&["-r", "zero.json"], false)] {
+        let o = b.rt(&[&["update"], args, &[&b.id]].concat());
+        let said = text(&o);
+        let warning = said.contains("level=warning msg=\"--pids-limit 0 changes nothing");
+        assert!(o.status.success() && warning == told, "{said}");
+        let read = |c, file| std::fs::read_to_string(b.cgroup(c).join(file)).unwrap();
+        assert_eq!(read("pids", "pids.max"), "33\n");
+        assert_eq!(read("cpu", "cpu.shares"), "300\n");
     }
 }

@@ -185,3 +185,50 @@ fn a_listener_for_a_container_in_anothers_pids_names_its_process() {
     assert_eq!(text["pid"], b.state()["pid"]);
     assert_eq!(link, "anon_inode:seccomp notify");
 }
+
+/// A new user namespace in the pid namespace of others: it has no rights over that one.
+#[test]
+fn a_new_user_namespace_in_anothers_pids() {
+    let first = Bundle::new("sleep 1000");
+    first.start();
+    let pid = first.state()["pid"].clone();
+    let base = 100_000 + random() % 100_000;
+    let word = format!("w{base}");
+    let mut b = Bundle::new(&format!(
+        "cat /proc/self/uid_map; id -u; stat -c %u:%g /tmp/mine; echo {word}; sleep 1000"
+    ));
+    std::fs::write(b.path("rootfs/tmp/mine"), "").unwrap();
+    std::os::unix::fs::chown(b.path("rootfs/tmp/mine"), Some(base), Some(base + 7)).unwrap();
+    let namespaces = b.config["linux"]["namespaces"].as_array_mut().unwrap();
+    for ns in namespaces.iter_mut().filter(|ns| ns["type"] == "pid") {
+        ns["path"] = json!(format!("/proc/{pid}/ns/pid"));
+    }
+    namespaces.push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": base, "size": 65536}]);
+    b.config["linux"]["uidMappings"] = map.clone();
+    b.config["linux"]["gidMappings"] = map;
+    b.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NPROC", "soft": 50, "hard": 60}]);
+    let said = text(&b.run());
+    assert!(
+        said.contains("mounts: a new user namespace has no rights over a joined pid"),
+        "{said}"
+    );
+    for m in b.config["mounts"].as_array_mut().unwrap().iter_mut().filter(|m| m["type"] == "proc") {
+        *m = json!({"destination": "/proc", "source": "/proc", "options": ["rbind"]});
+    }
+    b.start();
+    crate::support::wait(|| b.out().contains(&word), "the program's output");
+    let got = b.out();
+    let lines: Vec<&str> = got.lines().collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["0", &base.to_string(), "65536"]);
+    assert_eq!(&lines[1..], ["0", "0:7", &word], "{got}");
+    assert_eq!(b.ok(&["exec", &b.id, "id", "-u"]), "0\n");
+    let init = b.state()["pid"].clone();
+    for (kind, same) in [("pid", true), ("user", false), ("ipc", false), ("mnt", false)] {
+        let of = |pid: &Value| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_eq!(of(&init) == of(&pid), same, "{kind}");
+    }
+    b.ok(&["kill", &b.id, "KILL"]);
+    b.until("stopped");
+    assert_eq!(first.state()["status"], "running");
+}

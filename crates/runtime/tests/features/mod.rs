@@ -2,6 +2,7 @@
 
 mod command_line;
 mod cut_short;
+mod hooks;
 mod host;
 mod joined;
 mod lifecycle;
