@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 
+use crate::frames::FrameReader;
+
 /// A zstd frame may ask for a window of this many bits at most (128 MiB).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// xz may use this much memory for its dictionary; `xz -9` needs 65 MiB.
@@ -77,8 +79,56 @@ pub fn decompress_within<'a, R: Read + Send + 'a>(
     let window = Window {
         zstd_log: window_bytes.max(1).ilog2().min(ZSTD_WINDOW_LOG_MAX),
         xz_bytes: window_bytes.min(XZ_MEMORY_MAX_BYTES),
+        leave: Leave::needless(),
     };
     decoder(Cursor::new(magic).chain(reader), compression, window)
+}
+
+/// Answers once so many bytes may be used, with what is dropped when they are not used any more; or an error,
+/// which is one of the read that needed them.
+pub type AskLeave<'a> = Box<dyn FnMut(u64) -> io::Result<Box<dyn Send + 'a>> + Send + 'a>;
+
+/// As [`decompress`], with leave for each window of more than `free_bytes`: `ask` is called with the window's
+/// size, for one window at a time. xz needs leave for the most that it may use before anything is read.
+///
+/// # Errors
+/// As of [`decompress`], and of `ask`.
+pub fn decompress_with_leave<'a, R: Read + Send + 'a>(
+    mut reader: R,
+    free_bytes: u64,
+    ask: AskLeave<'a>,
+) -> io::Result<Decompressor<'a>> {
+    let magic = magic(&mut reader)?;
+    let compression = sniff(&magic);
+    let window = Window {
+        zstd_log: ZSTD_WINDOW_LOG_MAX,
+        xz_bytes: XZ_MEMORY_MAX_BYTES,
+        leave: Leave { free_bytes, ask: Some(ask), held: None },
+    };
+    decoder(Cursor::new(magic).chain(reader), compression, window)
+}
+
+/// Memory that a decoder has leave to use.
+pub(crate) struct Leave<'a> {
+    free_bytes: u64,
+    ask: Option<AskLeave<'a>>,
+    held: Option<(u64, Box<dyn Send + 'a>)>,
+}
+
+impl Leave<'_> {
+    /// For whom nobody asks.
+    fn needless() -> Self {
+        Self { free_bytes: u64::MAX, ask: None, held: None }
+    }
+
+    pub(crate) fn take(&mut self, bytes: u64) -> io::Result<()> {
+        let held = self.held.as_ref().map_or(self.free_bytes, |(held, _)| *held);
+        let Some(ask) = self.ask.as_mut().filter(|_| bytes > held) else { return Ok(()) };
+        // Who waits for more holds nothing.
+        self.held = None;
+        self.held = Some((bytes, ask(bytes)?));
+        Ok(())
+    }
 }
 
 /// As [`decompress`], for a compression that is known.
@@ -89,14 +139,19 @@ pub fn decompress_as<'a, R: Read + Send + 'a>(
     reader: R,
     compression: Compression,
 ) -> io::Result<Decompressor<'a>> {
-    let window = Window { zstd_log: ZSTD_WINDOW_LOG_MAX, xz_bytes: XZ_MEMORY_MAX_BYTES };
+    let window = Window {
+        zstd_log: ZSTD_WINDOW_LOG_MAX,
+        xz_bytes: XZ_MEMORY_MAX_BYTES,
+        leave: Leave::needless(),
+    };
     decoder(reader, compression, window)
 }
 
 /// What a decoder may use.
-struct Window {
+struct Window<'a> {
     zstd_log: u32,
     xz_bytes: u64,
+    leave: Leave<'a>,
 }
 
 fn magic(reader: &mut impl Read) -> io::Result<Vec<u8>> {
@@ -109,40 +164,39 @@ fn magic(reader: &mut impl Read) -> io::Result<Vec<u8>> {
 fn decoder<'a, R: Read + Send + 'a>(
     reader: R,
     compression: Compression,
-    window: Window,
+    window: Window<'a>,
 ) -> io::Result<Decompressor<'a>> {
     let buffered = BufReader::with_capacity(BUFFER_BYTES, reader);
     let inner: Box<dyn Read + Send + 'a> = match compression {
         Compression::None => Box::new(buffered),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(buffered)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
-            decoder.window_log_max(window.zstd_log)?;
-            Box::new(decoder)
-        }
-        Compression::Xz => Box::new(XzReader::new(buffered, window.xz_bytes)?),
+        Compression::Zstd => Box::new(FrameReader::new(buffered, window.zstd_log, window.leave)?),
+        Compression::Xz => Box::new(XzReader::new(buffered, window.xz_bytes, window.leave)?),
     };
     Ok(Decompressor { compression, inner })
 }
 
 /// xz2's own reader takes the end of its input inside a block for the end of the data in some
 /// cases; this one asks the decoder.
-struct XzReader<R> {
+struct XzReader<'a, R> {
     input: R,
     stream: xz2::stream::Stream,
     done: bool,
+    /// Held as long as the stream is.
+    _leave: Leave<'a>,
 }
 
-impl<R: BufRead> XzReader<R> {
-    fn new(input: R, memory_bytes: u64) -> io::Result<Self> {
+impl<'a, R: BufRead> XzReader<'a, R> {
+    fn new(input: R, memory_bytes: u64, mut leave: Leave<'a>) -> io::Result<Self> {
+        leave.take(memory_bytes)?;
         let stream =
             xz2::stream::Stream::new_stream_decoder(memory_bytes, xz2::stream::CONCATENATED)?;
-        Ok(Self { input, stream, done: false })
+        Ok(Self { input, stream, done: false, _leave: leave })
     }
 }
 
-impl<R: BufRead> Read for XzReader<R> {
+impl<R: BufRead> Read for XzReader<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         use xz2::stream::{Action, Status};
         while !self.done && !buf.is_empty() {
@@ -250,6 +304,8 @@ impl<W: Write> Write for Compressor<W> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -271,5 +327,86 @@ mod tests {
             assert!(read(16 << 20).unwrap() == bytes, "{name}");
             assert!(read(4 << 20).is_err(), "{name}: more memory than it may have");
         }
+    }
+
+    /// What was asked for, and what is held; it may be one thing at a time.
+    #[derive(Default)]
+    struct Asked {
+        sizes: Vec<u64>,
+        held: usize,
+    }
+
+    struct Held(Arc<Mutex<Asked>>);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().held -= 1;
+        }
+    }
+
+    fn read_with_leave(compressed: &[u8], free_bytes: u64) -> (io::Result<Vec<u8>>, Vec<u64>) {
+        let asked = Arc::new(Mutex::new(Asked::default()));
+        let ask = |bytes| {
+            let mut all = asked.lock().unwrap();
+            if bytes == 1 << 27 && all.sizes.contains(&(1 << 26)) {
+                return Err(io::Error::other("not that much"));
+            }
+            all.sizes.push(bytes);
+            all.held += 1;
+            assert_eq!(all.held, 1, "one after the other");
+            Ok(Box::new(Held(Arc::clone(&asked))) as Box<dyn Send>)
+        };
+        let mut tar = decompress_with_leave(compressed, free_bytes, Box::new(ask)).unwrap();
+        let mut read = Vec::new();
+        let outcome = tar.read_to_end(&mut read).map(|_| read);
+        drop(tar);
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.held, 0, "it is given back");
+        (outcome, asked.sizes.clone())
+    }
+
+    #[test]
+    fn leave_is_asked_for_large_windows() {
+        let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+        let frame = |log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let skippable = [&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"any"].concat();
+        let empty = zstd::bulk::compress(b"", 1).unwrap();
+        let parts = [frame(20), empty, frame(23), skippable, frame(21), frame(25), frame(21)];
+        let (read, asked) = read_with_leave(&parts.concat(), 1 << 20);
+        assert!(read.unwrap() == [&bytes[..]; 5].concat());
+        assert_eq!(asked, [1 << 23, 1 << 25]);
+        let (read, asked) = read_with_leave(&frame(22), 4 << 20);
+        assert!(read.unwrap() == bytes && asked.is_empty());
+        let (read, asked) = read_with_leave(&[frame(26), frame(27)].concat(), 0);
+        assert_eq!(asked, [1 << 26]);
+        assert_eq!(read.unwrap_err().to_string(), "not that much");
+        let whole = frame(23);
+        let (read, _) = read_with_leave(&whole[..whole.len() - 5], 0);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+
+        let mut encoder = xz2::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(&bytes).unwrap();
+        let xz = encoder.finish().unwrap();
+        let (read, asked) = read_with_leave(&xz, 1 << 20);
+        assert!(read.unwrap() == bytes);
+        assert_eq!(asked, [XZ_MEMORY_MAX_BYTES]);
+        assert!(read_with_leave(&xz, XZ_MEMORY_MAX_BYTES).1.is_empty());
+    }
+
+    #[test]
+    fn a_window_beyond_all_is_named() {
+        // A frame that asks for 2 GiB: RFC 8878 section 3.1.1.1.2, exponent 21.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 1, 0, 0];
+        let mut read = Vec::new();
+        let error = decompress(&frame[..]).unwrap().read_to_end(&mut read).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a zstd frame needs a window of 2147483648 bytes, at most 134217728 are possible"
+        );
     }
 }

@@ -1,15 +1,18 @@
 //! What a directory changes about the ones below it: as a layer tar, or as a list.
 
 use std::{
+    cell::Cell,
+    collections::HashMap,
     io::Write,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 
 use crate::{
-    entry::{Entry, Kind, Time},
+    entry::{Entry, Kind},
     error::Error,
     node::{Node, open_in_root},
     pack::{PackOptions, PackStats, Packer, sibling},
@@ -18,14 +21,16 @@ use crate::{
     writer::TarWriter,
 };
 
-/// How a directory that replaces one below it is written.
+/// What is known of the layers below an overlay's upper directory.
 #[derive(Clone, Copy, Debug)]
-pub enum Opaque<'a> {
-    /// With an entry `.wh..wh..opq` in it.
-    Marker,
-    /// With one whiteout for each name that it hides. `lowers`: the roots of the layers below,
-    /// topmost first.
-    Explicit { lowers: &'a [BorrowedFd<'a>] },
+pub enum Below<'a> {
+    /// Nothing: the directory is written as it is, with its whiteouts, and with an entry `.wh..wh..opq` in
+    /// each directory that is marked as opaque.
+    Unknown,
+    /// The roots of all of them, topmost first. What is written is what [`diff_directories`] writes for the
+    /// trees that overlays with and without the upper directory show: nothing that is the same below,
+    /// and one whiteout for each name that is hidden.
+    Layers(&'a [BorrowedFd<'a>]),
 }
 
 /// `docker diff`'s three letters.
@@ -50,27 +55,54 @@ pub struct Change {
 /// As [`crate::pack`]; also for directories that use overlay's `redirect_dir` or `metacopy`.
 pub fn diff_overlay<W: Write>(
     upper: BorrowedFd<'_>,
-    opaque: Opaque<'_>,
+    below: Below<'_>,
     options: &mut PackOptions<'_>,
     writer: W,
 ) -> Result<(W, PackStats), Error> {
-    let lowers = match opaque {
-        Opaque::Marker => Vec::new(),
-        Opaque::Explicit { lowers } => reopen(lowers)?,
-    };
-    let marker = matches!(opaque, Opaque::Marker);
+    let start = Node::resolve(upper, Path::new(""))?;
+    match below {
+        Below::Layers(lowers) => {
+            write_changes(&start, reopen(lowers)?, Relation::Overlay, options, writer)
+        }
+        Below::Unknown => write_marks(&start, options, writer),
+    }
+}
+
+/// Writes the layer that turns `lower` into `upper`, both complete trees. Files count as the same when
+/// their metadata, times (to the nanosecond) and contents are. `options.sources` is not used.
+///
+/// Equal trees give equal bytes. A directory that is the same is written where something in it is not.
+/// An unchanged name of a file that has another, changed one is written as a hard link. Whiteouts have
+/// the time 0 and no owner.
+///
+/// # Errors
+/// As [`crate::pack`].
+pub fn diff_directories<W: Write>(
+    lower: BorrowedFd<'_>,
+    upper: BorrowedFd<'_>,
+    options: &mut PackOptions<'_>,
+    writer: W,
+) -> Result<(W, PackStats), Error> {
+    let start = Node::resolve(upper, Path::new(""))?;
+    write_changes(&start, reopen(&[lower])?, Relation::Complete, options, writer)
+}
+
+/// An overlay's marks in the words of a layer.
+fn write_marks<W: Write>(
+    start: &Node,
+    options: &mut PackOptions<'_>,
+    writer: W,
+) -> Result<(W, PackStats), Error> {
     let mut out = TarWriter::new(writer).subsecond(options.subsecond);
     let mut packer = Packer::new(&mut out, options);
-    let start = Node::resolve(upper, Path::new(""))?;
-    walk(&start, lowers, Relation::Overlay, &mut |visit| {
+    walk(start, Vec::new(), Relation::Overlay, &mut |visit| {
         if visit.difference == Difference::Deleted {
-            return whiteout_entry(&mut packer, visit);
+            return write_whiteout(&mut packer, visit.path);
         }
         let Some(node) = visit.node else { return Ok(Next::Skip) };
         let next = packer.object(visit.path, node)?;
         if next == Next::Descend
             && visit.opaque
-            && marker
             && let Some(entry) = packer.entry(&visit.path.join(whiteout::OPAQUE), node)?
         {
             packer.emit(marker_entry(entry), None)?;
@@ -81,47 +113,102 @@ pub fn diff_overlay<W: Write>(
     Ok((out.finish()?, stats))
 }
 
-/// Writes the layer that turns `lower` into `upper`, both complete trees. Files of the same
-/// size, metadata and time (to the nanosecond, if it has any) count as the same.
-/// `options.sources` is not used.
-///
-/// # Errors
-/// As [`crate::pack`].
-pub fn diff_directories<W: Write>(
-    lower: BorrowedFd<'_>,
-    upper: BorrowedFd<'_>,
+fn write_changes<W: Write>(
+    start: &Node,
+    lowers: Vec<OwnedFd>,
+    relation: Relation,
     options: &mut PackOptions<'_>,
     writer: W,
 ) -> Result<(W, PackStats), Error> {
     let mut out = TarWriter::new(writer).subsecond(options.subsecond);
-    let mut packer = Packer::new(&mut out, options);
-    let start = Node::resolve(upper, Path::new(""))?;
-    // Directories that did not change, which are written when something in them did.
-    let mut waiting: Vec<Entry> = Vec::new();
-    walk(&start, reopen(&[lower])?, Relation::Complete, &mut |visit| {
-        waiting.retain(|dir| visit.path.starts_with(&dir.name));
-        if visit.difference == Difference::Same {
-            if let Some(node) = visit.node
-                && node.is_dir()
-                && !visit.path.as_os_str().is_empty()
-                && let Some(entry) = packer.entry(visit.path, node)?
-            {
-                waiting.push(entry);
+    let packer = Packer::new(&mut out, options);
+    let mut changes = Changes { packer, around: Vec::new(), linked: HashMap::new() };
+    walk(start, lowers, relation, &mut |visit| changes.visit(visit))?;
+    let stats = changes.packer.stats;
+    Ok((out.finish()?, stats))
+}
+
+/// A directory that did not change: it is written when something in it did.
+struct Around {
+    entry: Entry,
+    is_written: Cell<bool>,
+}
+
+/// An unchanged name of a file that has several, and the unchanged directories on the way to it.
+type Linked = (PathBuf, Vec<Rc<Around>>);
+
+/// Writes what a walk finds to be changed.
+struct Changes<'p, 'a, W> {
+    packer: Packer<'p, 'a, W>,
+    /// The unchanged directories on the way to what is visited.
+    around: Vec<Rc<Around>>,
+    /// By the files' identities; none of their names has been written.
+    linked: HashMap<(u32, u32, u64), Vec<Linked>>,
+}
+
+impl<W: Write> Changes<'_, '_, W> {
+    fn visit(&mut self, visit: &Visit<'_>) -> Result<Next, Error> {
+        self.around.retain(|dir| visit.path.starts_with(&dir.entry.name));
+        match (visit.difference, visit.node) {
+            (Difference::Same, Some(node)) => self.same(visit.path, node),
+            // A mark for something that no lower layer has.
+            (Difference::Deleted, _) if !visit.in_lower => Ok(Next::Skip),
+            (Difference::Deleted, _) | (_, None) => self.deleted(visit.path),
+            (_, Some(node)) if node.file_type() == FileType::Socket => {
+                self.packer.stats.skipped_sockets += 1;
+                if visit.in_lower { self.deleted(visit.path) } else { Ok(Next::Skip) }
             }
-            return Ok(Next::Descend);
+            (_, Some(node)) => self.object(visit.path, node),
         }
-        for dir in waiting.drain(..) {
-            if packer.emit(dir, None)? == Next::Skip {
+    }
+
+    fn same(&mut self, path: &Path, node: &Node) -> Result<Next, Error> {
+        if node.is_dir() {
+            if !path.as_os_str().is_empty()
+                && let Some(entry) = self.packer.entry(path, node)?
+            {
+                self.around.push(Rc::new(Around { entry, is_written: Cell::new(false) }));
+            }
+        } else if self.packer.has_name_of(node) {
+            return self.object(path, node);
+        } else if node.stat().stx_nlink > 1 {
+            let names = self.linked.entry(node.identity()).or_default();
+            names.push((path.to_owned(), self.around.clone()));
+        }
+        Ok(Next::Descend)
+    }
+
+    fn object(&mut self, path: &Path, node: &Node) -> Result<Next, Error> {
+        if Self::write_around(&mut self.packer, &self.around)? == Next::Skip {
+            return Ok(Next::Skip);
+        }
+        let next = self.packer.object(path, node)?;
+        if !node.is_dir() && self.packer.has_name_of(node) {
+            for (name, around) in self.linked.remove(&node.identity()).unwrap_or_default() {
+                if Self::write_around(&mut self.packer, &around)? == Next::Descend {
+                    self.packer.object(&name, node)?;
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    fn deleted(&mut self, path: &Path) -> Result<Next, Error> {
+        match Self::write_around(&mut self.packer, &self.around)? {
+            Next::Descend => write_whiteout(&mut self.packer, path),
+            Next::Skip => Ok(Next::Skip),
+        }
+    }
+
+    fn write_around(packer: &mut Packer<'_, '_, W>, around: &[Rc<Around>]) -> Result<Next, Error> {
+        for dir in around {
+            if !dir.is_written.replace(true) && packer.emit(dir.entry.clone(), None)? == Next::Skip
+            {
                 return Ok(Next::Skip);
             }
         }
-        match visit.node {
-            None => whiteout_entry(&mut packer, visit),
-            Some(node) => packer.object(visit.path, node),
-        }
-    })?;
-    let stats = packer.stats;
-    Ok((out.finish()?, stats))
+        Ok(Next::Descend)
+    }
 }
 
 /// What an overlay's upper directory changes about the directories below it (topmost first),
@@ -183,18 +270,12 @@ fn reopen(dirs: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Error> {
     dirs.iter().map(open).collect()
 }
 
-fn whiteout_entry<W: Write>(
-    packer: &mut Packer<'_, '_, W>,
-    visit: &Visit<'_>,
-) -> Result<Next, Error> {
-    let Some(last) = visit.path.file_name() else { return Ok(Next::Skip) };
-    let name = sibling(visit.path, &whiteout::name_for(last));
+/// When something was deleted, and by whom, does not belong to what a layer is.
+fn write_whiteout<W: Write>(packer: &mut Packer<'_, '_, W>, path: &Path) -> Result<Next, Error> {
+    let Some(last) = path.file_name() else { return Ok(Next::Skip) };
+    let name = sibling(path, &whiteout::name_for(last));
     let mut entry = Entry::new(name, Kind::File { sparse: None });
     entry.mode = 0;
-    if let Some(node) = visit.node {
-        let mtime = node.stat().stx_mtime;
-        entry.mtime = packer.clamp(Time { secs: mtime.tv_sec, nanos: mtime.tv_nsec });
-    }
     packer.emit(entry, None)?;
     Ok(Next::Skip)
 }

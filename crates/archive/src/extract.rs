@@ -21,7 +21,7 @@ use crate::{
     implied::Hidden,
     metadata::{drop_xattrs, mark_opaque, timestamps},
     node::{Node, proc_path, sorted_names},
-    place::{self, Parent, Place},
+    place::{self, Keep, Parent, Place},
     reader::TarReader,
     whiteout::{self, Meaning},
 };
@@ -164,6 +164,9 @@ pub(crate) struct Extractor<'e, 'o> {
     pub(crate) directories: BTreeMap<PathBuf, Deferred>,
     /// [`Whiteouts::Remove`]: what this archive made, which its own whiteouts do not touch.
     pub(crate) made: HashSet<(u64, OsString)>,
+    /// [`Whiteouts::Remove`]: directories that names of this archive imply. They stay as well, but nothing of
+    /// what they were below.
+    pub(crate) implied: HashSet<(u64, OsString)>,
     /// [`Whiteouts::Overlay`]: names that this layer deletes from the ones below.
     pub(crate) deleted: HashSet<(u64, OsString)>,
     /// Directories whose lower contents are gone already.
@@ -190,6 +193,7 @@ impl<'e, 'o> Extractor<'e, 'o> {
             stats: ExtractStats::default(),
             directories: BTreeMap::new(),
             made: HashSet::new(),
+            implied: HashSet::new(),
             deleted: HashSet::new(),
             emptied: HashSet::new(),
             hidden: Hidden::default(),
@@ -532,9 +536,14 @@ impl<'e, 'o> Extractor<'e, 'o> {
                 self.directories.remove(&dir);
             }
         }
-        let made = &self.made;
+        let (made, implied) = (&self.made, &self.implied);
         let around = place::remove(parent, name, path, &|inode, name| {
-            keep_made && made.contains(&(inode, name.to_owned()))
+            let key = (inode, name.to_owned());
+            match keep_made {
+                true if made.contains(&key) => Keep::Itself,
+                true if implied.contains(&key) => Keep::Plain,
+                _ => Keep::No,
+            }
         })?;
         // They are there for this layer's sake alone now.
         around.iter().try_for_each(|dir| self.make_plain(dir))

@@ -37,7 +37,7 @@ impl Extractor<'_, '_> {
             self.lower_parents(dir)?;
         }
         let (options, directories, deleted) = (self.options, &mut self.directories, &self.deleted);
-        let (hidden, late) = (&self.hidden, &self.late);
+        let (hidden, late, implied) = (&self.hidden, &self.late, &mut self.implied);
         let mut remembered = 0;
         let parent = self.place.directory(dir, &mut |parent, name, path| {
             if options.whiteouts == Whiteouts::None {
@@ -47,6 +47,10 @@ impl Extractor<'_, '_> {
             let inode = rustix::fs::fstat(parent).map_err(|e| Error::file("stat", path, e))?.st_ino;
             if deleted.contains(&(inode, name.to_owned())) {
                 mark_opaque(options.whiteouts, node.fd(), path)?;
+            }
+            if options.whiteouts == Whiteouts::Remove {
+                remembered += name.len() + REMEMBERED_OVERHEAD;
+                implied.insert((inode, name.to_owned()));
             }
             let lower = match hidden.covers(path) {
                 true => None,
@@ -80,6 +84,9 @@ impl Extractor<'_, '_> {
                     return Ok(());
                 }
                 return self.remove(&at, name, &path, false);
+            }
+            if self.implied.insert(at.key(name)) {
+                self.remember(name)?;
             }
             if !self.directories.contains_key(&path) {
                 self.remember(path.as_os_str())?;

@@ -23,6 +23,7 @@ mod diff;
 mod entry;
 mod error;
 mod extract;
+mod frames;
 mod header;
 mod implied;
 mod metadata;
@@ -37,12 +38,11 @@ mod whiteout;
 mod writer;
 
 pub use compression::{
-    Compression, Compressor, Decompressor, Encoding, compress, decompress, decompress_as,
-    decompress_within, sniff,
+    AskLeave, Compression, Compressor, Decompressor, Encoding, compress, decompress, decompress_as,
+    decompress_with_leave, decompress_within, sniff,
 };
 pub use diff::{
-    Change, ChangeKind, Opaque, changes_directories, changes_overlay, diff_directories,
-    diff_overlay,
+    Below, Change, ChangeKind, changes_directories, changes_overlay, diff_directories, diff_overlay,
 };
 pub use entry::{Chunk, Entry, IdRange, Kind, Limits, Owner, Position, Time};
 pub use error::{Error, Problem};

@@ -231,29 +231,39 @@ pub(crate) fn find_in_lowers(
     Ok(None)
 }
 
-/// A name that removal leaves, by its directory's inode.
-pub(crate) type Kept<'k> = dyn Fn(u64, &OsStr) -> bool + 'k;
+/// What removal leaves of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    No,
+    /// The object as it is, but for what is removed in it.
+    Itself,
+    /// A directory; what it looks like goes.
+    Plain,
+}
+
+/// Asked for a name by its directory's inode.
+pub(crate) type Kept<'k> = dyn Fn(u64, &OsStr) -> Keep + 'k;
 
 struct Frame {
     dir: OwnedFd,
     inode: u64,
     names: std::vec::IntoIter<OsString>,
     name: OsString,
-    kept: bool,
+    keep: Keep,
 }
 
-/// Removes `name` and everything below it but for what is kept and the directories around that, whose
-/// paths it gives.
+/// Removes `name` and everything below it but for what is kept and the directories around that. It gives the
+/// paths of these, and of directories that are kept as plain ones.
 pub(crate) fn remove(
     parent: &Parent,
     name: &OsStr,
     path: &Path,
     kept: &Kept<'_>,
 ) -> Result<Vec<PathBuf>, Error> {
-    let top_kept = kept(parent.inode, name);
+    let keep = kept(parent.inode, name);
     let mut path = path.to_owned();
     let mut around = Vec::new();
-    let Some(frame) = unlink(parent.fd.as_fd(), name, top_kept, &path)? else {
+    let Some(frame) = unlink(parent.fd.as_fd(), name, keep, &path)? else {
         return Ok(around);
     };
     let mut stack = vec![frame];
@@ -261,9 +271,9 @@ pub(crate) fn remove(
     while let Some(frame) = stack.last_mut() {
         if let Some(child) = frame.names.next() {
             path.push(&child);
-            let child_kept = kept(frame.inode, &child);
-            any_kept |= child_kept;
-            match unlink(frame.dir.as_fd(), &child, child_kept, &path)? {
+            let keep = kept(frame.inode, &child);
+            any_kept |= keep != Keep::No;
+            match unlink(frame.dir.as_fd(), &child, keep, &path)? {
                 Some(next) if stack.len() < DEPTH_MAX => stack.push(next),
                 Some(_) => {
                     let limit = DEPTH_MAX as u64;
@@ -277,7 +287,9 @@ pub(crate) fn remove(
         }
         let Some(done) = stack.pop() else { break };
         let above = stack.last().map_or(parent.fd.as_fd(), |f| f.dir.as_fd());
-        if !done.kept {
+        if done.keep == Keep::Plain {
+            around.push(path.clone());
+        } else if done.keep == Keep::No {
             match rustix::fs::unlinkat(above, &done.name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::NOTEMPTY) if any_kept => around.push(path.clone()),
@@ -293,10 +305,10 @@ pub(crate) fn remove(
 fn unlink(
     dir: BorrowedFd<'_>,
     name: &OsStr,
-    kept: bool,
+    keep: Keep,
     path: &Path,
 ) -> Result<Option<Frame>, Error> {
-    if !kept {
+    if keep == Keep::No {
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(None),
             Err(Errno::ISDIR) => {}
@@ -306,10 +318,10 @@ fn unlink(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) if kept => return Ok(None),
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) if keep != Keep::No => return Ok(None),
         Err(e) => return Err(Error::file("open directory", path, e)),
     };
     let inode = rustix::fs::fstat(&fd).map_err(|e| Error::file("stat", path, e))?.st_ino;
     let names = sorted_names(fd.as_fd(), path)?.into_iter();
-    Ok(Some(Frame { dir: fd, inode, names, name: name.to_owned(), kept }))
+    Ok(Some(Frame { dir: fd, inode, names, name: name.to_owned(), keep }))
 }

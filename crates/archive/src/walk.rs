@@ -199,8 +199,8 @@ fn find_lower(
     Ok((top, dirs))
 }
 
-/// Same or modified. Times of whole seconds may have come out of an archive that had no more,
-/// so that equal ones prove nothing: contents are compared then.
+/// Same or modified. Equal sizes and times prove nothing about contents: archives have times of whole
+/// seconds, and whoever builds reproducibly sets them all to one.
 fn compare(upper: &Node, lower: &Node, path: &Path) -> Result<Difference, Error> {
     if upper.identity() == lower.identity() {
         return Ok(Difference::Same);
@@ -218,10 +218,7 @@ fn compare(upper: &Node, lower: &Node, path: &Path) -> Result<Difference, Error>
         return Ok(Difference::Modified);
     }
     let same = match file_type {
-        FileType::RegularFile => {
-            u.stx_size == l.stx_size
-                && (u.stx_mtime.tv_nsec != 0 || same_contents(upper, lower, path)?)
-        }
+        FileType::RegularFile => u.stx_size == l.stx_size && same_contents(upper, lower, path)?,
         FileType::Symlink => upper.read_link(path)? == lower.read_link(path)?,
         _ => true,
     };

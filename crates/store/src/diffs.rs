@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use archive::{Encoding, ExtractOptions, Opaque, PackOptions, Whiteouts};
+use archive::{Below, Encoding, ExtractOptions, PackOptions, Whiteouts};
 use store_api::{Descriptor, DiffRequest, Labels, Mount, media_type};
 use types::Digest;
 
@@ -34,10 +34,13 @@ pub(crate) struct Extracted {
 
 enum Difference {
     None,
-    Layer(OwnedFd),
+    /// A directory on those below it, topmost first.
+    Layer(OwnedFd, Vec<OwnedFd>),
     Trees(OwnedFd, OwnedFd),
     /// A layer that is kept as the tar that it came as.
     Tar(PathBuf),
+    /// A layer that is here as it came.
+    Blob(Digest),
 }
 
 impl Core {
@@ -108,10 +111,10 @@ impl Core {
                 layer.digest, layer.media_type
             )));
         }
-        let (blob, _) = self.open_blob(ns, &layer.digest)?;
+        let (blob, blob_bytes) = self.open_blob(ns, &layer.digest)?;
         let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
-        let tar =
-            archive::decompress(watched).map_err(Error::stream("inflate layer", &layer.digest))?;
+        let tar = self.inflation.inflate(watched, blob_bytes);
+        let tar = tar.map_err(Error::stream("inflate layer", &layer.digest))?;
         let mut tar = Hashing::new(tar);
         let mut options = layer_options(below, self.disk.userxattr);
         archive::extract(&mut tar, root, &mut options)
@@ -131,8 +134,10 @@ impl Core {
             let mut options = PackOptions::default();
             let failed = || Error::archive("diff", "the snapshot");
             match &difference {
-                Difference::Layer(top) => {
-                    archive::diff_overlay(top.as_fd(), Opaque::Marker, &mut options, writer)
+                Difference::Layer(top, below) => {
+                    let below = borrow(below);
+                    let below = Below::Layers(&below);
+                    archive::diff_overlay(top.as_fd(), below, &mut options, writer)
                         .map_err(failed())?;
                 }
                 Difference::Trees(lower, upper) => {
@@ -144,6 +149,13 @@ impl Core {
                     let mut tar = std::fs::File::open(path).map_err(Error::io("open", path))?;
                     std::io::copy(&mut tar, writer).map_err(Error::io("copy", path))?;
                 }
+                Difference::Blob(digest) => {
+                    let failed = || Error::stream("copy layer", digest);
+                    let (blob, blob_bytes) = self.open_blob(ns, digest)?;
+                    let blob = BufReader::with_capacity(BUFFER_BYTES, blob);
+                    let mut tar = self.inflation.inflate(blob, blob_bytes).map_err(failed())?;
+                    std::io::copy(&mut tar, writer).map_err(failed())?;
+                }
                 Difference::None => {
                     archive::TarWriter::new(writer).finish().map_err(failed())?;
                 }
@@ -152,21 +164,25 @@ impl Core {
         })
     }
 
-    /// Of a snapshot and its parent the writable layer is the difference; other mounts are made and
-    /// compared.
+    /// Of a committed layer and what it lies on the difference is the layer itself, of any other snapshot
+    /// and its parent it is in the writable layer; other mounts are made and compared. Which of these it is
+    /// makes no difference to what is written, but for layers that others wrote in a way of their own.
     fn difference(&self, ns: &str, lower: &[Mount], upper: &[Mount]) -> Result<Difference> {
         if let (Some(below), Some(above)) = (Directories::of(lower)?, Directories::of(upper)?) {
             let (below, above) = (below.all(), above.all());
             if above == below {
                 return Ok(Difference::None);
             }
+            if let Some(tar) = self.packed_difference(ns, &below, &above)? {
+                return Ok(Difference::Tar(tar));
+            }
+            if let Some(layer) = self.layer_between(ns, &below, &above)? {
+                return Ok(Difference::Blob(layer));
+            }
             if let Some((top, rest)) = above.split_first()
                 && rest == below
             {
-                return Ok(Difference::Layer(open_directory(top)?));
-            }
-            if let Some(tar) = self.packed_difference(ns, &below, &above)? {
-                return Ok(Difference::Tar(tar));
+                return Ok(Difference::Layer(open_directory(top)?, open_all(rest)?));
             }
         }
         Ok(Difference::Trees(self.mounted(lower)?, self.mounted(upper)?))

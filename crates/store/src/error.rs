@@ -147,7 +147,18 @@ impl Error {
 
     /// Is there no room for more, or no quota?
     pub(crate) fn is_full_disk(&self) -> bool {
-        let source = match self {
+        self.io_source().is_some_and(|source| {
+            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    }
+
+    /// Is a layer or a file larger than it may be?
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.io_source().is_some_and(|source| source.kind() == io::ErrorKind::FileTooLarge)
+    }
+
+    fn io_source(&self) -> Option<&io::Error> {
+        match self {
             Self::Io { source, .. } | Self::Stream { source, .. } => Some(source),
             Self::Archive { source, .. } => source.io(),
             Self::Index { source, .. } => source.io(),
@@ -156,10 +167,7 @@ impl Error {
                 _ => None,
             },
             Self::Json { .. } | Self::Api(_) => None,
-        };
-        source.is_some_and(|source| {
-            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        })
+        }
     }
 
     fn kind(&self) -> ErrorKind {
@@ -167,6 +175,7 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 ErrorKind::ResourceExhausted
             }
+            io::ErrorKind::FileTooLarge => ErrorKind::InvalidArgument,
             _ => ErrorKind::Internal,
         };
         match self {

@@ -71,7 +71,6 @@ use std::{
     thread::JoinHandle,
 };
 
-pub use self::events::EventBus;
 pub(crate) use self::local::Local;
 use self::{
     content::{Damaged, Ingests},
@@ -84,6 +83,7 @@ use self::{
     snapshots::{Disk, Trash},
     tasks::{ShimManager, TaskHost, TasksConfig},
 };
+pub use self::{events::EventBus, unpack::InflationLimit};
 
 /// Where a store lives and how it starts shims.
 #[derive(Clone, Debug)]
@@ -102,6 +102,8 @@ pub struct Config {
     pub runtime_root: PathBuf,
     /// What an image's layers become. Those that are here stay as they are.
     pub layers: LayerForm,
+    /// How large a layer may become when it is inflated.
+    pub inflation: InflationLimit,
     pub purpose: Purpose,
 }
 
@@ -147,6 +149,7 @@ impl Config {
             shim_command: TasksConfig::default_shim_command(),
             runtime_root: state.join("runtime"),
             layers: LayerForm::default(),
+            inflation: InflationLimit::default(),
             purpose: Purpose::default(),
             state,
         }
@@ -232,6 +235,7 @@ pub(crate) struct Core {
     disk: Disk,
     trash: Arc<Trash>,
     flights: Flights,
+    inflation: unpack::Inflation,
     async_flights: AsyncFlights,
     schedule: Arc<Schedule>,
     clients: transfer::Clients,
@@ -270,6 +274,7 @@ impl Core {
             disk: Disk::open(config, Arc::clone(&trash))?,
             trash,
             flights: Flights::default(),
+            inflation: unpack::Inflation::new(config.inflation),
             async_flights: AsyncFlights::default(),
             schedule: Arc::new(Schedule::default()),
             clients: transfer::Clients::default(),

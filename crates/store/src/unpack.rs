@@ -3,14 +3,17 @@
 
 mod ahead;
 mod growth;
+mod inflate;
 mod staged;
 
 use store_api::{Descriptor, Labels, ProgressState, ResourceKind, UnpackedImage};
 use types::{Digest, Platform};
 
+pub use self::inflate::InflationLimit;
 pub(crate) use self::{
     ahead::{Ahead, CoreRef, Crew, Slots, Source},
     growth::{Grower, Growth},
+    inflate::Inflation,
 };
 use self::{
     ahead::{Found, given_up},

@@ -2,6 +2,8 @@
 //! and nothing partial is ever to be seen.
 #![allow(clippy::unwrap_used)]
 
+#[path = "hostile/bombs.rs"]
+mod bombs;
 mod suite;
 
 use std::{
@@ -14,6 +16,10 @@ use std::{
     },
 };
 
+use bombs::{
+    a_layer_of_zeros_is_one_like_any_other, a_layer_that_becomes_too_much_is_refused,
+    a_window_that_is_too_large_is_refused,
+};
 use serde_json::json;
 use store::Store;
 use store_api::{Error, Namespaces as _, ProgressState, Pulled, RegistryAccess, Services};
@@ -638,4 +644,7 @@ in_every_form! { @ directories index;
     a_layer_with_another_content_ends_the_others_at_once
     a_layer_of_two_pulls_at_once_is_made_once
     many_layers_come_with_few_blocking_threads
+    a_layer_that_becomes_too_much_is_refused
+    a_window_that_is_too_large_is_refused
+    a_layer_of_zeros_is_one_like_any_other
 }

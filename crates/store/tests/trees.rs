@@ -1,5 +1,7 @@
 //! Random images (`testkit::fixtures::trees`) in the three forms of layers, which have to show the same
-//! file system, entry by entry, and the one that GNU tar makes of them.
+//! file system, entry by entry, and the one that GNU tar makes of them. The same random changes in a
+//! container of each form have to become the same layer, byte for byte, which turns the image into what the
+//! container shows; and what an image's layer changes is that layer.
 //!
 //! `make test` takes a sample; `FUZZ_SECONDS` goes on for so long, as in `make fuzz`. Each case has a
 //! number, which a failure prints and with which `FUZZ_SEED` begins again. A failing case is made smaller
@@ -15,12 +17,13 @@ use std::{
 };
 
 use store::{Config, LayerForm, Store};
-use store_api::{Namespaces as _, Services};
+use store_api::{DiffRequest, Mount, Namespaces as _, Services, UnpackedImage, media_type};
 use suite::{labels, snapshots::mounted, transfer};
 use testkit::fixtures::{
     oci::{Image, Layer},
-    trees::{self, Draws, Reader, gnu, walk},
+    trees::{self, Draws, Reader, changes, gnu, walk},
 };
+use types::Digest;
 
 /// What `make test` takes, and the fewest cases that it takes on a slow machine.
 const SAMPLE: Duration = Duration::from_secs(8);
@@ -95,19 +98,59 @@ fn failure(draws: &Draws, count: &mut Count) -> Option<String> {
     count.gnu += u64::from(gnu.is_some());
     count.packed += packed_layers(&ground.path().join("packed"));
     let mut wanted: Option<(&str, walk::Walked)> = None;
+    let mut layer: Option<(&str, Vec<u8>)> = None;
     let ours = ours.map(|(name, found)| (name, found.unwrap_or_else(|_| Err("a panic".into()))));
-    for (name, found) in gnu.map(|found| ("GNU tar", found)).into_iter().chain(ours) {
-        match (&wanted, found) {
-            (_, Err(error)) => return Some(format!("{name}: {error}")),
-            (None, Ok(found)) => wanted = Some((name, found)),
-            (Some((other, wanted)), Ok(found)) => {
-                if let Some(difference) = wanted.difference(&found) {
-                    return Some(format!("wanted: {other}, found: {name}: {difference}"));
-                }
+    let gnu = gnu.map(|found| ("GNU tar", found.map(|tree| Shown { tree, layer: None })));
+    for (name, found) in gnu.into_iter().chain(ours) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return Some(format!("{name}: {error}")),
+        };
+        if let Some((other, wanted)) = &wanted {
+            if let Some(difference) = wanted.difference(&found.tree) {
+                return Some(format!("wanted: {other}, found: {name}: {difference}"));
             }
+        } else {
+            wanted = Some((name, found.tree));
+        }
+        match (&layer, found.layer) {
+            (Some((other, layer)), Some(found)) if *layer != found => {
+                let difference = tars_differ(layer, &found);
+                return Some(format!("a container's layer in {other} and {name}: {difference}"));
+            }
+            (None, Some(found)) => layer = Some((name, found)),
+            _ => {}
         }
     }
     None
+}
+
+/// What a form, or GNU tar, makes of an image.
+struct Shown {
+    tree: walk::Walked,
+    /// The tar of what was changed in a container.
+    layer: Option<Vec<u8>>,
+}
+
+/// The first entry in which two tars differ.
+fn tars_differ(one: &[u8], other: &[u8]) -> String {
+    let entries = |tar: &[u8]| {
+        let mut reader = archive::TarReader::new(tar, archive::Limits::default());
+        let mut entries = Vec::new();
+        while let Some(mut entry) = reader.next_entry().unwrap() {
+            entry.position = archive::Position::default();
+            entries.push(format!("{entry:?}"));
+        }
+        entries
+    };
+    let (one, other) = (entries(one), entries(other));
+    for i in 0..one.len().max(other.len()) {
+        let (a, b) = (one.get(i), other.get(i));
+        if a != b {
+            return format!("entry {i}\n  {a:?}\n  {b:?}");
+        }
+    }
+    "the entries are the same, their data or padding is not".into()
 }
 
 fn by_gnu_tar(layers: &[trees::Layer], root: &Path) -> Result<walk::Walked, String> {
@@ -135,7 +178,7 @@ async fn open(root: &Path, layers: LayerForm) -> (Arc<Store>, Services) {
 }
 
 /// What a store of its own shows of an image.
-async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<walk::Walked, String> {
+async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<Shown, String> {
     let (_store, services) = open(root, form).await;
     let name = "docker.io/library/tree:v1";
     let found = transfer::import(&services, image.oci_archive(name)).await;
@@ -143,18 +186,78 @@ async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<walk::Walk
     let unpacked = services.extras.unpack(&found[0].target, None).await;
     let unpacked = unpacked.map_err(|error| format!("unpack: {error}"))?;
     let top = unpacked.chain_ids.last().map(ToString::to_string);
-    let mounts = services.snapshots.view("shown", top.as_deref(), labels(&[])).await;
-    let mounts = mounts.map_err(|error| format!("view: {error}"))?;
-    let viewed = mounted(&mounts, walk::walk);
+    let image = services.snapshots.view("shown", top.as_deref(), labels(&[])).await;
+    let image = image.map_err(|error| format!("view: {error}"))?;
+    let viewed = mounted(&image, walk::walk);
     // A container's file system is the same to begin with.
-    let mounts = services.snapshots.prepare("used", top.as_deref(), labels(&[])).await;
-    let mounts = mounts.map_err(|error| format!("prepare: {error}"))?;
-    match viewed.difference(&mounted(&mounts, walk::walk)) {
-        Some(difference) => {
-            Err(format!("wanted: a view, found: what can be written: {difference}"))
-        }
-        None => Ok(viewed),
+    let used = services.snapshots.prepare("used", top.as_deref(), labels(&[])).await;
+    let used = used.map_err(|error| format!("prepare: {error}"))?;
+    if let Some(difference) = viewed.difference(&mounted(&used, walk::walk)) {
+        return Err(format!("wanted: a view, found: what can be written: {difference}"));
     }
+    layers_are_what_they_change(&services, &unpacked).await?;
+    let seed =
+        u64::from_le_bytes(unpacked.manifest.digest.hex().as_bytes()[..8].try_into().unwrap());
+    let plan = changes::plan(&viewed, seed);
+    let planned = plan.clone();
+    mounted(&used, move |root| changes::apply(root, &planned));
+    let layer = diff(&services, &image, &used).await?;
+    if diff(&services, &image, &used).await? != layer {
+        return Err("a second layer of the same changes is another".into());
+    }
+    let applied = services.snapshots.prepare("applied", top.as_deref(), labels(&[])).await;
+    let applied = applied.map_err(|error| format!("prepare: {error}"))?;
+    services.diffs.apply(&layer, &applied).await.map_err(|error| format!("apply: {error}"))?;
+    let (wanted, found) = (mounted(&used, walk::walk), mounted(&applied, walk::walk));
+    if let Some(difference) = in_a_layer(wanted).difference(&in_a_layer(found)) {
+        return Err(format!("wanted: a container, found: its layer: {difference}\n{plan:?}"));
+    }
+    let layer = Some(suite::get(&services, &layer.digest).await);
+    Ok(Shown { tree: viewed, layer })
+}
+
+async fn diff(
+    services: &Services,
+    lower: &[Mount],
+    upper: &[Mount],
+) -> Result<store_api::Descriptor, String> {
+    let request = DiffRequest {
+        lower: lower.to_vec(),
+        upper: upper.to_vec(),
+        media_type: media_type::OCI_LAYER.into(),
+        ..DiffRequest::default()
+    };
+    services.diffs.diff(request).await.map_err(|error| format!("diff: {error}"))
+}
+
+/// What a layer of ours holds of a tree: no sockets, no fractions of seconds.
+fn in_a_layer(mut tree: walk::Walked) -> walk::Walked {
+    tree.0.retain(|_, seen| seen.kind != '?');
+    for seen in tree.0.values_mut() {
+        seen.mtime = seen.mtime.map(|(seconds, _)| (seconds, 0));
+    }
+    tree
+}
+
+async fn layers_are_what_they_change(
+    services: &Services,
+    image: &UnpackedImage,
+) -> Result<(), String> {
+    let mut below: Option<(String, Vec<Mount>)> = None;
+    for (chain_id, diff_id) in image.chain_ids.iter().zip(&image.diff_ids) {
+        let (key, name) = (format!("view {chain_id}"), chain_id.to_string());
+        let view = services.snapshots.view(&key, Some(&name), labels(&[])).await;
+        let view = view.map_err(|error| format!("view: {error}"))?;
+        let lower = below.as_ref().map_or(&[][..], |(_, mounts)| mounts);
+        let found: Digest = diff(services, lower, &view).await?.digest;
+        if found != *diff_id {
+            return Err(format!("layer {diff_id} changes what {found} does"));
+        }
+        if let Some((key, _)) = below.replace((key, view)) {
+            services.snapshots.remove(&key).await.map_err(|error| format!("remove: {error}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn packed_layers(root: &Path) -> usize {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use archive::{
-    Change, ChangeKind, Entry, ExtractOptions, Kind, Opaque, PackOptions, Source, TarWriter, Time,
+    Below, Change, ChangeKind, Entry, ExtractOptions, Kind, PackOptions, Source, TarWriter, Time,
     Verdict, Whiteouts, changes_directories, changes_overlay, diff_directories, diff_overlay,
     extract, pack,
 };
@@ -156,7 +156,7 @@ fn overlay_directory_back_to_layer() {
     apply(upper.path(), &original, OVERLAY);
     let mut options = PackOptions::default();
     let fd = open(upper.path());
-    let (tar, _) = diff_overlay(fd.as_fd(), Opaque::Marker, &mut options, Vec::new()).unwrap();
+    let (tar, _) = diff_overlay(fd.as_fd(), Below::Unknown, &mut options, Vec::new()).unwrap();
     let mut reader = archive::TarReader::new(&tar[..], archive::Limits::default());
     let mut names = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
@@ -171,8 +171,8 @@ fn overlay_directory_back_to_layer() {
     }
     let lower_fd = open(lower.path());
     let lowers = [lower_fd.as_fd()];
-    let explicit = Opaque::Explicit { lowers: &lowers };
-    let (tar, _) = diff_overlay(fd.as_fd(), explicit, &mut options, Vec::new()).unwrap();
+    let below = Below::Layers(&lowers);
+    let (tar, _) = diff_overlay(fd.as_fd(), below, &mut options, Vec::new()).unwrap();
     apply(lower.path(), &tar, Whiteouts::Remove);
     let left = ["d", "d/new", "file", "stays"];
     assert_eq!(paths(lower.path()), left.map(String::from).into());
@@ -238,7 +238,7 @@ fn overlay_features_are_refused_by_name() {
     )
     .unwrap();
     let fd = open(upper.path());
-    let error = diff_overlay(fd.as_fd(), Opaque::Marker, &mut PackOptions::default(), Vec::new())
+    let error = diff_overlay(fd.as_fd(), Below::Unknown, &mut PackOptions::default(), Vec::new())
         .unwrap_err();
     assert!(error.to_string().contains("redirect"), "{error}");
 }
@@ -330,7 +330,7 @@ proptest! {
         apply(copy.path(), &diff, Whiteouts::Remove);
         let strip = |root: &Path| {
             let mut seen = look(root);
-            // Links to files that did not change are written as files of their own.
+            // Whether two names that did not change are one file is not looked at.
             seen.values_mut().for_each(|s| s.same_as = None);
             seen
         };

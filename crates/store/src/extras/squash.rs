@@ -168,12 +168,13 @@ impl Core {
         let (upper, base) = directories.split_at(image.chain_ids.len() - keep);
         let (upper, base) = (open_all(upper)?, open_all(base)?);
         let out = std::os::fd::AsFd::as_fd(&out);
-        merge(&borrow(&upper), &borrow(&base), out, self.disk.userxattr)?;
+        let base = borrow(&base);
+        merge(&borrow(&upper), &base, out, self.disk.userxattr)?;
         let mut labels = Labels::new();
         let kind = media_type::OCI_LAYER_GZIP;
         let layer = self.write_layer(ns, kind, "", &mut labels, |writer| {
             let mut options = archive::PackOptions::default();
-            archive::diff_overlay(out, archive::Opaque::Marker, &mut options, writer)
+            archive::diff_overlay(out, archive::Below::Layers(&base), &mut options, writer)
                 .map_err(Error::archive("pack", "the merged layer"))?;
             Ok(())
         })?;

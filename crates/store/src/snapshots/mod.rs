@@ -4,6 +4,7 @@
 mod copies;
 mod disk;
 mod in_use;
+mod layers;
 mod mounts;
 mod packed;
 mod trees;

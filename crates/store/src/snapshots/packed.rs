@@ -123,7 +123,7 @@ impl Packed {
     }
 
     /// Whose mount a path is.
-    fn id_of(&self, path: &Path) -> Option<u64> {
+    pub(super) fn id_of(&self, path: &Path) -> Option<u64> {
         path.strip_prefix(&self.directory).ok()?.to_str()?.parse().ok()
     }
 
@@ -512,9 +512,9 @@ impl Core {
         directory: &Path,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Option<PackedLayer>> {
-        let (blob, _) = self.open_blob(ns, &layer.digest)?;
+        let (blob, blob_bytes) = self.open_blob(ns, &layer.digest)?;
         let watched = Watched::new(BufReader::with_capacity(BUFFER_BYTES, blob), progress);
-        let inflate = |input| Ok(Box::new(archive::decompress(input)?) as Box<dyn Read>);
+        let inflate = |input| Ok(self.inflation.inflate(input, blob_bytes)? as Box<dyn Read>);
         let packed = self.pack_stream(layer, expected, watched, inflate, true, directory)?;
         if let Some(packed) = &packed {
             self.check_layer(ns, layer, &packed.diff_id, expected)?;
@@ -629,8 +629,10 @@ impl Core {
 
 /// A failure that more room or another try can heal is one; anything else is left to extraction.
 fn unpackable(layer: &Descriptor, error: erofs::Error) -> Result<Option<PackedLayer>> {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    if error.io().is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    let is_final =
+        |io: &std::io::Error| matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+    if error.io().is_some_and(is_final) {
         return Err(Error::index("keep layer", &layer.digest)(error));
     }
     tracing::debug!(layer = %layer.digest, error = %error, "a layer is extracted");

@@ -3,10 +3,14 @@
 use std::{
     fs::{self, File},
     io::{BufReader, ErrorKind, Read},
-    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
 };
 
+use archive::{Below, PackOptions};
 use erofs::{Base, Layer, Tree};
 use rustix::fs::RenameFlags;
 use store_api::{Descriptor, Timestamp};
@@ -176,7 +180,13 @@ impl Core {
         let path = scratch.path().join("fs");
         self.extract_fresh(ns, record, sources, &path)?;
         let (wanted, found) = (open_directory(&path)?, open_directory(&self.disk.fs(record.id))?);
-        let difference = trees::difference(&wanted, &found, began)?;
+        let mut difference = trees::difference(&wanted, &found, began)?;
+        if difference.is_some() && !record.full {
+            let lowers = open_all(&self.directories_below(ns, record)?)?;
+            if shown_sum(&wanted, &lowers)? == shown_sum(&found, &lowers)? {
+                difference = None;
+            }
+        }
         drop((wanted, found));
         sys::tree::remove(&path).map_err(Error::sys("remove", &path))?;
         Ok(difference.map(Damage::Directory).into_iter().collect())
@@ -188,6 +198,16 @@ impl Core {
         self.packed_records(ns, &chain)
     }
 
+    /// What a layer lies on, topmost first.
+    fn directories_below(&self, ns: &str, record: &SnapshotRecord) -> Result<Vec<PathBuf>> {
+        let Some(parent) = record.parent.as_deref().filter(|_| !record.full) else {
+            return Ok(Vec::new());
+        };
+        let mut chain = vec![parent.to_string()];
+        chain.extend(self.snapshot_parents(ns, parent)?);
+        Ok(self.lowers_of(ns, &chain)?.into_iter().map(|lower| lower.path).collect())
+    }
+
     /// Extracts a layer as it was when its snapshot was made, to a directory that is not there yet.
     fn extract_fresh(
         &self,
@@ -196,14 +216,7 @@ impl Core {
         sources: &[&LayerSource],
         path: &Path,
     ) -> Result<()> {
-        let below = match record.parent.as_deref() {
-            Some(parent) if !record.full => {
-                let mut chain = vec![parent.to_string()];
-                chain.extend(self.snapshot_parents(ns, parent)?);
-                self.lowers_of(ns, &chain)?.into_iter().map(|lower| lower.path).collect()
-            }
-            _ => Vec::<PathBuf>::new(),
-        };
+        let below = self.directories_below(ns, record)?;
         super::disk::make_root(path, below.first().map(PathBuf::as_path))?;
         let root = open_directory(path)?;
         let lowers = open_all(&below)?;
@@ -317,25 +330,18 @@ impl Core {
     }
 }
 
-/// Moves files into place, durably; one that is not among the new ones is removed.
-fn replace(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
-    for name in names {
-        let (source, target) = (from.join(name), to.join(name));
-        match File::open(&source) {
-            Ok(file) => {
-                file.sync_all().map_err(Error::io("sync", &source))?;
-                fs::rename(&source, &target).map_err(Error::io("rename", &target))?;
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => match fs::remove_file(&target) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Error::io("remove", &target)(error));
-                }
-                _ => {}
-            },
-            Err(error) => return Err(Error::io("open", &source)(error)),
-        }
-    }
-    sync(to)
+/// Stands for what a layer's directory changes about those below it. A directory that was written through an
+/// overlay hides and repeats in ways of its own what the layer that was made of it says in one.
+fn shown_sum(directory: &OwnedFd, lowers: &[OwnedFd]) -> Result<Digest> {
+    let lowers = borrow(lowers);
+    let (sum, _) = archive::diff_overlay(
+        directory.as_fd(),
+        Below::Layers(&lowers),
+        &mut PackOptions::default(),
+        Hashing::new(std::io::sink()),
+    )
+    .map_err(Error::archive("compare", "a layer's directory"))?;
+    Ok(sum.finish().0)
 }
 
 fn sync(directory: &Path) -> Result<()> {

@@ -366,7 +366,7 @@ impl<C: CoreRef> Ahead<C> {
     fn judge(&self, i: usize, error: Error) {
         let error = self.core.blame(&self.image.layers[i].digest, error);
         let is_final = match &error {
-            error if error.is_full_disk() => true,
+            error if error.is_full_disk() || error.is_too_large() => true,
             Error::Archive { source, .. } => source.io().is_none(),
             error => error.is_data_loss() && self.is_blob_whole(i),
         };

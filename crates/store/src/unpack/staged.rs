@@ -110,11 +110,13 @@ impl<C: CoreRef> Ahead<C> {
             )));
         }
         let stopped = || self.is_stopped();
+        let mut blob_bytes = layer.size;
         let input: Box<dyn Read + Send + '_> = match source {
-            Source::Blob => Box::new(BufReader::with_capacity(
-                BUFFER_BYTES,
-                core.open_blob(&self.ns, &layer.digest)?.0,
-            )),
+            Source::Blob => {
+                let (blob, bytes) = core.open_blob(&self.ns, &layer.digest)?;
+                blob_bytes = bytes;
+                Box::new(BufReader::with_capacity(BUFFER_BYTES, blob))
+            }
             Source::Download(growth) => Box::new(GrowingReader::new(std::sync::Arc::clone(growth))),
         };
         let (read, failed) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -127,7 +129,7 @@ impl<C: CoreRef> Ahead<C> {
             let inner = archive::decompress_within(input, WINDOW_BYTES)?;
             let is_verified = matches!(source, Source::Blob);
             let tar = Inflated { inner, read: &read, bytes: 0, is_verified, failed: &failed };
-            Ok(Box::new(tar) as Box<dyn Read + '_>)
+            Ok(Box::new(core.inflation.bounded(tar, blob_bytes)) as Box<dyn Read + '_>)
         };
         let id = core.disk.create_empty()?;
         let staged = if core.disk.packed.is_enabled() {

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use archive::{Kind, Limits, Opaque, PackOptions, TarReader};
+use archive::{Below, Kind, Limits, PackOptions, TarReader};
 use sha2::{Digest as _, Sha256};
 use store_api::{
     AnalysisRequest, EXAMPLES_MAX, Fate, ImageAnalysis, LayerAnalysis, LayerFile, ResourceKind,
@@ -135,7 +135,7 @@ impl Core {
                     Some(lower) => {
                         archive::diff_directories(lower.as_fd(), upper, &mut options, writer)
                     }
-                    None => archive::diff_overlay(upper, Opaque::Marker, &mut options, writer),
+                    None => archive::diff_overlay(upper, Below::Unknown, &mut options, writer),
                 };
                 packed.map(drop).map_err(Error::archive("pack", path.display()))
             });
