@@ -627,7 +627,8 @@ impl Core {
     }
 }
 
-/// A failure that more room or another try can heal is one; anything else is left to extraction.
+/// A failure that more room or another try can heal is one, and so is a layer that is too large in any form;
+/// anything else is left to extraction.
 fn unpackable(layer: &Descriptor, error: erofs::Error) -> Result<Option<PackedLayer>> {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let is_final =

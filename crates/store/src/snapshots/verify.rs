@@ -344,6 +344,27 @@ fn shown_sum(directory: &OwnedFd, lowers: &[OwnedFd]) -> Result<Digest> {
     Ok(sum.finish().0)
 }
 
+/// Moves files into place, durably; one that is not among the new ones is removed.
+fn replace(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
+        let (source, target) = (from.join(name), to.join(name));
+        match File::open(&source) {
+            Ok(file) => {
+                file.sync_all().map_err(Error::io("sync", &source))?;
+                fs::rename(&source, &target).map_err(Error::io("rename", &target))?;
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => match fs::remove_file(&target) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &target)(error));
+                }
+                _ => {}
+            },
+            Err(error) => return Err(Error::io("open", &source)(error)),
+        }
+    }
+    sync(to)
+}
+
 fn sync(directory: &Path) -> Result<()> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
