@@ -149,19 +149,24 @@ fn destroy(container: &Container) -> (bool, Result<()>) {
             result = r;
         }
     };
+    let unfinished = r.unfinished.as_ref().map(|unfinished| match r.pid {
+        // Its own process may be there and not known.
+        0 => unfinished.cgroups.clone(),
+        _ => claim::without_another_first(&unfinished.cgroups, &container.proc),
+    });
     // Before the unit is stopped: systemd would wait for one that does not heed its SIGTERM.
-    note(match &r.unfinished {
-        Some(unfinished) => claim::kill(&r.claim, &unfinished.cgroups),
+    note(match &unfinished {
+        Some(cgroups) => claim::kill(&r.claim, cgroups),
         None => kill_rest(r),
     });
     if let Some(unit) = &r.unit {
         note(unit.stop());
     }
-    let is_gone = match &r.unfinished {
+    let is_gone = match &unfinished {
         // What was there before its create is not its own.
-        Some(unfinished) => {
-            note(claim::clear(&r.claim, &unfinished.cgroups));
-            claim::is_clear(&r.claim, &unfinished.cgroups)
+        Some(cgroups) => {
+            note(claim::clear(&r.claim, cgroups));
+            claim::is_clear(&r.claim, cgroups)
         }
         None if is_taken(r) => true,
         None => {

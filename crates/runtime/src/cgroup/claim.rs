@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::{files, freeze};
 use crate::error::{Context, Error, Result};
+use crate::procfs::ProcFs;
 
 /// The first is root's; the second is there for others on v2 (kernel 5.7).
 const MARKS: [&str; 2] = ["trusted.gantry.container", "user.gantry.container"];
@@ -74,6 +75,28 @@ pub(crate) fn is_anothers(mark: &str, dir: &Path) -> bool {
     !mark.is_empty() && owner_of(dir, mark) == Owner::Another
 }
 
+/// Those of the directories that no container of another runtime, which marks nothing, has taken since: in
+/// which no process is the first of its pid namespace. (One without a pid namespace of its own cannot be
+/// told.) For a record whose own process has ended.
+pub(crate) fn without_another_first(dirs: &[PathBuf], proc: &ProcFs) -> Vec<PathBuf> {
+    let is_first = |pid: &i32| {
+        let status = proc.read(&format!("{pid}/status")).unwrap_or_default();
+        status.lines().find_map(|l| l.strip_prefix("NSpid:")).is_some_and(is_nested_first)
+    };
+    let is_free = |dir: &&PathBuf| {
+        // What cannot be read is not there.
+        let processes = super::processes_below(dir).unwrap_or_default();
+        !processes.iter().any(is_first)
+    };
+    dirs.iter().filter(is_free).cloned().collect()
+}
+
+/// Of `/proc/PID/status`: the process's number in each pid namespace, the outermost first.
+fn is_nested_first(numbers: &str) -> bool {
+    let numbers: Vec<&str> = numbers.split_ascii_whitespace().collect();
+    numbers.len() > 1 && numbers.last() == Some(&"1")
+}
+
 /// Kills what runs in those of the directories that bear the mark: it was left by a hook of a create that
 /// came to nothing.
 pub(crate) fn kill(mark: &str, dirs: &[PathBuf]) -> Result<()> {
@@ -111,6 +134,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn the_first_of_a_pid_namespace_is_told() {
+        for (numbers, first) in [
+            ("\t77\t1", true),
+            ("\t5\t9\t1", true),
+            ("\t1", false),
+            ("\t77", false),
+            ("\t1\t2", false),
+        ] {
+            assert_eq!(is_nested_first(numbers), first, "{numbers}");
+        }
+    }
 
     #[test]
     fn what_another_makes_or_takes_meanwhile_is_the_others() {

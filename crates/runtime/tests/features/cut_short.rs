@@ -69,9 +69,8 @@ fn what_a_killed_create_leaves_is_found_and_deleted() {
     assert!(!b.path("state").join(&b.id).exists());
 }
 
-/// It is empty then, and free to take.
-#[test]
-fn a_cgroup_that_another_has_taken_since_is_the_others() {
+/// As [`stuck`], killed; its process, too: the cgroup is empty then, and free to take. With its cgroup.procs.
+fn killed() -> (Bundle, std::path::PathBuf) {
     let Stuck { b, mut create, queue: _queue } = stuck();
     create.kill().unwrap();
     create.wait().unwrap();
@@ -80,6 +79,12 @@ fn a_cgroup_that_another_has_taken_since_is_the_others() {
     let process = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
     wait(|| std::fs::read_to_string(&procs).unwrap().is_empty(), "the end of its process");
+    (b, procs)
+}
+
+#[test]
+fn a_cgroup_that_another_has_taken_since_is_the_others() {
+    let (b, procs) = killed();
     let mut other = Bundle::new("sleep 1000");
     other.config["linux"]["cgroupsPath"] = b.config["linux"]["cgroupsPath"].clone();
     other.start();
@@ -88,6 +93,34 @@ fn a_cgroup_that_another_has_taken_since_is_the_others() {
     assert_eq!(other.state()["status"], "running");
     assert!(!std::fs::read_to_string(&procs).unwrap().is_empty());
     other.ok(&["delete", "-f", &other.id]);
+    assert!(!b.cgroup("devices").exists());
+}
+
+/// It leaves no mark there.
+#[test]
+fn a_cgroup_that_runc_has_taken_since_is_runcs() {
+    let (b, procs) = killed();
+    let mut other = Bundle::new("sleep 1000");
+    other.config["linux"]["cgroupsPath"] = b.config["linux"]["cgroupsPath"].clone();
+    other.save();
+    let runc = |args: &[&str]| {
+        let mut runc = std::process::Command::new("/usr/sbin/runc");
+        runc.arg("--root").arg(other.path("runc")).args(args).current_dir(other.path(""));
+        let out = std::fs::File::create(other.path("out")).unwrap();
+        runc.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        assert!(runc.status().unwrap().success(), "{args:?}: {}", other.out());
+    };
+    runc(&["run", "-d", &other.id]);
+    let there = || std::fs::read_to_string(&procs).unwrap();
+    let running = there();
+    assert!(!running.is_empty());
+    b.ok(&["delete", "-f", &b.id]);
+    assert!(!b.path("state").join(&b.id).exists());
+    assert_eq!(there(), running);
+    runc(&["state", &other.id]);
+    let state: serde_json::Value = serde_json::from_str(&other.out()).unwrap();
+    runc(&["delete", "-f", &other.id]);
+    assert_eq!(state["status"], "running");
     assert!(!b.cgroup("devices").exists());
 }
 
