@@ -144,6 +144,7 @@ impl Session {
             media_type: media_type::OCI_LAYER_GZIP.into(),
             reference: format!("gantry-build-{}", files::random_hex(16)),
             labels: self.labels(),
+            clamp_mtime: None,
         };
         let made = self.services.diffs.diff(request).await;
         self.discard(&view).await?;

@@ -84,8 +84,8 @@ impl Stage {
     }
 
     fn add_layer(&mut self, layer: &Layer) -> Result<()> {
-        if self.layers.len() >= types::limits::LAYERS {
-            let limit = u64::try_from(types::limits::LAYERS).unwrap_or(u64::MAX);
+        if self.layers.len() >= types::limits::BUILT_LAYERS {
+            let limit = u64::try_from(types::limits::BUILT_LAYERS).unwrap_or(u64::MAX);
             return Err(Error::Limit { what: "layers of an image", limit });
         }
         self.chain = Some(layer.chain_id.clone());

@@ -104,6 +104,7 @@ impl Host for BuildHost {
                 reference: reference.clone(),
                 platform: Some(request.platform),
                 all_platforms: false,
+                all_metadata: false,
                 access,
                 unpack: true,
                 records: Default::default(),

@@ -5,18 +5,13 @@ use std::path::Path;
 
 use protos::shim::Mount;
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    UnmountFlags,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use sys::overlay::{OPTIONS_BYTES_MAX, mount_long, shortened};
 
 use crate::error::{Context, Error, Result};
 
 /// Mounts of one request; containerd sends one, rarely a few.
 const MOUNTS_MAX: usize = 64;
-/// mount(2) takes one page of options, its NUL included.
-const DATA_BYTES_MAX: usize = 4095;
-
 /// Options of mount(8) that are flags: (name, flag, whether it sets the flag).
 const FLAGS: [(&str, MountFlags, bool); 24] = [
     ("ro", MountFlags::RDONLY, true),
@@ -164,11 +159,14 @@ fn mount_one(mount: &Mount, root: &Path) -> Result<()> {
 fn mount_filesystem(mount: &Mount, parsed: &Parsed<'_>, target: &Path) -> Result<()> {
     let name = || format!("{} {} at {}", mount.kind, mount.source, target.display());
     let data = parsed.data.join(",");
-    if data.len() > DATA_BYTES_MAX {
+    if data.len() > OPTIONS_BYTES_MAX {
         let short = (mount.kind == "overlay").then(|| shortened(&parsed.data)).flatten();
         let mounted = match short {
             Some((base, data)) => mount_from(base, mount, parsed.flags, &data, target),
-            None => mount_long(mount, parsed, target),
+            None => {
+                let what = (mount.kind.as_str(), mount.source.as_str());
+                mount_long(what, parsed.flags, &parsed.data, target)
+            }
         };
         return mounted.context("mount", name);
     }
@@ -181,76 +179,6 @@ fn mount_filesystem(mount: &Mount, parsed: &Parsed<'_>, target: &Path) -> Result
         data.as_c_str(),
     )
     .context("mount", name)
-}
-
-/// More options than fit into a page, as overlays of many layers have: the new mount API, one
-/// layer at a time (`lowerdir+`, kernel 6.8).
-fn mount_long(mount: &Mount, parsed: &Parsed<'_>, target: &Path) -> Result<(), Errno> {
-    use rustix::mount as m;
-    let fs = m::fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
-    m::fsconfig_set_string(&fs, "source", mount.source.as_str())?;
-    for option in &parsed.data {
-        match option.split_once('=') {
-            Some(("lowerdir", layers)) if mount.kind == "overlay" => {
-                for layer in layers.split(':') {
-                    m::fsconfig_set_string(&fs, "lowerdir+", layer)?;
-                }
-            }
-            Some((key, value)) => m::fsconfig_set_string(&fs, key, value)?,
-            None => m::fsconfig_set_flag(&fs, *option)?,
-        }
-    }
-    if parsed.flags.contains(MountFlags::RDONLY) {
-        m::fsconfig_set_flag(&fs, "ro")?;
-    }
-    m::fsconfig_create(&fs)?;
-    let pairs = [
-        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
-        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
-        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
-        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
-        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
-    ];
-    let mut attrs = MountAttrFlags::empty();
-    for (flag, attr) in pairs {
-        attrs.set(attr, parsed.flags.contains(flag));
-    }
-    let mount = m::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs)?;
-    let here = rustix::fs::CWD;
-    m::move_mount(&mount, "", here, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-/// Overlay's options with paths that start at the directory which the layers have in common, if
-/// they fit into a page then.
-fn shortened<'a>(data: &[&'a str]) -> Option<(&'a str, String)> {
-    let layers = data.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
-    let first = layers.split(':').next()?;
-    let mut base = &first[..first.rfind('/')?];
-    // A backslash keeps a colon from ending a path: not for us to take apart.
-    if layers.contains(['\\', ',']) || !layers.split(':').all(|layer| layer.starts_with('/')) {
-        return None;
-    }
-    for layer in layers.split(':') {
-        while !layer.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')) {
-            base = &base[..base.rfind('/')?];
-        }
-    }
-    let cut = |path: &'a str| {
-        let rest = path.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
-        rest.filter(|rest| !rest.is_empty()).unwrap_or(path)
-    };
-    let options: Vec<String> = data
-        .iter()
-        .map(|option| match option.strip_prefix("lowerdir=") {
-            Some(layers) => {
-                format!("lowerdir={}", layers.split(':').map(cut).collect::<Vec<_>>().join(":"))
-            }
-            None => (*option).to_owned(),
-        })
-        .collect();
-    let text = options.join(",");
-    (!base.is_empty() && text.len() <= DATA_BYTES_MAX).then_some((base, text))
 }
 
 /// Mounts from within `base`, in a process of its own: the shim's directory stays what it is.
@@ -305,19 +233,6 @@ mod tests {
         assert_eq!(parsed.flags, MountFlags::RDONLY);
         assert_eq!(parsed.data, ["lowerdir=/a:/b", "volatile"]);
         assert!(parsed.propagation.unwrap().contains(MountPropagationFlags::REC));
-    }
-
-    #[test]
-    fn many_layers_are_named_from_their_directory() {
-        let layers: Vec<String> =
-            (0..100).map(|n| format!("/var/lib/store/snapshots/long-enough-{n}/fs")).collect();
-        let lower = format!("lowerdir={}", layers.join(":"));
-        let (base, data) = shortened(&["volatile", "upperdir=/u", &lower]).unwrap();
-        assert_eq!(base, "/var/lib/store/snapshots");
-        assert!(data.starts_with("volatile,upperdir=/u,lowerdir=long-enough-0/fs:long-enough-1/"));
-        assert_eq!(shortened(&["lowerdir=/a/x:b"]), None);
-        assert_eq!(shortened(&["lowerdir=/a/x:/b/y"]), None);
-        assert_eq!(shortened(&[r"lowerdir=/a/x\:z:/a/y"]), None);
     }
 
     #[test]

@@ -38,10 +38,16 @@ pub trait Images: Send + Sync {
     async fn get(&self, name: &str) -> Result<Image>;
     /// Filters in containerd's language (`name==x`, `labels."k"==v`, `target.digest~=re`); none: all.
     async fn list(&self, filters: &[String]) -> Result<Vec<Image>>;
-    /// `AlreadyExists` if the name is taken.
-    async fn create(&self, image: Image) -> Result<Image>;
-    /// Replaces what `field_paths` names (everything when empty); `NotFound` without a record.
-    async fn update(&self, image: Image, field_paths: &[String]) -> Result<Image>;
+    /// `AlreadyExists` if the name is taken. `at` is the record's time (SOURCE_DATE_EPOCH); `None`: now.
+    async fn create(&self, image: Image, at: Option<Timestamp>) -> Result<Image>;
+    /// Replaces what `field_paths` names (everything when empty); `NotFound` without a record. `at`: as of
+    /// `create`, for the change.
+    async fn update(
+        &self,
+        image: Image,
+        field_paths: &[String],
+        at: Option<Timestamp>,
+    ) -> Result<Image>;
     /// Creates or replaces in one step.
     async fn put(&self, image: Image) -> Result<Image>;
     /// `sync` waits for the garbage collection that follows.

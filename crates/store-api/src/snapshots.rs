@@ -45,6 +45,8 @@ pub struct Usage {
 pub trait Snapshots: Send + Sync {
     /// The name under which gRPC clients ask for this snapshotter (`overlayfs`).
     fn name(&self) -> &str;
+    /// The directory in which snapshots lie.
+    fn root(&self) -> std::path::PathBuf;
     async fn stat(&self, key: &str) -> Result<SnapshotInfo>;
     async fn update(&self, key: &str, labels: Labels, keys: &[String]) -> Result<SnapshotInfo>;
     async fn usage(&self, key: &str) -> Result<Usage>;
@@ -69,6 +71,8 @@ pub struct DiffRequest {
     /// Ingest reference; empty: a random one.
     pub reference: String,
     pub labels: Labels,
+    /// Files changed later than this many seconds after 1970 are given that time (SOURCE_DATE_EPOCH).
+    pub clamp_mtime: Option<i64>,
 }
 
 /// containerd's diff service.
@@ -76,6 +80,9 @@ pub struct DiffRequest {
 pub trait Diffs: Send + Sync {
     /// Extracts a layer onto mounts; answers the uncompressed tar's descriptor.
     async fn apply(&self, layer: &Descriptor, mounts: &[Mount]) -> Result<Descriptor>;
+    /// Brings the file systems to disk that writes to these mounts go to. A snapshot's files are synced
+    /// with its record in any case; this is for who does not want to wait for that.
+    async fn sync(&self, mounts: &[Mount]) -> Result<()>;
     /// Makes a layer of the difference; the label `containerd.io/uncompressed` holds its diffID.
     async fn diff(&self, request: DiffRequest) -> Result<Descriptor>;
 }

@@ -156,6 +156,9 @@ pub trait Tasks: Send + Sync {
     /// [`CreateTask::ports`], empty for none. Connections through the old ones end.
     async fn set_ports(&self, container_id: &str, ports: Vec<u8>) -> Result<()>;
     async fn metrics(&self, container_id: &str) -> Result<Metrics>;
+    /// What the shim of a runtime, by its name or the shim's path, says of itself: a
+    /// `containerd.types.RuntimeInfo`. `options`: the runtime's.
+    async fn runtime_info(&self, runtime: &str, options: Option<Any>) -> Result<Any>;
     /// Waits without bound; ends with the process or with the shim.
     async fn wait(&self, process: &ProcessId) -> Result<Exit>;
 }

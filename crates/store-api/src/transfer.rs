@@ -73,6 +73,8 @@ pub struct PullRequest {
     pub platform: Option<Platform>,
     /// Every platform of an index (containerd's `--all-platforms`).
     pub all_platforms: bool,
+    /// Manifests and configurations of an index's other platforms too, without their layers.
+    pub all_metadata: bool,
     pub access: RegistryAccess,
     /// Extract the layers into snapshots too.
     pub unpack: bool,

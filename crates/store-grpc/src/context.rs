@@ -74,9 +74,23 @@ fn header<'a>(headers: &'a MetadataMap, name: &str) -> Result<Option<&'a str>, S
     }
 }
 
-/// The store's error as containerd's `errdefs.ToGRPC` words it.
+/// The store's error as containerd's `errdefs.ToGRPC` words it: its class comes last. Clients of containerd
+/// 1.x put it there themselves, those of 2.x show what they are sent.
 pub(crate) fn status(error: Error) -> Status {
-    Status::new(Code::from(error.kind.grpc_code()), error.message)
+    let code = Code::from(error.kind.grpc_code());
+    let class = match code {
+        Code::InvalidArgument => "invalid argument",
+        Code::NotFound => "not found",
+        Code::AlreadyExists => "already exists",
+        Code::FailedPrecondition => "failed precondition",
+        _ => "",
+    };
+    let mut message = error.message;
+    if !message.ends_with(class) {
+        message.push_str(": ");
+        message.push_str(class);
+    }
+    Status::new(code, message)
 }
 
 /// Runs to its end even when the client goes away meanwhile.

@@ -13,6 +13,18 @@ pub(crate) fn timestamp(at: Timestamp) -> Option<prost_types::Timestamp> {
     })
 }
 
+/// SOURCE_DATE_EPOCH, where a client gives it.
+pub(crate) fn epoch_in(at: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
+    let Some(at) = at else { return Ok(None) };
+    match u32::try_from(at.nanos) {
+        Ok(nanos) if nanos < 1_000_000_000 => Ok(Some(Timestamp { seconds: at.seconds, nanos })),
+        _ => {
+            let text = format!("source_date_epoch: {} nanoseconds: invalid argument", at.nanos);
+            Err(Status::invalid_argument(text))
+        }
+    }
+}
+
 pub(crate) fn any_out(any: Any) -> prost_types::Any {
     prost_types::Any { type_url: any.type_url, value: any.value.to_vec() }
 }

@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
-    convert::{descriptor_in, descriptor_out, mounts_in, unimplemented},
+    convert::{descriptor_in, descriptor_out, epoch_in, mounts_in, unimplemented},
     services::diff as api,
 };
 
@@ -21,12 +21,12 @@ impl api::Diff for Diff {
         if let Some(kind) = request.payloads.keys().next() {
             return Err(unimplemented(format!("a payload for the processor of {kind:?}")));
         }
-        if request.sync_fs {
-            return Err(unimplemented("sync_fs in Diff.Apply"));
-        }
         let layer = descriptor_in("diff", request.diff)?;
         let mounts = mounts_in(request.mounts)?;
         let applied = services.diffs.apply(&layer, &mounts).await.map_err(status)?;
+        if request.sync_fs {
+            services.diffs.sync(&mounts).await.map_err(status)?;
+        }
         Ok(Response::new(api::ApplyResponse { applied: descriptor_out(applied) }))
     }
 
@@ -37,15 +37,13 @@ impl api::Diff for Diff {
         let services = self.0.services(request.metadata())?;
         let headers = request.metadata().clone();
         let request = request.into_inner();
-        if request.source_date_epoch.is_some() {
-            return Err(unimplemented("source_date_epoch in Diff.Diff"));
-        }
         let wanted = DiffRequest {
             lower: mounts_in(request.left)?,
             upper: mounts_in(request.right)?,
             media_type: request.media_type,
             reference: request.reference,
             labels: request.labels,
+            clamp_mtime: epoch_in(request.source_date_epoch)?.map(|at| at.seconds),
         };
         let made = services.diffs.diff(wanted).await.map_err(status)?;
         let content = || store_api::Resource {

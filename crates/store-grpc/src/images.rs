@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
-    convert::{descriptor_in, descriptor_out, digest, paths, required, timestamp},
+    convert::{descriptor_in, descriptor_out, digest, epoch_in, paths, required, timestamp},
     services::images as api,
 };
 
@@ -56,8 +56,10 @@ impl api::Images for Images {
         request: Request<api::CreateImageRequest>,
     ) -> Result<Response<api::CreateImageResponse>, Status> {
         let services = self.0.services(request.metadata())?;
-        let new = image_in(required("image", request.into_inner().image)?)?;
-        let created = services.images.create(new).await.map_err(status)?;
+        let request = request.into_inner();
+        let new = image_in(required("image", request.image)?)?;
+        let at = epoch_in(request.source_date_epoch)?;
+        let created = services.images.create(new, at).await.map_err(status)?;
         Ok(Response::new(api::CreateImageResponse { image: Some(image_out(created)) }))
     }
 
@@ -68,6 +70,7 @@ impl api::Images for Images {
         let services = self.0.services(request.metadata())?;
         let request = request.into_inner();
         let mut new = required("image", request.image)?;
+        let at = epoch_in(request.source_date_epoch)?;
         let paths = paths(request.update_mask);
         let without = new.target.as_ref().is_none_or(|target| target.digest.is_empty());
         if without && !paths.is_empty() && !paths.iter().any(|path| path == "target") {
@@ -75,7 +78,7 @@ impl api::Images for Images {
             let present = services.images.get(&new.name).await.map_err(status)?;
             new.target = descriptor_out(present.target);
         }
-        let updated = services.images.update(image_in(new)?, &paths).await.map_err(status)?;
+        let updated = services.images.update(image_in(new)?, &paths, at).await.map_err(status)?;
         Ok(Response::new(api::UpdateImageResponse { image: Some(image_out(updated)) }))
     }
 

@@ -1,12 +1,14 @@
-use std::{borrow::Cow, os::unix::fs::MetadataExt as _, sync::Arc};
+use std::{borrow::Cow, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use ::types::{Digest, Platform};
-use protos::containerd::types;
+use prost::Message as _;
+use protos::{containerd::types, shim};
 use store_api::filters::{Fields, Filters};
 use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
+    convert::{any_in, any_out, unimplemented},
     services::introspection as api,
 };
 
@@ -28,6 +30,11 @@ const SERVICES: [&str; 14] = [
     "version",
 ];
 
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const RUNTIME: &str = "io.containerd.runtime.v2";
+/// What a client asks the runtime's plugin with.
+const RUNTIME_REQUEST: &str = "containerd.types.RuntimeRequest";
+
 struct PluginFields<'a>(&'a api::Plugin);
 
 impl Fields for PluginFields<'_> {
@@ -43,23 +50,27 @@ impl Fields for PluginFields<'_> {
 
 pub(crate) struct Introspection(pub(crate) Arc<Context>);
 
-/// What containerd would call the parts that there are.
-fn plugins(snapshotter: &str) -> Vec<api::Plugin> {
+/// What containerd would call the parts that there are. `root`: the snapshotter's directory, which clients
+/// ask for to know its file system.
+fn plugins(snapshotter: &str, root: &Path) -> Vec<api::Plugin> {
     let host = Platform::host();
     let platform =
         types::Platform { os: host.os, architecture: host.architecture, variant: host.variant };
-    let on_host = [
-        ("io.containerd.snapshotter.v1", snapshotter),
-        ("io.containerd.differ.v1", "walking"),
-        ("io.containerd.runtime.v2", "task"),
-    ];
+    let on_host =
+        [(SNAPSHOTTER, snapshotter), ("io.containerd.differ.v1", "walking"), (RUNTIME, "task")];
     let anywhere = [("io.containerd.content.v1", "content"), ("io.containerd.gc.v1", "scheduler")];
     let services = SERVICES.map(|name| ("io.containerd.grpc.v1", name));
-    let plugin = |(kind, id): (&str, &str), platforms: &[types::Platform]| api::Plugin {
-        kind: kind.to_owned(),
-        id: id.to_owned(),
-        platforms: platforms.to_vec(),
-        ..api::Plugin::default()
+    let plugin = |(kind, id): (&str, &str), platforms: &[types::Platform]| {
+        let mut plugin = api::Plugin {
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+            platforms: platforms.to_vec(),
+            ..api::Plugin::default()
+        };
+        if kind == SNAPSHOTTER {
+            plugin.exports.insert("root".to_owned(), root.display().to_string());
+        }
+        plugin
     };
     let bound = on_host.into_iter().map(|of| plugin(of, std::slice::from_ref(&platform)));
     let free = anywhere.into_iter().chain(services).map(|of| plugin(of, &[]));
@@ -73,9 +84,42 @@ impl api::Introspection for Introspection {
     ) -> Result<Response<api::PluginsResponse>, Status> {
         let filters = Filters::parse(&request.get_ref().filters).map_err(status)?;
         let services = self.0.namespaces.open("default").map_err(status)?;
-        let mut plugins = plugins(services.snapshots.name());
+        let snapshots = &services.snapshots;
+        let mut plugins = plugins(snapshots.name(), &snapshots.root());
         plugins.retain(|plugin| filters.matches(&PluginFields(plugin)));
         Ok(Response::new(api::PluginsResponse { plugins }))
+    }
+
+    /// The plugin; of the runtime, if asked, what its shim says of itself (`ctr plugins inspect-runtime`).
+    async fn plugin_info(
+        &self,
+        request: Request<api::PluginInfoRequest>,
+    ) -> Result<Response<api::PluginInfoResponse>, Status> {
+        let services = self.0.namespaces.open("default").map_err(status)?;
+        let api::PluginInfoRequest { kind, id, options } = request.into_inner();
+        let all = plugins(services.snapshots.name(), &services.snapshots.root());
+        let plugin = all.into_iter().find(|plugin| plugin.kind == kind && plugin.id == id);
+        let plugin = plugin.ok_or_else(|| {
+            status(store_api::Error::not_found("plugin", format_args!("{kind}.{id}")))
+        })?;
+        let extra = match options {
+            None => None,
+            Some(options) if kind == RUNTIME && shim::is_type(&options, RUNTIME_REQUEST) => {
+                let request = api::RuntimeRequest::decode(&options.value[..]).map_err(|error| {
+                    Status::invalid_argument(format!("options: {error}: invalid argument"))
+                })?;
+                let runtime = request.runtime_path;
+                let options = request.options.map(any_in);
+                let info = services.tasks.runtime_info(&runtime, options).await.map_err(status)?;
+                Some(any_out(info))
+            }
+            Some(options) => {
+                let what =
+                    format!("options of type {:?} for the plugin {kind}.{id}", options.type_url);
+                return Err(unimplemented(what));
+            }
+        };
+        Ok(Response::new(api::PluginInfoResponse { plugin: Some(plugin), extra }))
     }
 
     async fn server(&self, _: Request<()>) -> Result<Response<api::ServerResponse>, Status> {

@@ -95,6 +95,7 @@ pub(crate) mod introspection {
         pub(crate) trait Introspection, IntrospectionServer = "containerd.services.introspection.v1.Introspection" {
             unary plugins = "Plugins": PluginsRequest => PluginsResponse;
             unary server = "Server": () => ServerResponse;
+            unary plugin_info = "PluginInfo": PluginInfoRequest => PluginInfoResponse;
         }
     }
 }

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     context::{Context, status},
-    convert::{label_keys, mounts_out, required, size_out, timestamp},
+    convert::{label_keys, mounts_out, required, size_out, timestamp, unimplemented},
     grpc::BoxStream,
     services::snapshots::{self as api, kind},
 };
@@ -99,6 +99,12 @@ impl api::Snapshots for Snapshots {
         let services = self.services(request.metadata(), &request.get_ref().snapshotter)?;
         let headers = request.metadata().clone();
         let request = request.into_inner();
+        if !request.parent.is_empty() {
+            return Err(unimplemented(format!(
+                "a commit onto another parent ({:?})",
+                request.parent
+            )));
+        }
         self.0.hold(&headers, &services, || snapshot(&request.name)).await?;
         let snapshots = &services.snapshots;
         snapshots.commit(&request.name, &request.key, request.labels).await.map_err(status)?;

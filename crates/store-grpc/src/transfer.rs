@@ -35,6 +35,8 @@ use crate::{
 
 /// Steps that wait for a slow client; the store drops what does not fit unless it is a change of state.
 const PROGRESS_QUEUE: usize = 256;
+/// Platforms of one pull, which asks the registry once for each.
+const PLATFORMS_MAX: usize = 64;
 /// How long the last steps of an ended transfer may take to reach the client.
 const PROGRESS_END: Duration = Duration::from_secs(5);
 
@@ -123,16 +125,30 @@ impl Work<'_> {
     }
 
     async fn pull(self, from: proto::OciRegistry, to: proto::ImageStore) -> Result<(), Status> {
-        let reference = reference(&from.reference)?;
+        let mut reference = reference(&from.reference)?;
         let names = whole_names(&to)?;
-        let (platform, all_platforms) = platforms(&to)?;
-        let unpack = self.unpack(&to, platform.as_ref())?;
+        let all_metadata = to.all_metadata;
+        let wanted = platforms(&to)?;
+        let unpacked = self.unpacked(&to, &wanted)?;
         self.progress.say(&format!("Resolving from OCI Registry ({})", from.reference)).await;
         let access = self.access(&from).await?;
-        let records = PullRecords { names: names.clone(), labels: to.labels };
-        let request = PullRequest { reference, platform, all_platforms, access, unpack, records };
-        let pulled = self.services.transfer.pull(request, self.progress.sender.clone()).await;
-        pulled.map_err(status)?;
+        let all_platforms = wanted.is_empty();
+        let each: Vec<Option<Platform>> =
+            if all_platforms { vec![None] } else { wanted.into_iter().map(Some).collect() };
+        for (platform, unpack) in each.into_iter().zip(unpacked) {
+            let request = PullRequest {
+                reference: reference.clone(),
+                platform,
+                all_platforms,
+                all_metadata,
+                access: access.clone(),
+                unpack,
+                records: PullRecords { names: names.clone(), labels: to.labels.clone() },
+            };
+            let pulled = self.services.transfer.pull(request, self.progress.sender.clone()).await;
+            // The other platforms are those of the same index, whatever the tag names meanwhile.
+            reference = reference.with_digest(pulled.map_err(status)?.target.digest);
+        }
         for name in &names {
             self.progress.saved(name).await;
         }
@@ -144,7 +160,7 @@ impl Work<'_> {
         let request = PushRequest {
             name: from.name.clone(),
             reference: reference(&to.reference)?,
-            platform: platforms(&from)?.0,
+            platform: one_platform(&from)?,
             access: self.access(&to).await?,
         };
         self.progress.say(&format!("Pushing to OCI Registry ({})", to.reference)).await;
@@ -171,8 +187,8 @@ impl Work<'_> {
                 return Err(unimplemented(text));
             }
         }
-        let (platform, _) = platforms(&to)?;
-        let unpack = self.unpack(&to, platform.as_ref())?;
+        let platform = one_platform(&to)?;
+        let unpack = self.unpacked(&to, platform.as_slice())?.contains(&true);
         let archive = self.context.streams.take(&self.services.namespace, &from.stream)?;
         let request = ImportRequest {
             platforms: platform.into_iter().collect(),
@@ -244,29 +260,46 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Are the layers to become snapshots? Only the transferred platform's can.
-    fn unpack(&self, to: &proto::ImageStore, wanted: Option<&Platform>) -> Result<bool, Status> {
+    /// For each wanted platform, or for all together where none is named, which then are this machine's:
+    /// are its layers to become snapshots? Others than the wanted ones' cannot.
+    fn unpacked(&self, to: &proto::ImageStore, wanted: &[Platform]) -> Result<Vec<bool>, Status> {
+        let host = [Platform::host()];
+        let wanted = if wanted.is_empty() { &host[..] } else { wanted };
+        let mut unpacked = vec![false; wanted.len()];
         let there = self.services.snapshots.name();
         for unpack in &to.unpacks {
             if !unpack.snapshotter.is_empty() && unpack.snapshotter != there {
                 let text = format!("snapshotter not loaded: {}", unpack.snapshotter);
                 return Err(Status::invalid_argument(format!("{text}: invalid argument")));
             }
-            if let Some(platform) = unpack.platform.clone().map(platform_in) {
-                let own = wanted.cloned().unwrap_or_else(Platform::host);
-                if own.rank(&platform).is_none() {
-                    return Err(unimplemented(format!("unpacking for {platform} beside {own}")));
+            let Some(platform) = unpack.platform.clone().map(platform_in) else {
+                unpacked.fill(true);
+                continue;
+            };
+            let mut fits = false;
+            for (own, unpacked) in wanted.iter().zip(&mut unpacked) {
+                if own.rank(&platform).is_some() {
+                    (fits, *unpacked) = (true, true);
                 }
             }
+            if !fits {
+                let own: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+                let own = own.join(", ");
+                return Err(unimplemented(format!("unpacking for {platform} beside {own}")));
+            }
         }
-        Ok(!to.unpacks.is_empty())
+        Ok(unpacked)
     }
 
     /// How the registry is reached; asks the client for credentials where it offers to be asked.
     async fn access(&self, registry: &proto::OciRegistry) -> Result<RegistryAccess, Status> {
         let resolver = registry.resolver.clone().unwrap_or_default();
-        if resolver.http_debug || resolver.http_trace {
-            return Err(unimplemented("http_debug and http_trace of a RegistryResolver"));
+        if resolver.http_debug != proto::http_debug::DISABLED {
+            return Err(unimplemented("http_debug of a RegistryResolver, a dump of its requests"));
+        }
+        if !resolver.logs_stream.is_empty() {
+            // There is nothing to dump: the stream ends, if the client opened it at all.
+            drop(self.context.streams.take(&self.services.namespace, &resolver.logs_stream));
         }
         let plain_http = match resolver.default_scheme.as_str() {
             "" | "https" => false,
@@ -332,21 +365,31 @@ fn platform_in(platform: types::Platform) -> Platform {
     Platform { os: platform.os, architecture: platform.architecture, variant: platform.variant }
 }
 
-/// The one platform that is meant, or all of them.
-fn platforms(store: &proto::ImageStore) -> Result<(Option<Platform>, bool), Status> {
-    if store.all_metadata {
-        return Err(unimplemented("all_metadata of an ImageStore"));
+/// The platforms that are meant; none: all of them.
+fn platforms(store: &proto::ImageStore) -> Result<Vec<Platform>, Status> {
+    if store.platforms.len() > PLATFORMS_MAX {
+        let text = format!("{} platforms, at most {PLATFORMS_MAX}", store.platforms.len());
+        return Err(Status::invalid_argument(format!("{text}: invalid argument")));
     }
-    let mut platforms = store.platforms.iter().cloned().map(platform_in);
-    let first = platforms.next();
-    if platforms.next().is_some() {
-        return Err(unimplemented("a transfer of some of several platforms"));
-    }
-    if store.manifest_limit > 1 || (store.manifest_limit == 1 && first.is_none()) {
-        let text = format!("a manifest_limit of {} for all platforms", store.manifest_limit);
+    let platforms: Vec<Platform> = store.platforms.iter().cloned().map(platform_in).collect();
+    let limit = usize::try_from(store.manifest_limit).unwrap_or(usize::MAX);
+    if limit > 0 && (platforms.is_empty() || platforms.len() > limit) {
+        let text = format!("a manifest_limit of {limit} for more platforms than that");
         return Err(unimplemented(text));
     }
-    Ok((first.clone(), first.is_none()))
+    Ok(platforms)
+}
+
+/// The one platform that is meant, or all of them, where no choice of several is possible.
+fn one_platform(store: &proto::ImageStore) -> Result<Option<Platform>, Status> {
+    if store.all_metadata {
+        return Err(unimplemented("all_metadata of an ImageStore in other transfers than pulls"));
+    }
+    let mut platforms = platforms(store)?;
+    if platforms.len() > 1 {
+        return Err(unimplemented("a push or an import of some of several platforms"));
+    }
+    Ok(platforms.pop())
 }
 
 /// The names that an image is to have, or that are to be found.

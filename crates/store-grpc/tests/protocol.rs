@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod second;
 mod streams;
 
 use common::{Served, client::Client, until};

@@ -65,6 +65,20 @@ impl Core {
         Ok(Descriptor::new(media_type::OCI_LAYER, done.diff_id, done.bytes))
     }
 
+    /// Syncs what writes to these mounts go to.
+    pub(crate) fn sync_mounts(&self, mounts: &[Mount]) -> Result<()> {
+        let (name, root) = match Directories::of(mounts)? {
+            Some(Directories { upper: Some(upper), .. }) => {
+                let root = open_directory(&upper)?;
+                (upper, root)
+            }
+            // Nothing can be written there.
+            Some(_) => return Ok(()),
+            None => (PathBuf::from("the mounts"), self.mounted(mounts)?),
+        };
+        rustix::fs::syncfs(&root).map_err(Error::sys("sync the file system of", name))
+    }
+
     /// Makes mounts where nobody else sees them; they are gone with the descriptor.
     pub(crate) fn mounted(&self, mounts: &[Mount]) -> Result<OwnedFd> {
         let scratch = tempfile::Builder::new()
@@ -128,10 +142,17 @@ impl Core {
             "" => media_type::OCI_LAYER_GZIP,
             other => other,
         };
-        let difference = self.difference(ns, &request.lower, &request.upper)?;
+        let difference = match request.clamp_mtime {
+            // Layers that are here already have the times that they have.
+            Some(_) => {
+                Difference::Trees(self.mounted(&request.lower)?, self.mounted(&request.upper)?)
+            }
+            None => self.difference(ns, &request.lower, &request.upper)?,
+        };
         let mut labels = request.labels.clone();
         self.write_layer(ns, kind, &request.reference, &mut labels, |writer| {
-            let mut options = PackOptions::default();
+            let clamp_mtime = request.clamp_mtime;
+            let mut options = PackOptions { clamp_mtime, ..PackOptions::default() };
             let failed = || Error::archive("diff", "the snapshot");
             match &difference {
                 Difference::Layer(top, below) => {

@@ -70,12 +70,17 @@ impl Core {
         Ok(images.filter(|image| filters.matches(image)).collect())
     }
 
-    pub(crate) fn image_create(&self, ns: &str, image: Image) -> Result<Image> {
-        self.image_write(ns, image, Name::Free, &[])
+    pub(crate) fn image_create(
+        &self,
+        ns: &str,
+        image: Image,
+        at: Option<Timestamp>,
+    ) -> Result<Image> {
+        self.image_write(ns, image, Name::Free, (&[], at))
     }
 
     pub(crate) fn image_put(&self, ns: &str, image: Image) -> Result<Image> {
-        self.image_write(ns, image, Name::Any, &[])
+        self.image_write(ns, image, Name::Any, (&[], None))
     }
 
     /// Names a transferred image. One that loses the name by this stays for a while, so that whoever
@@ -90,14 +95,27 @@ impl Core {
         let now = Timestamp::now();
         let name = name.into();
         let image = Image { name, target, labels, created_at: now, updated_at: now };
-        self.image_write(ns, image, Name::Moved, &[])
+        self.image_write(ns, image, Name::Moved, (&[], None))
     }
 
-    pub(crate) fn image_update(&self, ns: &str, image: Image, paths: &[String]) -> Result<Image> {
-        self.image_write(ns, image, Name::Taken, paths)
+    pub(crate) fn image_update(
+        &self,
+        ns: &str,
+        image: Image,
+        paths: &[String],
+        at: Option<Timestamp>,
+    ) -> Result<Image> {
+        self.image_write(ns, image, Name::Taken, (paths, at))
     }
 
-    fn image_write(&self, ns: &str, image: Image, wanted: Name, paths: &[String]) -> Result<Image> {
+    /// `paths`: what of a record that is there changes, none: all; `at`: when, `None`: now.
+    fn image_write(
+        &self,
+        ns: &str,
+        image: Image,
+        wanted: Name,
+        (paths, at): (&[String], Option<Timestamp>),
+    ) -> Result<Image> {
         validate(&image)?;
         self.ensure_namespace(ns)?;
         let name = image.name.clone();
@@ -108,7 +126,7 @@ impl Core {
                 (Name::Taken, None) => return Err(Error::not_found("image", &name)),
                 _ => {}
             }
-            let now = Timestamp::now();
+            let now = at.unwrap_or_else(Timestamp::now);
             let created = present.as_ref().map_or(now, |present| present.created);
             let record = match &present {
                 Some(present) if !paths.is_empty() => {

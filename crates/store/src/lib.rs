@@ -410,9 +410,16 @@ pub(crate) fn check_root(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The state's directory can be passed through: a container's root that is mapped to another user of the
+/// host comes to its bundle that way. What lies in it is closed.
 fn make_directories(root: &Path, state: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(state)
+        .map_err(Error::io("create", state))?;
     let mut all = vec![
-        state.to_path_buf(),
+        state.join("layers"),
         root.to_path_buf(),
         root.join("content/blobs/sha256"),
         root.join("content/blobs/sha512"),

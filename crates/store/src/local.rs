@@ -10,7 +10,7 @@ use store_api::{
     Extras, Fetched, FsckReport, FsckRequest, Image, ImageAnalysis, ImagePlatform, Images,
     ImportRequest, Imported, IngestStatus, Labels, Lease, Leases, Mount, ProcessId, ProgressSender,
     PullRequest, Pulled, PushRequest, RegistryAccess, Resource, Result, SnapshotInfo, Snapshots,
-    SquashRequest, Transfer, UnpackedImage, Usage, WriteRequest,
+    SquashRequest, Timestamp, Transfer, UnpackedImage, Usage, WriteRequest,
 };
 use types::{Digest, ErrorKind, ImageRef, Platform};
 
@@ -146,13 +146,18 @@ impl Images for Local {
         self.quick(move |core, ns| core.image_list(ns, &filters)).await
     }
 
-    async fn create(&self, image: Image) -> Result<Image> {
-        self.quick(move |core, ns| core.image_create(ns, image)).await
+    async fn create(&self, image: Image, at: Option<Timestamp>) -> Result<Image> {
+        self.quick(move |core, ns| core.image_create(ns, image, at)).await
     }
 
-    async fn update(&self, image: Image, field_paths: &[String]) -> Result<Image> {
+    async fn update(
+        &self,
+        image: Image,
+        field_paths: &[String],
+        at: Option<Timestamp>,
+    ) -> Result<Image> {
         let paths = field_paths.to_vec();
-        self.quick(move |core, ns| core.image_update(ns, image, &paths)).await
+        self.quick(move |core, ns| core.image_update(ns, image, &paths, at)).await
     }
 
     async fn put(&self, image: Image) -> Result<Image> {
@@ -189,6 +194,10 @@ impl Snapshots for Local {
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let key = key.to_string();
         self.quick(move |core, ns| core.snapshot_mounts(ns, &key)).await
+    fn root(&self) -> std::path::PathBuf {
+        self.core.root.join("snapshots")
+    }
+
     }
 
     async fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
@@ -249,6 +258,11 @@ impl Leases for Local {
     }
 
     async fn list(&self, filters: &[String]) -> Result<Vec<Lease>> {
+    async fn sync(&self, mounts: &[Mount]) -> Result<()> {
+        let mounts = mounts.to_vec();
+        self.heavy(move |core, _| core.sync_mounts(&mounts)).await
+    }
+
         let filters = filters.to_vec();
         self.quick(move |core, ns| core.lease_list(ns, &filters)).await
     }

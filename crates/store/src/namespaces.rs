@@ -10,6 +10,7 @@ use crate::{
     db::{Durable, Table, lock},
     error::{Error, Result},
     labels,
+    snapshots::SNAPSHOTTER,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -70,15 +71,23 @@ impl Core {
         Ok(())
     }
 
+    /// Removes a namespace in which nothing is left but leases and unfinished writes, which go with it, as
+    /// with containerd.
     fn namespace_delete(&self, ns: &str) -> Result<()> {
         self.db.write(Durable::Soon, |tx| {
             if tx.get::<NamespaceRecord>(Table::Namespaces, ns, "")?.is_none() {
                 return Err(Error::not_found("namespace", ns));
             }
+            let snapshots = format!("snapshots on \"{SNAPSHOTTER}\" snapshotter");
             let mut held = Vec::new();
-            for table in Table::ALL {
-                if table != Table::Namespaces && !self.db.names(table, ns, "")?.is_empty() {
-                    held.push(table.name());
+            for (table, name) in [
+                (Table::Images, "images"),
+                (Table::Content, "blobs"),
+                (Table::Containers, "containers"),
+                (Table::Snapshots, &snapshots),
+            ] {
+                if !tx.names(table, ns, "")?.is_empty() {
+                    held.push(name);
                 }
             }
             if !held.is_empty() {
@@ -86,6 +95,11 @@ impl Core {
                     "namespace \"{ns}\" must be empty, but it still has {}",
                     held.join(", ")
                 )));
+            }
+            for table in [Table::Leases, Table::Children] {
+                for name in tx.names(table, ns, "")? {
+                    tx.delete(table, ns, &name);
+                }
             }
             tx.delete(Table::Namespaces, ns, "");
             lock(&self.known).remove(ns);

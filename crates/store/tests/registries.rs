@@ -264,6 +264,7 @@ async fn stalled_client() {
         reference: reference.clone(),
         platform: None,
         all_platforms: false,
+        all_metadata: false,
         access: RegistryAccess::default(),
         unpack: true,
         records: Default::default(),
@@ -307,6 +308,7 @@ async fn under_other_names() {
             reference: reference.clone(),
             platform: None,
             all_platforms: false,
+            all_metadata: false,
             access: RegistryAccess::default(),
             unpack: false,
             records: store_api::PullRecords { names, labels },
@@ -372,6 +374,59 @@ async fn nested_indexes() {
     there.images.delete(&own_name, true).await.ok();
     there.extras.unpack(&pulled.target, None).await.unwrap();
     assert!(pull(&there, &reference).await.0.unwrap().up_to_date);
+}
+
+/// Of the other images manifest and configuration come along where that is asked for, and stay; no layer.
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_of_the_other_platforms() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    let here = store.open("here").unwrap();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let (archive, wanted) = suite::platforms::nested(&name);
+    transfer::import(&here, archive).await.unwrap();
+    let reference = registry.reference();
+    push(&here, &name, &reference).await.0.unwrap();
+    let target = here.images.get(&name).await.unwrap().target;
+    let all = here.extras.platforms(&target).await.unwrap();
+    assert!(all.len() > 1, "{all:?}");
+    for all_metadata in [false, true] {
+        let there = store.open(&random::name("there")).unwrap();
+        let (progress, mut reports) = mpsc::channel(64);
+        let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
+        let request = PullRequest {
+            reference: reference.clone(),
+            platform: None,
+            all_platforms: false,
+            all_metadata,
+            access: RegistryAccess::default(),
+            unpack: true,
+            records: Default::default(),
+        };
+        let pulled = there.transfer.pull(request.clone(), progress).await.unwrap();
+        drain.await.unwrap();
+        assert!(!pulled.up_to_date);
+        there.extras.collect_garbage().await.unwrap();
+        for image in &all {
+            let own = image.manifest.digest.to_string() == wanted;
+            let bytes = suite::get(&here, &image.manifest.digest).await;
+            let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            let of = |pointer: &str| -> Digest {
+                manifest.pointer(pointer).unwrap().as_str().unwrap().parse().unwrap()
+            };
+            let config = of("/config/digest");
+            for (digest, expected) in [
+                (&image.manifest.digest, own || all_metadata),
+                (&config, own || all_metadata),
+                (&of("/layers/0/digest"), own),
+            ] {
+                let found = there.content.info(digest).await.is_ok();
+                assert_eq!(found, expected, "{digest} of {manifest}, all: {all_metadata}");
+            }
+        }
+    }
 }
 
 /// A manifest that says another size of its configuration or a layer than it has is not pulled, also

@@ -11,6 +11,7 @@ pub mod heap;
 pub mod mempolicy;
 pub mod mount;
 pub mod netns;
+pub mod overlay;
 pub mod packet;
 pub mod private_mount;
 pub mod process;

@@ -18,7 +18,10 @@ use rustix::{
     },
 };
 
-use crate::mount::{ATTR_RDONLY, MountAttr, mount_setattr};
+use crate::{
+    mount::{ATTR_RDONLY, MountAttr, mount_setattr},
+    overlay,
+};
 
 /// openat2 answers EAGAIN when something was renamed while ".." was resolved.
 const RESOLVE_TRIES: usize = 128;
@@ -140,9 +143,20 @@ pub fn on_thread<T: Send + 'static>(
     thread.join().map_err(|_| io::Error::other("the mounting thread panicked"))?
 }
 
+/// `target`: an absolute path.
 fn mount_one(spec: &MountSpec, target: &Path) -> io::Result<()> {
-    let (flags, data) = parse_options(&spec.options);
-    let data = CString::new(data.join(","))?;
+    let (flags, options) = parse_options(&spec.options);
+    let mut data = options.join(",");
+    if data.len() > overlay::OPTIONS_BYTES_MAX && spec.kind == "overlay" {
+        let Some((base, short)) = overlay::shortened(&options) else {
+            let what = (spec.kind.as_str(), spec.source.as_str());
+            return Ok(overlay::mount_long(what, flags, &options, target)?);
+        };
+        // This thread's alone: it has unshared that.
+        rustix::process::chdir(base)?;
+        data = short;
+    }
+    let data = CString::new(data)?;
     rustix::mount::mount(
         spec.source.as_str(),
         target,

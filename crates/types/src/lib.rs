@@ -45,6 +45,9 @@ pub mod limits {
     /// Bytes of an Engine API request body that is one JSON document: a container's
     /// configuration with a large environment fits, a hostile client does not fill memory.
     pub const JSON_BODY_BYTES: usize = 8 << 20;
-    /// Layers of an image: dockerd's overlay2 stops at 128 lower directories.
-    pub const LAYERS: usize = 128;
+    /// Layers of an image: overlay takes 500 lower directories (Linux `OVL_MAX_STACK`), two of which are
+    /// for a container's own layer once it is committed, and a build step's.
+    pub const LAYERS: usize = 498;
+    /// Layers of an image that a build makes: dockerd's overlay2 runs none of more.
+    pub const BUILT_LAYERS: usize = 128;
 }

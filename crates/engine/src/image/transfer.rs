@@ -291,6 +291,7 @@ impl Engine {
                     reference: reference.clone(),
                     platform,
                     all_platforms: false,
+                    all_metadata: false,
                     access,
                     unpack: true,
                     records: Default::default(),

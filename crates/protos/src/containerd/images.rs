@@ -36,6 +36,9 @@ pub struct GetImageResponse {
 pub struct CreateImageRequest {
     #[prost(message, optional, tag = "1")]
     pub image: Option<Image>,
+    /// Since containerd 1.7: the times of the record.
+    #[prost(message, optional, tag = "2")]
+    pub source_date_epoch: Option<prost_types::Timestamp>,
 }
 
 /// `containerd.services.images.v1.CreateImageResponse`.
@@ -52,6 +55,9 @@ pub struct UpdateImageRequest {
     pub image: Option<Image>,
     #[prost(message, optional, tag = "2")]
     pub update_mask: Option<prost_types::FieldMask>,
+    /// Since containerd 1.7: the time of the change.
+    #[prost(message, optional, tag = "3")]
+    pub source_date_epoch: Option<prost_types::Timestamp>,
 }
 
 /// `containerd.services.images.v1.UpdateImageResponse`.

@@ -47,3 +47,33 @@ pub struct ServerResponse {
     #[prost(uint64, tag = "3")]
     pub pidns: u64,
 }
+
+/// `containerd.services.introspection.v1.PluginInfoRequest`; since containerd 2.0.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PluginInfoRequest {
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<prost_types::Any>,
+}
+
+/// `containerd.services.introspection.v1.PluginInfoResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PluginInfoResponse {
+    #[prost(message, optional, tag = "1")]
+    pub plugin: Option<Plugin>,
+    #[prost(message, optional, tag = "2")]
+    pub extra: Option<prost_types::Any>,
+}
+
+/// `containerd.types.RuntimeRequest`: what the runtime's plugin is asked with.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeRequest {
+    /// A runtime's name, or the path of its shim.
+    #[prost(string, tag = "1")]
+    pub runtime_path: String,
+    #[prost(message, optional, tag = "2")]
+    pub options: Option<prost_types::Any>,
+}

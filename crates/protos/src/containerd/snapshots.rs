@@ -78,6 +78,9 @@ pub struct CommitSnapshotRequest {
     pub key: String,
     #[prost(btree_map = "string, string", tag = "4")]
     pub labels: BTreeMap<String, String>,
+    /// Since containerd 2.2, for snapshotters with the capability `rebase`.
+    #[prost(string, tag = "5")]
+    pub parent: String,
 }
 
 /// `containerd.services.snapshots.v1.StatSnapshotRequest`.

@@ -63,10 +63,20 @@ pub struct RegistryResolver {
     pub host_dir: String,
     #[prost(string, tag = "4")]
     pub default_scheme: String,
-    #[prost(bool, tag = "5")]
-    pub http_debug: bool,
-    #[prost(bool, tag = "6")]
-    pub http_trace: bool,
+    /// Since containerd 2.0; see [`http_debug`].
+    #[prost(int32, tag = "5")]
+    pub http_debug: i32,
+    /// Since containerd 2.0: the stream that takes the requests' dump.
+    #[prost(string, tag = "6")]
+    pub logs_stream: String,
+}
+
+/// Values of `HTTPDebug`.
+pub mod http_debug {
+    pub const DISABLED: i32 = 0;
+    pub const DEBUG: i32 = 1;
+    pub const TRACE: i32 = 2;
+    pub const BOTH: i32 = 3;
 }
 
 /// `containerd.types.transfer.AuthRequest`, asked on the stream that the resolver names.

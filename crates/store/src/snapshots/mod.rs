@@ -340,11 +340,12 @@ impl Core {
         validate_key(name)?;
         labels::validate(&new)?;
         let active = self.snapshot_record(ns, key)?;
-        if active.kind != Kind::Active {
-            return Err(Error::precondition(format!("snapshot \"{key}\" is not active")));
-        }
+        // First, as with containerd: a client that commits once more learns that it is done.
         if self.has_snapshot(ns, name)? {
             return Err(Error::already_exists("snapshot", name));
+        }
+        if active.kind != Kind::Active {
+            return Err(Error::precondition(format!("snapshot \"{key}\" is not active")));
         }
         let usage = self.disk.usage(active.id)?;
         self.guard.refresh(ns, ResourceKind::Snapshot, name);

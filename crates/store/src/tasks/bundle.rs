@@ -1,14 +1,15 @@
 //! Bundles: the directory of a task, and the facts in it that outlive the store.
 //!
-//! `STATE/io.containerd.runtime.v2.task/NAMESPACE/ID` (0700): `config.json`, `rootfs/`, `task.json`
+//! `STATE/io.containerd.runtime.v2.task/NAMESPACE/ID` (0700; 0710 and of the group that is root's in the
+//! container where its user namespace maps ids): `config.json`, `rootfs/`, `task.json`
 //! (what the store knows; versioned), `exit.json` (the shim's record of the exit; the store writes it
 //! for shims that do not), `address` (written by the shim); for other shims `log` (their FIFO for
 //! messages) and `work` (a link to their directory below the store's root).
 
 use std::{
     collections::BTreeMap,
-    io::ErrorKind as Io,
-    os::unix::fs::DirBuilderExt as _,
+    io::{ErrorKind as Io, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -115,12 +116,53 @@ pub(super) fn create(bundle: &Path, spec: &[u8]) -> Result<()> {
         }
         other => other.map_err(|e| failed("make", bundle, &e))?,
     }
+    let_root_pass(bundle, spec)?;
     let rootfs = bundle.join("rootfs");
     std::fs::DirBuilder::new()
         .mode(0o711)
         .create(&rootfs)
         .map_err(|e| failed("make", &rootfs, &e))?;
     write(&bundle.join("config.json"), spec)
+}
+
+/// Lets the container's root go through the bundle to its `rootfs` where it is mapped to another user of
+/// the host: as its group, and no further. containerd 1.6 does so (`prepareBundleDirectoryPermissions`).
+fn let_root_pass(bundle: &Path, spec: &[u8]) -> Result<()> {
+    // The runtime tells what is wrong with a specification.
+    let gid = serde_json::from_slice(spec).ok().and_then(|spec: Spec| spec.root_gid());
+    let Some(gid) = gid.filter(|gid| *gid != 0) else { return Ok(()) };
+    std::os::unix::fs::chown(bundle, None, Some(gid))
+        .and_then(|()| std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o710)))
+        .map_err(|e| failed("open to the container's root", bundle, &e))
+}
+
+/// Of a specification, whose ids the container's are (runtime-spec, config-linux.md).
+#[derive(Deserialize)]
+struct Spec {
+    linux: Option<Linux>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Linux {
+    #[serde(default)]
+    gid_mappings: Option<Vec<Mapping>>,
+}
+
+#[derive(Deserialize)]
+struct Mapping {
+    #[serde(rename = "containerID")]
+    container: u32,
+    #[serde(rename = "hostID")]
+    host: u32,
+}
+
+impl Spec {
+    /// The host's group for the container's group 0.
+    fn root_gid(self) -> Option<u32> {
+        let mappings = self.linux?.gid_mappings?;
+        mappings.iter().find(|mapping| mapping.container == 0).map(|mapping| mapping.host)
+    }
 }
 
 /// Removes the bundle. What is mounted on `rootfs` must be gone; never deletes through a mount.
@@ -184,11 +226,15 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, &text)
 }
 
-/// Replaces a file; not synced, because state lies on tmpfs.
+/// Replaces a file, for root alone; not synced, because state lies on tmpfs.
 fn write(path: &Path, contents: &[u8]) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    std::fs::write(&temporary, contents)
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(contents))
         .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|error| failed("write", path, &error))
 }

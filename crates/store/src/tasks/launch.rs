@@ -52,6 +52,71 @@ pub(super) fn program(runtime: &str) -> Result<Option<PathBuf>> {
     })
 }
 
+/// The shim's command without arguments: its streams are pipes, its environment has `PATH` alone.
+fn command_of(config: &TasksConfig, program: Option<&Path>) -> Result<tokio::process::Command> {
+    let mut words: Vec<OsString> = match program {
+        Some(program) => vec![program.into()],
+        None => config.shim_command.clone(),
+    };
+    if words.is_empty() {
+        return Err(Error::internal("the shim's command is empty"));
+    }
+    let mut command = tokio::process::Command::new(words.remove(0));
+    if program.is_none() {
+        command.arg0(OWN_NAME);
+    }
+    command
+        .args(words)
+        .env_clear()
+        .env("PATH", PATH)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+fn name_of(program: Option<&Path>) -> String {
+    program.map_or_else(|| OWN_NAME.to_owned(), |program| program.display().to_string())
+}
+
+/// What a runtime's shim says of itself, as containerd 2 asks it: a `containerd.types.RuntimeInfo`.
+/// `options`: the runtime's.
+pub(super) async fn info(
+    config: &TasksConfig,
+    runtime: &str,
+    options: Option<&protos::Any>,
+) -> Result<Vec<u8>> {
+    let program = program(runtime)?;
+    let mut command = command_of(config, program.as_deref())?;
+    command.arg("-info").current_dir(&config.state_dir);
+    let input = options.map(Message::encode_to_vec).unwrap_or_default();
+    run(&name_of(program.as_deref()), command, &input).await
+}
+
+/// Runs an action to its end; what it printed.
+async fn run(name: &str, mut command: tokio::process::Command, input: &[u8]) -> Result<Vec<u8>> {
+    let mut child = command
+        .spawn()
+        .map_err(|error| Error::internal(format!("execute shim {name}: {error}")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A shim that does not read its options closes the pipe.
+        drop(stdin.write_all(input).await);
+    }
+    let output = tokio::time::timeout(ACTION_LIMIT, child.wait_with_output())
+        .await
+        .map_err(|_| {
+            let text = format!("shim {name}: no end within {ACTION_LIMIT:?}");
+            Error::new(ErrorKind::DeadlineExceeded, text)
+        })?
+        .map_err(|error| Error::internal(format!("wait for shim {name}: {error}")))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::internal(format!("shim {name}: {}: {}", output.status, said.trim())))
+}
+
 /// One task's shim, as a program.
 pub(super) struct Launch<'a> {
     pub(super) config: &'a TasksConfig,
@@ -64,33 +129,16 @@ pub(super) struct Launch<'a> {
 
 impl Launch<'_> {
     fn command(&self) -> Result<tokio::process::Command> {
-        let mut words: Vec<OsString> = match self.program {
-            Some(program) => vec![program.into()],
-            None => self.config.shim_command.clone(),
-        };
-        if words.is_empty() {
-            return Err(Error::internal("the shim's command is empty"));
-        }
-        let mut command = tokio::process::Command::new(words.remove(0));
-        if self.program.is_none() {
-            command.arg0(OWN_NAME);
-        }
+        let mut command = command_of(self.config, self.program)?;
         command
-            .args(words)
             .args(["-namespace", self.namespace, "-address", &self.config.grpc_address])
             .args(["-publish-binary", "/proc/self/exe", "-id", self.id])
             .current_dir(self.bundle)
-            .env_clear()
-            .env("PATH", PATH)
             .env("TTRPC_ADDRESS", &self.config.ttrpc_socket)
             .env("GRPC_ADDRESS", &self.config.grpc_address)
             .env("NAMESPACE", self.namespace)
             .env("MAX_SHIM_VERSION", "2")
-            .env("GANTRY_SHIM_SOCKET_DIR", self.config.state_dir.join("s"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .env("GANTRY_SHIM_SOCKET_DIR", self.config.state_dir.join("s"));
         Ok(command)
     }
 
@@ -105,7 +153,7 @@ impl Launch<'_> {
         let mut command = self.command()?;
         command.arg("start");
         let input = options.map(Message::encode_to_vec).unwrap_or_default();
-        let output = self.run(command, &input).await?;
+        let output = run(&self.name(), command, &input).await?;
         let text = String::from_utf8_lossy(&output);
         let address = text.trim().strip_prefix("unix://").ok_or_else(|| {
             Error::internal(format!("start shim {}: answered {:?}", self.name(), text.trim()))
@@ -117,39 +165,13 @@ impl Launch<'_> {
     pub(super) async fn delete(&self) -> Result<api::DeleteResponse> {
         let mut command = self.command()?;
         command.arg("-bundle").arg(self.bundle).arg("delete");
-        let output = self.run(command, &[]).await?;
+        let output = run(&self.name(), command, &[]).await?;
         api::DeleteResponse::decode(&output[..])
             .map_err(|error| Error::internal(format!("delete with {}: {error}", self.name())))
     }
 
     fn name(&self) -> String {
-        match self.program {
-            Some(program) => program.display().to_string(),
-            None => OWN_NAME.to_owned(),
-        }
-    }
-
-    async fn run(&self, mut command: tokio::process::Command, input: &[u8]) -> Result<Vec<u8>> {
-        let name = self.name();
-        let mut child = command
-            .spawn()
-            .map_err(|error| Error::internal(format!("execute shim {name}: {error}")))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A shim that does not read its options closes the pipe.
-            drop(stdin.write_all(input).await);
-        }
-        let output = tokio::time::timeout(ACTION_LIMIT, child.wait_with_output())
-            .await
-            .map_err(|_| {
-                let text = format!("shim {name}: no end within {ACTION_LIMIT:?}");
-                Error::new(ErrorKind::DeadlineExceeded, text)
-            })?
-            .map_err(|error| Error::internal(format!("wait for shim {name}: {error}")))?;
-        if output.status.success() {
-            return Ok(output.stdout);
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(Error::internal(format!("shim {name}: {}: {}", output.status, said.trim())))
+        name_of(self.program)
     }
 
     /// Reads a foreign shim's messages until it ends; it opens the FIFO and waits for a reader.

@@ -106,8 +106,8 @@ impl ShimManager {
     /// The state directory or the socket cannot be made. A single task that cannot be taken over
     /// is logged and left as it is.
     pub async fn open(config: TasksConfig, host: Arc<dyn TaskHost>) -> Result<Arc<Self>> {
-        make_directory(&config.state_dir.join(bundle::DIRECTORY))?;
-        make_directory(&config.state_dir.join("s"))?;
+        make_directory(&config.state_dir.join(bundle::DIRECTORY), 0o711)?;
+        make_directory(&config.state_dir.join("s"), 0o700)?;
         let listener = events::bind(&config.ttrpc_socket)?;
         let inner = Arc::new(Inner { config, host, tasks: Mutex::default() });
         let (ready, all_known) = watch::channel(false);
@@ -202,10 +202,10 @@ fn no_process(exec_id: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("process does not exist {exec_id}: not found"))
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o711)
+        .mode(mode)
         .create(path)
         .map_err(|error| bundle::failed("make", path, &error))
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use prost::Message as _;
 use protos::shim as api;
 use store_api::{
     Any, Container, CreateTask, Error, Event, ExecTask, Exit, Metrics, Mount, Process, ProcessId,
@@ -248,6 +249,15 @@ impl Tasks for Handle {
         let answer: api::StatsResponse =
             task.client()?.call("Stats", &request, Some(LIMIT)).await?;
         metrics::parse(answer.stats.as_ref())
+    }
+
+    async fn runtime_info(&self, runtime: &str, options: Option<Any>) -> Result<Any> {
+        let options = options.as_ref().map(any);
+        let info = launch::info(&self.inner().config, runtime, options.as_ref()).await?;
+        // What is no such message would only fail at the client.
+        api::RuntimeInfo::decode(&info[..])
+            .map_err(|error| Error::internal(format!("information of {runtime:?}: {error}")))?;
+        Ok(Any { type_url: "containerd.types.RuntimeInfo".to_owned(), value: info.into() })
     }
 
     async fn wait(&self, process: &ProcessId) -> Result<Exit> {

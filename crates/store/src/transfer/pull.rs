@@ -1,3 +1,5 @@
+mod metadata;
+
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -94,15 +96,27 @@ pub(crate) async fn pull(
     });
     let whole = Subject::default();
     pull.reporter.state(&whole, ProgressState::Resolving, &name);
-    let (top, parts) = pull.manifests(&request, &reference).await?;
+    let (document, parts) = pull.manifests(&request, &reference).await?;
+    let top = descriptor(&document.descriptor);
     faults::pass("pull.resolved");
     pull.pin(&top, &parts);
     pull.reporter.state(&whole, ProgressState::Resolved, &top.digest.to_string());
-    let mut downloaded = false;
-    for part in &parts {
-        // Of several platforms only this machine's is worth unpacking.
-        downloaded |= pull.part(part, &reference, request.unpack && parts.len() == 1).await?;
-    }
+    let images = async {
+        let mut downloaded = false;
+        for part in &parts {
+            // Of several platforms only this machine's is worth unpacking.
+            downloaded |= pull.part(part, &reference, request.unpack && parts.len() == 1).await?;
+        }
+        Ok(downloaded)
+    };
+    let others = async {
+        match request.all_metadata && !request.all_platforms {
+            true => pull.metadata(document, &parts).await,
+            false => Ok(false),
+        }
+    };
+    let (images, others) = tokio::try_join!(images, others)?;
+    let downloaded = images || others;
     let name = records.names[0].clone();
     let up_to_date = pull.finish(records, &top).await? && !downloaded;
     if request.unpack && parts.len() > 1 {
@@ -119,12 +133,12 @@ pub(crate) async fn pull(
 }
 
 impl Pull {
-    /// Top and the manifests of the images that are wanted. Their indexes are kept.
+    /// What the reference names, and the manifests of the images that are wanted. Their indexes are kept.
     async fn manifests(
         &self,
         request: &PullRequest,
         reference: &ImageRef,
-    ) -> Result<(Descriptor, Vec<Part>)> {
+    ) -> Result<(registry::Manifest, Vec<Part>)> {
         let host = request.platform.clone().unwrap_or_else(Platform::host);
         let wanted = (!request.all_platforms).then_some(&host);
         let found = resolve::find(&self.repository, Target::of(reference), wanted).await?;
@@ -132,7 +146,7 @@ impl Pull {
             self.keep_index(index).await?;
         }
         let parts: Result<Vec<Part>> = found.images.iter().map(part).collect();
-        Ok((descriptor(&found.top.descriptor), parts?))
+        Ok((found.top, parts?))
     }
 
     fn pin(&self, top: &Descriptor, parts: &[Part]) {
@@ -163,10 +177,7 @@ impl Pull {
     ) -> Result<bool> {
         let config = part.manifest.config.clone();
         let mut downloaded = self.config(&config).await?;
-        let is_image = matches!(
-            config.media_type.as_str(),
-            media_type::OCI_CONFIG | media_type::DOCKER_CONFIG
-        );
+        let is_image = is_image_config(&config);
         // Before anything large is downloaded, and once all is here.
         let document = Document::Manifest(part.manifest.clone());
         let to_check = document.clone();
@@ -633,6 +644,10 @@ fn put_exact(
     bytes: &[u8],
 ) -> crate::error::Result<()> {
     if crate::content::digest_of(digest, bytes) != *digest {
+fn is_image_config(config: &Descriptor) -> bool {
+    matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
+}
+
         return Err(Fail::data_loss(format!("content {digest}: other bytes were received")));
     }
     core.put_blob_as(ns, digest, bytes, Labels::new())

@@ -29,6 +29,15 @@ pub(super) async fn find(
     platform: Option<&Platform>,
 ) -> Result<Found> {
     let top = repository.get_manifest(target).await.map_err(refused)?;
+    below(repository, top, platform).await
+}
+
+/// The same for a document that was read already.
+pub(super) async fn below(
+    repository: &Repository,
+    top: registry::Manifest,
+    platform: Option<&Platform>,
+) -> Result<Found> {
     let mut search =
         Search { repository, platform, read: 0, indexes: Vec::new(), images: Vec::new() };
     if !search.below(top.clone(), 0).await?

@@ -346,6 +346,7 @@ async fn pull(services: &Services, reference: &str) -> Outcome {
         reference: reference.parse().unwrap(),
         platform: None,
         all_platforms: false,
+        all_metadata: false,
         access: RegistryAccess::default(),
         unpack: true,
         records: Default::default(),

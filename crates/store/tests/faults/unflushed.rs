@@ -64,7 +64,7 @@ pub fn full_journal(ground: &Ground) {
             let seen = services.images.get(IMAGE).await.unwrap();
             assert_eq!(seen.target, image("before").target);
             let new = Image { name: "docker.io/library/new:v1".into(), ..image("new") };
-            services.images.create(new.clone()).await.unwrap_err();
+            services.images.create(new.clone(), None).await.unwrap_err();
             assert!(services.images.get(&new.name).await.unwrap_err().is_not_found());
             assert_eq!(keys(&services).await, made);
             // Also not after the daemon's death, and when there is room again.
@@ -82,7 +82,7 @@ pub fn full_journal(ground: &Ground) {
                 let seen = services.images.get(IMAGE).await.unwrap();
                 assert_eq!(seen.target, image("before").target);
                 // It can be made now.
-                services.images.create(new.clone()).await.unwrap();
+                services.images.create(new.clone(), None).await.unwrap();
                 drop((store, services));
             }
         });
@@ -99,26 +99,36 @@ pub fn full_state(ground: &Ground) {
     runtime.block_on(async {
         let (store, services) = open(&path, ground.layers).await;
         services.snapshots.prepare("there", None, Labels::new()).await.unwrap();
+        // The record of this one is in the journal alone.
+        let volatile = Labels::from([("gantry.io/volatile".into(), "true".into())]);
+        services.snapshots.prepare("volatile", None, volatile).await.unwrap();
         store.flush().await.unwrap();
         faults::arm(&format!("{full},db.commit:1+:enospc")).unwrap();
         let error = services.snapshots.prepare("s", None, Labels::new()).await.unwrap_err();
         assert!(error.message.contains("No space left"), "{error}");
-        services.snapshots.remove("there").await.unwrap_err();
-        let there = BTreeSet::from(["there".to_owned()]);
+        let there = BTreeSet::from(["there".to_owned(), "volatile".to_owned()]);
+        for key in &there {
+            services.snapshots.remove(key).await.unwrap_err();
+        }
         assert_eq!(keys(&services).await, there);
-        services.snapshots.mounts("there").await.unwrap();
-        assert_eq!(directories(&path), 1, "what was refused is left");
+        for key in &there {
+            services.snapshots.mounts(key).await.unwrap();
+        }
+        assert_eq!(directories(&path), 2, "what was refused is left");
         // The disk alone does as well.
         faults::arm(full).unwrap();
         services.snapshots.prepare("s", None, Labels::new()).await.unwrap();
+        services.snapshots.remove("volatile").await.unwrap_err();
         copy(&path, &ground.path.join("killed"));
         faults::disarm();
         drop((store, services));
         for path in [path, ground.path.join("killed")] {
             let (_store, services) = open(&path, ground.layers).await;
-            assert_eq!(keys(&services).await, BTreeSet::from(["s".into(), "there".into()]));
-            services.snapshots.mounts("s").await.unwrap();
-            services.snapshots.mounts("there").await.unwrap();
+            let there = ["s", "there", "volatile"].map(String::from);
+            assert_eq!(keys(&services).await, BTreeSet::from(there.clone()));
+            for key in &there {
+                services.snapshots.mounts(key).await.unwrap();
+            }
         }
     });
 }

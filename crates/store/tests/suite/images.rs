@@ -25,14 +25,14 @@ pub async fn records(services: &Services) {
     let second = put(services, &random::bytes(10), labels(&[])).await;
     let name = format!("docker.io/library/{}:1", random::name("image"));
     assert_kind(images.get(&name).await, ErrorKind::NotFound);
-    let created = images.create(image(&name, &first)).await.unwrap();
+    let created = images.create(image(&name, &first), None).await.unwrap();
     assert!(created.created_at.seconds > 0);
     assert_eq!(images.get(&name).await.unwrap(), created);
-    assert_kind(images.create(image(&name, &second)).await, ErrorKind::AlreadyExists);
+    assert_kind(images.create(image(&name, &second), None).await, ErrorKind::AlreadyExists);
     let mut change = image(&name, &second);
     change.labels = labels(&[("new", "2")]);
     let paths = ["labels.new".to_string()];
-    let updated = images.update(change.clone(), &paths).await.unwrap();
+    let updated = images.update(change.clone(), &paths, None).await.unwrap();
     assert_eq!(updated.target.digest, first);
     assert_eq!(updated.labels, labels(&[("l", "1"), ("new", "2")]));
     let put_again = images.put(change).await.unwrap();
@@ -44,7 +44,7 @@ pub async fn records(services: &Services) {
     assert_kind(services.content.info(&second).await, ErrorKind::NotFound);
     assert_kind(services.content.info(&first).await, ErrorKind::NotFound);
     assert_kind(images.delete(&name, false).await, ErrorKind::NotFound);
-    assert_kind(images.update(image(&name, &first), &[]).await, ErrorKind::NotFound);
+    assert_kind(images.update(image(&name, &first), &[], None).await, ErrorKind::NotFound);
     let mut seen = Vec::new();
     for _ in 0..4 {
         let envelope = events.recv().await.unwrap();

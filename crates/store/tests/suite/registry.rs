@@ -124,6 +124,7 @@ pub async fn pull(
         reference: reference.clone(),
         platform: None,
         all_platforms: false,
+        all_metadata: false,
         access,
         unpack,
         records: Default::default(),

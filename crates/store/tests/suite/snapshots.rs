@@ -211,15 +211,15 @@ pub async fn diffs(services: &Services) {
     }
 }
 
-/// More layers than fit into a page of mount options by their long names.
+/// As many layers as overlay takes: their long names do not fit into a page of mount options.
 pub async fn deep(services: &Services) {
     let mut below: Option<String> = None;
-    let depth = 120;
+    let depth = types::limits::LAYERS + 2;
     for i in 0..depth {
         let (key, name) = (random::name("k"), random::name("n"));
         let parent = below.as_deref();
         services.snapshots.prepare(&key, parent, labels(&[])).await.unwrap();
-        if i % 40 == 0 {
+        if i % 100 == 0 {
             let mounts = services.snapshots.mounts(&key).await.unwrap();
             mounted(&mounts, move |root| std::fs::write(root.join(format!("f{i}")), "x"));
         }
@@ -229,5 +229,10 @@ pub async fn deep(services: &Services) {
     let key = random::name("top");
     let mounts = services.snapshots.prepare(&key, below.as_deref(), labels(&[])).await.unwrap();
     let names: Vec<PathBuf> = tree(&mounts).into_keys().collect();
-    assert_eq!(names, ["f0", "f40", "f80"].map(PathBuf::from));
+    assert_eq!(names, ["f0", "f100", "f200", "f300", "f400"].map(PathBuf::from));
+    mounted(&mounts, |root| std::fs::write(root.join("own"), "x"));
+    let name = random::name("n");
+    services.snapshots.commit(&name, &key, labels(&[])).await.unwrap();
+    let above = services.snapshots.prepare(&random::name("k"), Some(&name), labels(&[])).await;
+    assert_kind(above, ErrorKind::InvalidArgument);
 }

@@ -96,6 +96,26 @@ pub async fn shown(services: &Services, image: &UnpackedImage) -> super::snapsho
     tree
 }
 
+/// An image of more layers than dockerd takes shows what all of them hold; one of more than overlay takes
+/// is refused.
+pub async fn many_layers(services: &Services) {
+    let layer = |n: usize| {
+        let path = format!("d/{n}");
+        Layer::plain(TarStream::new().dir("d/").file(&path, 0o644, &random::bytes(9)).finish())
+    };
+    let name = || format!("docker.io/library/{}:v1", random::name("img"));
+    let count = 200 + usize::try_from(random::number(0..50)).unwrap();
+    let image = Image::new((0..count).map(layer).collect(), &json!({}));
+    let imported = import(services, image.oci_archive(&name())).await.unwrap();
+    let image = services.extras.resolve_image(&imported[0].target, None).await.unwrap();
+    let files = shown(services, &image).await.into_keys().filter(|path| path.iter().count() == 2);
+    assert_eq!(files.count(), count);
+    let count = types::limits::LAYERS + 1;
+    let image = Image::new((0..count).map(layer).collect(), &json!({}));
+    let refused = import(services, image.oci_archive(&name())).await;
+    assert_kind(refused, ErrorKind::InvalidArgument);
+}
+
 /// Archives of every layout come in, are named and unpacked, and go out the same each time.
 pub async fn archives(services: &Services) {
     let image = image();
