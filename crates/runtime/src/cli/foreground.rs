@@ -16,6 +16,9 @@ const SIGWINCH: i32 = 28;
 /// faults) stays out.
 const FORWARDED: [i32; 13] = [1, 2, 3, 6, 10, 12, 14, 15, 18, 20, 21, 22, SIGWINCH];
 const BUFFER_BYTES: usize = 32 * 1024;
+/// What a pipe that poll(2) calls writable has room for: PIPE_BUF. Our standard output is shared, so that it
+/// cannot be made non-blocking.
+const ROOM_BYTES: usize = 4096;
 /// How long a terminal that nobody in the container has open is left alone: poll(2) tells of it at once
 /// and always. Somebody may open it again.
 const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -75,10 +78,11 @@ pub(super) fn wait(
         rustix::io::ioctl_fionbio(master, true).ctx("ioctl", || "pty master")?;
     }
     let (mut input, mut hung_up) = (master.is_some(), false);
-    // Typed, and not yet taken by the pty: at most one buffer, more stays with who types.
-    let mut typed = Vec::new();
+    // Typed, and not yet taken by the pty; printed, and not yet taken by our standard output: at most one
+    // buffer of each, more stays with who writes.
+    let (mut typed, mut printed) = (Vec::new(), Vec::new());
     loop {
-        let stdin = rustix::stdio::stdin();
+        let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
         let mut fds = vec![
             PollFd::new(&signals.0, PollFlags::IN),
             PollFd::new(&created.pidfd, PollFlags::IN),
@@ -87,8 +91,12 @@ pub(super) fn wait(
             fds.push(PollFd::from_borrowed_fd(fd, events));
             fds.len() - 1
         };
-        let out = if typed.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-        let output_at = master.filter(|_| !hung_up).map(|fd| add(fd.as_fd(), PollFlags::IN | out));
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, printed.is_empty());
+        events.set(PollFlags::OUT, !typed.is_empty());
+        let pty = master.filter(|_| !hung_up && !events.is_empty());
+        let output_at = pty.map(|fd| add(fd.as_fd(), events));
+        let printed_at = (!printed.is_empty()).then(|| add(stdout, PollFlags::OUT));
         let input_at = (input && typed.is_empty()).then(|| add(stdin, PollFlags::IN));
         let told_at = notify.as_ref().and_then(|(n, _)| n.fd()).map(|fd| add(fd, PollFlags::IN));
         match poll(&mut fds, hung_up.then_some(&HUNG_UP)) {
@@ -107,18 +115,21 @@ pub(super) fn wait(
             forward(signals, master, kill)?;
         }
         if let Some(master) = master {
-            hung_up = is_ready(output_at) && !copy(master, rustix::stdio::stdout());
+            hung_up = is_ready(output_at) && printed.is_empty() && !take(master, &mut printed);
+            if is_ready(printed_at) {
+                give(stdout, &mut printed, ROOM_BYTES);
+            }
             if is_ready(input_at) {
                 input = take(stdin, &mut typed);
             }
             if !typed.is_empty() {
-                give(master, &mut typed);
+                give(master, &mut typed, BUFFER_BYTES);
             }
         }
         if ready[1] {
             // What the process wrote before it ended is still in the pty.
             if let Some(master) = master {
-                drain(master);
+                drain(master, &mut printed);
             }
             drop(raw);
             return process::reap(&created.pidfd);
@@ -156,55 +167,42 @@ fn resize(master: &OwnedFd) {
     }
 }
 
-/// One buffer of what was typed; false at the end.
-fn take(from: impl AsFd, typed: &mut Vec<u8>) -> bool {
+/// One buffer; false at the end.
+fn take(from: impl AsFd, bytes: &mut Vec<u8>) -> bool {
     let mut buf = [0u8; BUFFER_BYTES];
     match rustix::io::read(from, &mut buf) {
         Ok(n) => {
-            typed.extend_from_slice(&buf[..n]);
+            bytes.extend_from_slice(&buf[..n]);
             n > 0
         }
         Err(e) => matches!(e, Errno::INTR | Errno::AGAIN),
     }
 }
 
-/// As much as it takes now. What a pty without a reader does not take is nobody's.
-fn give(master: &OwnedFd, typed: &mut Vec<u8>) {
-    match rustix::io::write(master, typed) {
-        Ok(n) => drop(typed.drain(..n)),
+/// As much as it takes now, at most so many bytes. What it cannot take (a pty without a reader) is nobody's.
+fn give(to: impl AsFd, bytes: &mut Vec<u8>, most: usize) {
+    match rustix::io::write(to, &bytes[..bytes.len().min(most)]) {
+        Ok(n) => drop(bytes.drain(..n)),
         Err(Errno::INTR | Errno::AGAIN) => {}
-        Err(_) => typed.clear(),
+        Err(_) => bytes.clear(),
     }
 }
 
-/// One buffer from one to the other; false at the end. What cannot be written is nobody's: who writes
-/// must not wait for that.
-fn copy(from: impl AsFd, to: impl AsFd) -> bool {
-    let mut buf = [0u8; BUFFER_BYTES];
-    match rustix::io::read(from, &mut buf) {
-        Ok(0) => false,
-        Err(Errno::INTR | Errno::AGAIN) => true,
-        Err(_) => false,
-        Ok(n) => {
-            let mut rest = &buf[..n];
-            while !rest.is_empty() {
-                match rustix::io::write(to.as_fd(), rest) {
-                    Ok(n) => rest = &rest[n..],
-                    Err(Errno::INTR) => {}
-                    Err(_) => break,
-                }
-            }
-            true
-        }
-    }
-}
-
-fn drain(master: &OwnedFd) {
+/// Writes what is `printed`, and what is still in the pty.
+fn drain(master: &OwnedFd, printed: &mut Vec<u8>) {
+    let stdout = rustix::stdio::stdout();
     loop {
+        while !printed.is_empty() {
+            match poll(&mut [PollFd::new(&stdout, PollFlags::OUT)], None) {
+                Ok(_) => give(stdout, printed, ROOM_BYTES),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
         let mut fds = [PollFd::new(master, PollFlags::IN)];
         let readable = poll(&mut fds, Some(&Timespec::default())).is_ok_and(|n| n > 0)
             && fds[0].revents().contains(PollFlags::IN);
-        if !readable || !copy(master, rustix::stdio::stdout()) {
+        if !readable || !take(master, printed) {
             return;
         }
     }

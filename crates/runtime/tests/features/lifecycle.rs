@@ -68,3 +68,36 @@ fn a_paste_that_nobody_reads_holds_up_nothing() {
     paste.join().unwrap();
     assert_eq!(code.unwrap().code(), Some(9), "{}", b.out());
 }
+
+/// Neither does output that nobody takes.
+#[test]
+fn output_that_nobody_reads_holds_up_no_signal() {
+    use std::io::Read;
+    let word = random();
+    let mut b = Bundle::new(&format!(
+        "trap 'exit 9' TERM; while :; do echo {word}; done & while :; do sleep 0.05; done"
+    ));
+    b.config["process"]["terminal"] = serde_json::json!(true);
+    b.save();
+    let mut run = b.command(&["run", &b.id]);
+    let mut run = run.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut stdout = run.stdout.take().unwrap();
+    let (mut held, mut looks) = (0, 0);
+    let grows_no_more = || {
+        let now = rustix::io::ioctl_fionread(&stdout).unwrap();
+        looks = if now > 0 && now == held { looks + 1 } else { 0 };
+        held = now;
+        looks > 50
+    };
+    wait(grows_no_more, "a full pipe");
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    b.until("stopped");
+    let mut all = Vec::new();
+    stdout.read_to_end(&mut all).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(9));
+    let line = format!("{word}\r\n");
+    let all = String::from_utf8(all).unwrap();
+    assert!(all.len() > 4096 && all.starts_with(&line), "{}", all.len());
+    assert!(all.lines().all(|l| l.is_empty() || word.to_string().starts_with(l)));
+}
