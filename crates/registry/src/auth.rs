@@ -151,8 +151,8 @@ pub(crate) async fn answer(
         message: "unauthorized: authentication required".into(),
     };
     let malformed = |problem| Error::Malformed {
-        what: "authentication challenge",
-        registry: wish.endpoint.registry.clone(),
+        what: "authentication challenge".into(),
+        from: wish.endpoint.registry.clone(),
         problem: Problem::Text(problem),
     };
     match (challenge, credentials) {
@@ -223,8 +223,8 @@ async fn fetch(
         let separator = if realm.query().is_some() { '&' } else { '?' };
         let uri = format!("{realm}{separator}{encoded}");
         let error = |_| Error::Malformed {
-            what: "authentication challenge",
-            registry: wish.endpoint.registry.clone(),
+            what: "authentication challenge".into(),
+            from: wish.endpoint.registry.clone(),
             problem: Problem::Text("the realm is no URL"),
         };
         (Method::GET, uri.parse().map_err(error)?, Payload::Empty)
@@ -254,8 +254,8 @@ async fn fetch(
 
 fn accept(body: &[u8], wish: &Wish<'_>) -> Result<Authorization, Error> {
     let malformed = |problem| Error::Malformed {
-        what: "token",
-        registry: wish.endpoint.registry.clone(),
+        what: "token".into(),
+        from: wish.endpoint.registry.clone(),
         problem,
     };
     let token: Token = serde_json::from_slice(body).map_err(|e| malformed(e.into()))?;

@@ -38,6 +38,8 @@ pub struct Blob {
     backoff: Backoff,
     /// Bytes that come again because the registry cannot begin in the middle.
     repeated: u64,
+    /// Not asked to begin in the middle: it answered that with something else.
+    from_start: bool,
     /// Bytes since the last failure.
     progress: u64,
     pace: Pace,
@@ -65,6 +67,7 @@ impl Blob {
             body: None,
             digester: None,
             repeated: 0,
+            from_start: false,
             progress: 0,
             pace: Pace::new(&repository.shared.transport.timeouts),
             done: size.is_some_and(|size| size == offset),
@@ -167,12 +170,7 @@ impl Blob {
             && self.offset > size
         {
             self.body = None;
-            return Err(Error::SizeMismatch {
-                what: "blob",
-                registry: self.endpoint.registry.clone(),
-                expected: size,
-                actual: self.offset,
-            });
+            return Err(self.size_mismatch(size, self.offset));
         }
         if self.size == Some(self.offset) {
             self.done = true;
@@ -210,6 +208,7 @@ impl Blob {
         tracing::info!(error, offset = self.offset, "a blob goes on at the next server");
         self.body = None;
         self.has_answered = false;
+        self.from_start = false;
         self.backoff = self.repository.shared.backoff(&next);
         self.endpoint = next;
         Ok(())
@@ -224,6 +223,17 @@ impl Blob {
         loop {
             match self.try_connect().await {
                 Ok(()) => return Ok(()),
+                // RFC 9110 (section 14.2) lets a server ignore a range; one that gets it wrong is asked for
+                // the whole, once.
+                Err((error, _)) if self.offset > 0 && !self.from_start && is_of_range(&error) => {
+                    let error = error.with_causes();
+                    tracing::info!(
+                        error,
+                        offset = self.offset,
+                        "a blob is asked for from its start"
+                    );
+                    self.from_start = true;
+                }
                 Err((error, after)) => {
                     let transient =
                         error.is_transient() || (self.has_answered && error.is_unreachable());
@@ -241,7 +251,7 @@ impl Blob {
         let response = shared.once(&self.endpoint, &call).await.map_err(|e| (e, None))?;
         let status = response.status();
         let body = match status {
-            StatusCode::PARTIAL_CONTENT if self.offset > 0 => {
+            StatusCode::PARTIAL_CONTENT if self.offset > 0 && !self.from_start => {
                 self.check_range(&response).map_err(|e| (e, None))?;
                 self.repeated = 0;
                 response.into_body()
@@ -255,9 +265,8 @@ impl Blob {
                 response.into_body()
             }
             _ if status.is_success() => {
-                let problem = Problem::Text("another range than asked for");
-                let registry = self.endpoint.registry.clone();
-                return Err((Error::Malformed { what: "blob", registry, problem }, None));
+                let problem = Problem::Text("a part of it came where the whole was asked for");
+                return Err((repository.malformed(format!("blob {digest}"), problem), None));
             }
             _ => return Err(shared.refused(&self.endpoint, &call, response).await),
         };
@@ -276,7 +285,7 @@ impl Blob {
             repository.request(&self.endpoint, Method::GET, &rest, Context::Blob { digest })?;
         // The bytes that have the digest, not a compressed form of them.
         call.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if self.offset > 0 {
+        if self.offset > 0 && !self.from_start {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.offset));
             call.headers.insert(header::RANGE, range.expect("digits and ASCII"));
         }
@@ -292,22 +301,28 @@ impl Blob {
         });
         match parsed {
             Some((first, size)) if first == self.offset => self.check_size(size),
-            _ => Err(Error::Malformed {
-                what: "blob",
-                registry: self.endpoint.registry.clone(),
-                problem: Problem::Header("Content-Range"),
-            }),
+            _ => {
+                let what = format!("blob {}", self.digest);
+                Err(self.repository.malformed(what, Problem::Header("Content-Range")))
+            }
+        }
+    }
+
+    fn size_mismatch(&self, expected: u64, actual: u64) -> Error {
+        Error::SizeMismatch {
+            what: "blob",
+            repository: self.repository.name.clone(),
+            digest: self.digest.clone(),
+            expected,
+            actual,
         }
     }
 
     fn check_size(&mut self, told: Option<u64>) -> Result<(), Error> {
         match (self.size, told) {
-            (Some(expected), Some(actual)) if expected != actual => Err(Error::SizeMismatch {
-                what: "blob",
-                registry: self.endpoint.registry.clone(),
-                expected,
-                actual,
-            }),
+            (Some(expected), Some(actual)) if expected != actual => {
+                Err(self.size_mismatch(expected, actual))
+            }
             (None, told) => {
                 self.size = told;
                 Ok(())
@@ -322,4 +337,13 @@ impl Blob {
         self.repeated -= known as u64;
         chunk.split_off(known)
     }
+}
+
+/// Is this what comes of asking for a part: another part, or none (416)?
+fn is_of_range(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Malformed { problem: Problem::Header("Content-Range"), .. }
+            | Error::Status { status: 416, .. }
+    )
 }

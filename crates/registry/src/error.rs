@@ -38,14 +38,23 @@ pub enum Error {
     Status { method: String, url: String, status: u16, message: String },
     #[error("{} {url:?}", capital(method))]
     Transport { method: String, url: String, source: TransportError },
-    #[error("{what} of {registry} has digest {actual}, not {expected}")]
-    DigestMismatch { what: &'static str, registry: String, expected: Digest, actual: Digest },
-    #[error("{what} of {registry} has {actual} bytes, not {expected}")]
-    SizeMismatch { what: &'static str, registry: String, expected: u64, actual: u64 },
-    #[error("{what} from {registry} is larger than {limit} bytes")]
-    TooLarge { what: &'static str, registry: String, limit: usize },
-    #[error("{what} from {registry} is malformed: {problem}")]
-    Malformed { what: &'static str, registry: String, problem: Problem },
+    #[error("{what} of {repository} has digest {actual}, not {expected}")]
+    DigestMismatch { what: &'static str, repository: String, expected: Digest, actual: Digest },
+    #[error("{what} {digest} of {repository} has {actual} bytes, {expected} were expected")]
+    SizeMismatch {
+        what: &'static str,
+        repository: String,
+        digest: Digest,
+        expected: u64,
+        actual: u64,
+    },
+    /// `from` is a repository, of what is one's.
+    #[error("{what} from {from} is larger than {limit} bytes")]
+    TooLarge { what: String, from: String, limit: usize },
+    #[error("{what} from {repository} has more than {limit} entries")]
+    TooMany { what: &'static str, repository: String, limit: usize },
+    #[error("{what} from {from} is malformed: {problem}")]
+    Malformed { what: String, from: String, problem: Problem },
     #[error("reading the data to be uploaded as {digest}")]
     Source { digest: Digest, source: io::Error },
     #[error("invalid {what} {text:?} in the registry configuration")]
@@ -239,6 +248,7 @@ impl Error {
             Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::TooLarge { .. }
+            | Self::TooMany { .. }
             | Self::Malformed { .. } => ErrorKind::DataLoss,
             Self::Config { .. } | Self::Hosts { .. } | Self::NotCapable { .. } => {
                 ErrorKind::InvalidArgument

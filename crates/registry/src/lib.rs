@@ -38,6 +38,6 @@ pub use config::{Config, Credentials, Proxy, Timeouts};
 pub use download::Download;
 pub use error::{Error, Problem, TransportError};
 pub use hosts::HostsError;
-pub use manifest::{Descriptor, Manifest, Resolved, Target};
+pub use manifest::{Descriptor, Manifest, Target};
 pub use repository::Repository;
 pub use upload::{BlobSource, BytesSource, FileSource, Pushed, SourceReader, UploadOptions};

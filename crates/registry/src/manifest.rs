@@ -81,15 +81,6 @@ pub struct Manifest {
     pub bytes: Bytes,
 }
 
-/// What a reference leads to on one platform.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    /// What the reference names itself.
-    pub top: Manifest,
-    /// The image manifest: chosen out of the index that `top` is, or `top`.
-    pub manifest: Manifest,
-}
-
 impl Manifest {
     /// Whether this is an index (or Docker's manifest list) of manifests.
     pub fn is_index(&self) -> bool {
@@ -100,38 +91,19 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Error::Malformed`] if it is not an index's JSON.
-    pub fn entries(&self, registry: &str) -> Result<Vec<Descriptor>, Error> {
+    pub fn entries(&self, repository: &str) -> Result<Vec<Descriptor>, Error> {
         #[derive(Deserialize)]
         struct Index {
             #[serde(default, deserialize_with = "or_null")]
             manifests: Vec<Descriptor>,
         }
         let malformed = |e: serde_json::Error| Error::Malformed {
-            what: "image index",
-            registry: registry.to_owned(),
+            what: format!("image index {}", self.descriptor.digest),
+            from: repository.to_owned(),
             problem: e.into(),
         };
         serde_json::from_slice::<Index>(&self.bytes).map(|i| i.manifests).map_err(malformed)
     }
-}
-
-/// The entry that runs best where `platform` is asked for. Entries that name no platform are
-/// taken only if no entry names one.
-pub(crate) fn choose<'e>(entries: &'e [Descriptor], platform: &Platform) -> Option<&'e Descriptor> {
-    let known = |entry: &&Descriptor| {
-        INDEX_TYPES.contains(&entry.media_type.as_str())
-            || MANIFEST_TYPES.contains(&entry.media_type.as_str())
-    };
-    let candidates: Vec<&Descriptor> = entries.iter().filter(known).collect();
-    let ranked = candidates.iter().filter_map(|entry| {
-        let rank = platform.rank(entry.platform.as_ref()?)?;
-        Some((rank, *entry))
-    });
-    if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
-        return Some(best);
-    }
-    let unnamed = candidates.iter().all(|entry| entry.platform.is_none());
-    candidates.first().copied().filter(|_| unnamed)
 }
 
 /// The media type of a manifest, from the header and the body, which must agree.
@@ -187,40 +159,6 @@ pub(crate) fn media_type(header: Option<&str>, body: &[u8]) -> Result<String, Pr
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn entry(platform: Option<&str>, n: u8) -> Descriptor {
-        Descriptor {
-            media_type: MANIFEST_TYPES[0].into(),
-            digest: Digest::sha256([n]),
-            size: 1,
-            platform: platform.map(|p| {
-                let parts: Vec<_> = p.split('/').map(str::to_owned).collect();
-                Platform {
-                    os: parts[0].clone(),
-                    architecture: parts[1].clone(),
-                    variant: parts.get(2).cloned().unwrap_or_default(),
-                }
-            }),
-            artifact_type: None,
-            annotations: BTreeMap::new(),
-        }
-    }
-
-    #[test]
-    fn the_best_platform_is_chosen() {
-        let entries = [
-            entry(Some("unknown/unknown"), 0),
-            entry(Some("linux/arm/v6"), 1),
-            entry(Some("linux/arm/v7"), 2),
-            entry(Some("linux/amd64"), 3),
-        ];
-        let choice = |p: &str| choose(&entries, &p.parse().unwrap()).map(|e| e.digest.clone());
-        assert_eq!(choice("linux/arm/v7"), Some(Digest::sha256([2])));
-        assert_eq!(choice("linux/arm/v6"), Some(Digest::sha256([1])));
-        assert_eq!(choice("linux/amd64"), Some(Digest::sha256([3])));
-        assert_eq!(choice("linux/riscv64"), None);
-        assert!(choose(&[entry(None, 1)], &Platform::host()).is_some());
-    }
 
     #[test]
     fn ambiguous_manifests_are_refused() {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde::Deserialize;
-use types::{Digest, ImageRef, Platform, limits::MANIFEST_BYTES};
+use types::{Digest, ImageRef, limits::MANIFEST_BYTES};
 
 use crate::{
     auth::{encode, transport_error},
@@ -19,12 +19,10 @@ use crate::{
     endpoint::{Endpoint, Endpoints},
     error::{Error, Problem},
     hosts::Capabilities,
-    manifest::{self, ACCEPT, Descriptor, INDEX_TYPES, Manifest, Resolved, Target},
+    manifest::{self, ACCEPT, Descriptor, INDEX_TYPES, Manifest, Target},
     transport::{read_small, text},
 };
 
-/// Indexes within indexes.
-const INDEX_DEPTH_MAX: usize = 4;
 /// Tags that one repository may have, and referrers of one manifest.
 const LISTED_MAX: usize = 100_000;
 const PAGES_MAX: usize = 1000;
@@ -197,9 +195,12 @@ impl Repository {
         }
     }
 
-    fn malformed(&self, what: &'static str, problem: impl Into<Problem>) -> Error {
-        let registry = self.image.domain().to_owned();
-        Error::Malformed { what, registry, problem: problem.into() }
+    pub(crate) fn malformed(&self, what: impl Into<String>, problem: impl Into<Problem>) -> Error {
+        Error::Malformed { what: what.into(), from: self.name.clone(), problem: problem.into() }
+    }
+
+    fn too_large(&self, what: impl Into<String>, limit: usize) -> Error {
+        Error::TooLarge { what: what.into(), from: self.name.clone(), limit }
     }
 
     /// A manifest's descriptor without its bytes; `None` if there is none. The digest is what
@@ -255,8 +256,7 @@ impl Repository {
     }
 
     pub(crate) fn mismatch(&self, what: &'static str, expected: Digest, actual: Digest) -> Error {
-        let registry = self.image.domain().to_owned();
-        Error::DigestMismatch { what, registry, expected, actual }
+        Error::DigestMismatch { what, repository: self.name.clone(), expected, actual }
     }
 
     /// A manifest or index, checked against its digest, at most
@@ -286,7 +286,8 @@ impl Repository {
         let rest = format!("manifests/{target}");
         let mut call = self.request(endpoint, Method::GET, &rest, context)?;
         call.headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-        let (headers, bytes) = self.read_whole(endpoint, &call, "manifest", MANIFEST_BYTES).await?;
+        let (headers, bytes) =
+            self.read_whole(endpoint, &call, &format!("manifest {target}"), MANIFEST_BYTES).await?;
         let told = text(&headers, CONTENT_DIGEST).and_then(|d| d.parse::<Digest>().ok());
         let expected = match (target, told) {
             (Target::Digest(digest), _) => Some(digest.clone()),
@@ -303,8 +304,8 @@ impl Repository {
             None => Digest::sha256(&bytes),
         };
         let kind = text(&headers, header::CONTENT_TYPE);
-        let media_type =
-            manifest::media_type(kind, &bytes).map_err(|p| self.malformed("manifest", p))?;
+        let media_type = manifest::media_type(kind, &bytes)
+            .map_err(|p| self.malformed(format!("manifest {digest}"), p))?;
         let size = bytes.len() as u64;
         let descriptor = Descriptor {
             media_type,
@@ -322,7 +323,7 @@ impl Repository {
         &self,
         endpoint: &Endpoint,
         call: &Call<'_>,
-        what: &'static str,
+        what: &str,
         limit: usize,
     ) -> Result<(HeaderMap, Bytes), Error> {
         let mut backoff = self.shared.backoff(endpoint);
@@ -331,55 +332,12 @@ impl Repository {
             let (parts, body) = response.into_parts();
             match read_small(body, limit, &self.shared.transport.timeouts).await {
                 Ok(Some(bytes)) => return Ok((parts.headers, bytes)),
-                Ok(None) => {
-                    let registry = self.image.domain().to_owned();
-                    return Err(Error::TooLarge { what, registry, limit });
-                }
+                Ok(None) => return Err(self.too_large(what, limit)),
                 Err(source) => {
                     backoff.pause(transport_error(&call.method, &call.uri, source), None).await?;
                 }
             }
         }
-    }
-
-    /// The image manifest for a platform that a reference leads to.
-    ///
-    /// # Errors
-    /// [`Error::NoPlatform`] when an index has nothing for it; as [`Repository::get_manifest`].
-    pub async fn resolve(
-        &self,
-        target: Target<'_>,
-        platform: &Platform,
-    ) -> Result<Resolved, Error> {
-        let top = self.get_manifest(target).await?;
-        let mut manifest = top.clone();
-        for _ in 0..INDEX_DEPTH_MAX {
-            if !manifest.is_index() {
-                return Ok(Resolved { top, manifest });
-            }
-            let entries = manifest.entries(self.image.domain())?;
-            let entry = manifest::choose(&entries, platform)
-                .ok_or_else(|| Error::NoPlatform { platform: platform.clone() })?;
-            let next = self.get_manifest(Target::Digest(&entry.digest)).await?;
-            if next.descriptor.size != entry.size {
-                return Err(Error::SizeMismatch {
-                    what: "manifest",
-                    registry: self.image.domain().to_owned(),
-                    expected: entry.size,
-                    actual: next.descriptor.size,
-                });
-            }
-            if next.descriptor.media_type != entry.media_type {
-                let (header, body) = (entry.media_type.clone(), next.descriptor.media_type);
-                return Err(self.malformed("manifest", Problem::TwoMediaTypes { header, body }));
-            }
-            manifest = next;
-            manifest.descriptor.platform = entry.platform.clone();
-        }
-        if manifest.is_index() {
-            return Err(self.malformed("image index", Problem::Text("it is nested too deeply")));
-        }
-        Ok(Resolved { top, manifest })
     }
 
     /// A blob's bytes from `offset` on. The download resumes by itself; it is not checked against
@@ -416,8 +374,7 @@ impl Repository {
             match blob.chunk().await {
                 Ok(None) => return Ok(all.freeze()),
                 Ok(Some(chunk)) if all.len() + chunk.len() > limit => {
-                    let registry = self.image.domain().to_owned();
-                    return Err(Error::TooLarge { what: "blob", registry, limit });
+                    return Err(self.too_large(format!("blob {digest}"), limit));
                 }
                 Ok(Some(chunk)) => all.extend_from_slice(&chunk),
                 Err(error) => {
@@ -451,7 +408,7 @@ impl Repository {
         let call = self.request(endpoint, Method::HEAD, &rest, Context::Blob { digest })?;
         let response = self.shared.call(endpoint, &call).await?;
         let size = text(response.headers(), header::CONTENT_LENGTH).and_then(|s| s.parse().ok());
-        size.ok_or_else(|| self.malformed("answer", Problem::Header("size")))
+        size.ok_or_else(|| self.malformed(format!("blob {digest}"), Problem::Header("size")))
     }
 
     /// Stores a manifest under a tag or its digest; gives its digest.
@@ -531,8 +488,11 @@ impl Repository {
                 Some(next) => call.uri = endpoint.next_page(next)?,
             }
         }
-        let registry = self.image.domain().to_owned();
-        Err(Error::TooLarge { what: "list of tags", registry, limit: LISTED_MAX })
+        Err(Error::TooMany {
+            what: "list of tags",
+            repository: self.name.clone(),
+            limit: LISTED_MAX,
+        })
     }
 
     /// What refers to a manifest (signatures, SBOMs), of one artifact type or all; by the
@@ -552,7 +512,7 @@ impl Repository {
             Err(_) => {
                 let tag = format!("{}-{}", digest.algorithm().name(), digest.hex());
                 match self.get_manifest(Target::Tag(&tag)).await {
-                    Ok(index) if index.is_index() => index.entries(self.image.domain())?,
+                    Ok(index) if index.is_index() => index.entries(&self.name)?,
                     Ok(_) => Vec::new(),
                     Err(error) if error.is_not_found() => Vec::new(),
                     Err(error) => return Err(error),
@@ -589,7 +549,7 @@ impl Repository {
                 artifact_type: None,
                 annotations: Default::default(),
             };
-            found.extend(Manifest { descriptor, bytes }.entries(self.image.domain())?);
+            found.extend(Manifest { descriptor, bytes }.entries(&self.name)?);
             if found.len() > LISTED_MAX {
                 break;
             }
@@ -598,8 +558,11 @@ impl Repository {
                 Some(next) => call.uri = endpoint.next_page(next)?,
             }
         }
-        let registry = self.image.domain().to_owned();
-        Err(Error::TooLarge { what: "list of referrers", registry, limit: LISTED_MAX })
+        Err(Error::TooMany {
+            what: "list of referrers",
+            repository: self.name.clone(),
+            limit: LISTED_MAX,
+        })
     }
 
     /// Sends a request once; the answer must have one of the expected states.

@@ -216,8 +216,8 @@ impl Repository {
         response: &Response<Incoming>,
     ) -> Result<Uri, Error> {
         let error = |problem| Error::Malformed {
-            what: "upload address",
-            registry: endpoint.registry.clone(),
+            what: "upload address".into(),
+            from: self.name.clone(),
             problem,
         };
         let location = text(response.headers(), header::LOCATION)
@@ -336,9 +336,8 @@ impl Repository {
                 got => got.unwrap_or(end),
             };
             if got <= session.offset || got > end {
-                let registry = endpoint.registry.clone();
-                let problem = Problem::Header("Range");
-                return Err((Error::Malformed { what: "answer", registry, problem }, None));
+                let what = format!("answer to the upload of blob {}", job.digest);
+                return Err((self.malformed(what, Problem::Header("Range")), None));
             }
             session.offset = got;
         }

@@ -13,7 +13,7 @@ use registry::{
     BytesSource, Client, Config, Credentials, Error, FileSource, Pushed, Repository, Target,
     UploadOptions,
 };
-use types::{Digest, ErrorKind, ImageRef, Platform};
+use types::{Digest, ErrorKind, ImageRef};
 
 use crate::hostile::{quick, random};
 
@@ -219,13 +219,12 @@ async fn plain_http_in_both_directions() {
     let digest = Digest::sha256(&layer);
 
     let pull = client.pull(&image, Credentials::Anonymous).await.unwrap();
-    let platform: Platform = "linux/amd64".parse().unwrap();
-    let resolved = pull.resolve(Target::of(&image), &platform).await.unwrap();
-    assert_eq!(resolved.manifest.bytes, manifest);
+    let top = pull.get_manifest(Target::of(&image)).await.unwrap();
+    assert_eq!(top.bytes, manifest);
     let by_digest = Digest::sha256(&manifest);
-    assert_eq!(pull.get_manifest(Target::Digest(&by_digest)).await.unwrap(), resolved.top);
+    assert_eq!(pull.get_manifest(Target::Digest(&by_digest)).await.unwrap(), top);
     let head = pull.head_manifest(Target::Tag("v1")).await.unwrap().unwrap();
-    assert_eq!(head, resolved.top.descriptor);
+    assert_eq!(head, top.descriptor);
     assert!(read(&pull, &digest, 0).await == layer);
     assert!(read(&pull, &digest, 1_234_567).await == layer[1_234_567..]);
     assert_eq!(pull.blob_exists(&digest).await.unwrap(), Some(3_000_000));
@@ -253,8 +252,10 @@ async fn plain_http_in_both_directions() {
         manifest.len()
     ));
     push.put_manifest(Target::Tag("multi"), INDEX, index.clone()).await.unwrap();
-    let resolved = pull.resolve(Target::Tag("multi"), &platform).await.unwrap();
-    assert_eq!((resolved.top.bytes, resolved.manifest.bytes), (index.clone(), manifest));
+    let multi = pull.get_manifest(Target::Tag("multi")).await.unwrap();
+    assert_eq!(multi.bytes, index);
+    let entries = multi.entries("team/app").unwrap();
+    assert_eq!(entries.iter().map(|entry| &entry.digest).collect::<Vec<_>>(), [&by_digest]);
     let mut tags = pull.list_tags().await.unwrap();
     tags.sort();
     assert_eq!(tags, ["multi", "v1"]);
