@@ -81,8 +81,8 @@ pub(super) fn wait(
     // Typed, and not yet taken by the pty; printed, and not yet taken by our standard output: at most one
     // buffer of each, more stays with who writes.
     let (mut typed, mut printed) = (Vec::new(), Vec::new());
+    let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
     loop {
-        let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
         let mut fds = vec![
             PollFd::new(&signals.0, PollFlags::IN),
             PollFd::new(&created.pidfd, PollFlags::IN),
@@ -91,9 +91,9 @@ pub(super) fn wait(
             fds.push(PollFd::from_borrowed_fd(fd, events));
             fds.len() - 1
         };
-        let mut events = PollFlags::empty();
-        events.set(PollFlags::IN, printed.is_empty());
-        events.set(PollFlags::OUT, !typed.is_empty());
+        let wanted = |flag, is_wanted| if is_wanted { flag } else { PollFlags::empty() };
+        let events =
+            wanted(PollFlags::IN, printed.is_empty()) | wanted(PollFlags::OUT, !typed.is_empty());
         let pty = master.filter(|_| !hung_up && !events.is_empty());
         let output_at = pty.map(|fd| add(fd.as_fd(), events));
         let printed_at = (!printed.is_empty()).then(|| add(stdout, PollFlags::OUT));
@@ -128,9 +128,7 @@ pub(super) fn wait(
         }
         if ready[1] {
             // What the process wrote before it ended is still in the pty.
-            if let Some(master) = master {
-                drain(master, &mut printed);
-            }
+            master.iter().for_each(|master| drain(master, &mut printed));
             drop(raw);
             return process::reap(&created.pidfd);
         }

@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -137,8 +138,14 @@ fn serve(
                 removed(&mut stream, &job, &unit);
             }
             "StopUnit" => {
-                let procs = std::fs::read_to_string(slice.join(&unit).join("cgroup.procs"));
-                if procs.is_ok_and(|p| !p.is_empty()) {
+                // Killed ones leave it soon.
+                let procs = slice.join(&unit).join("cgroup.procs");
+                let left = || std::fs::read_to_string(&procs).is_ok_and(|p| !p.is_empty());
+                let deadline = Instant::now() + Duration::from_secs(5);
+                while left() && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                if left() {
                     calls.lock().unwrap().push(("waits for processes".to_owned(), Vec::new()));
                 }
                 drop(std::fs::remove_dir(slice.join(&unit)));
