@@ -53,6 +53,19 @@ impl Context {
         }
     }
 
+    /// Takes back what [`Self::hold`] did for something that there will not be.
+    pub(crate) async fn release(
+        &self,
+        headers: &MetadataMap,
+        services: &Services,
+        resource: impl FnOnce() -> Resource + Send,
+    ) -> Result<(), Status> {
+        match header(headers, LEASE_HEADER)? {
+            Some(lease) => services.leases.delete_resource(lease, resource()).await.map_err(status),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the waiting when the server ends.
     pub(crate) async fn until_shutdown<T>(
         &self,

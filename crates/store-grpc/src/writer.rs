@@ -70,6 +70,9 @@ impl Writer {
                     let id = digest.to_string();
                     let content = || Resource { kind: ResourceKind::Content, id };
                     context.hold(headers, &services, content).await?;
+                    // There is nothing to write.
+                    let ingest = || Resource { kind: ResourceKind::Ingest, id: reference.clone() };
+                    context.release(headers, &services, ingest).await?;
                 }
                 return Err(status(error));
             }

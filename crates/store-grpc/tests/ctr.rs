@@ -210,6 +210,18 @@ async fn lease_of_the_header() {
     assert!(held.iter().any(|resource| resource.id == digest), "{held:?}");
     services.extras.collect_garbage().await.unwrap();
     services.content.info(&digest.parse().unwrap()).await.unwrap();
+    // One that is there already is held all the same, and nothing but that.
+    served.ctr(&ns, &["leases", "create", "--id", "other"]).await;
+    client.header("containerd-lease", "other");
+    let again = protos::containerd::content::WriteContentRequest {
+        reference: "again".into(),
+        expected: testkit::fixtures::digest(&blob),
+        ..Default::default()
+    };
+    let error = client.write(vec![again]).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::AlreadyExists, "{error}");
+    assert_eq!(services.leases.resources("other").await.unwrap(), held);
+    services.leases.delete("other", true).await.unwrap();
     services.leases.delete("mine", true).await.unwrap();
     assert!(services.content.info(&digest.parse().unwrap()).await.is_err());
     client.close().await;

@@ -13,8 +13,15 @@ use std::{
     time::Duration,
 };
 
-use common::Served;
-use testkit::fixtures::busybox::Busybox;
+use common::{Served, client::Client};
+use prost::Message as _;
+use protos::{containerd::introspection, shim as shim_api};
+use store::LayerForm;
+use testkit::fixtures::{
+    busybox::Busybox,
+    oci::{Image, Layer},
+    tar::TarStream,
+};
 use tokio::io::AsyncWriteExt as _;
 
 const NAMESPACE: &str = "STORE_GRPC_RUN_TEST_NAMESPACE";
@@ -40,6 +47,13 @@ fn main() {
         run("detached", detached(&ground)).await;
         run("failed start", failed(&ground)).await;
         run("changes", changes(&ground)).await;
+        run("runtime", runtime(&ground)).await;
+        run("many layers", many_layers(&ground)).await;
+        let namespace = ground.namespace.clone();
+        ground.end().await;
+        // As far as this kernel has it.
+        let ground = Ground::of(namespace, LayerForm::Best).await;
+        run("many layers that are not unpacked", many_layers(&ground)).await;
         ground.end().await;
     });
 }
@@ -82,7 +96,11 @@ struct Ground {
 
 impl Ground {
     async fn new(namespace: String) -> Self {
-        let served = Served::new().await;
+        Self::of(namespace, LayerForm::default()).await
+    }
+
+    async fn of(namespace: String, layers: LayerForm) -> Self {
+        let served = Served::of(layers).await;
         let busybox = Busybox::new().unwrap();
         let image = format!("docker.io/library/{}", busybox.reference);
         let archive = served.write("in.tar", &busybox.image.oci_archive(&image));
@@ -120,6 +138,53 @@ impl Ground {
     async fn end(self) {
         self.served.end().await;
     }
+}
+
+/// What a client of containerd 2 asks before it uses a runtime.
+async fn runtime(ground: &Ground) {
+    let mut client = Client::connect(&ground.served.socket()).await;
+    let options =
+        prost_types::Any { type_url: "some.Options".into(), value: testkit::random::bytes(9) };
+    let mut ask = async |runtime_path: String| {
+        let request =
+            introspection::RuntimeRequest { runtime_path, options: Some(options.clone()) };
+        let request = introspection::PluginInfoRequest {
+            kind: "io.containerd.runtime.v2".into(),
+            id: "task".into(),
+            options: Some(shim_api::pack("containerd.types.RuntimeRequest", &request)),
+        };
+        let path = "/containerd.services.introspection.v1.Introspection/PluginInfo";
+        client.unary::<_, introspection::PluginInfoResponse>(path, request).await
+    };
+    let extra = ask("io.containerd.runc.v2".into()).await.unwrap().extra.unwrap();
+    assert!(shim_api::is_type(&extra, "containerd.types.RuntimeInfo"), "{extra:?}");
+    let info = shim_api::RuntimeInfo::decode(&extra.value[..]).unwrap();
+    assert_eq!(info.name, "io.containerd.gantry.v2");
+    assert_eq!(info.options.unwrap().value, options.value);
+    let absent = format!("io.containerd.{}.v9", testkit::random::token(5));
+    let error = ask(absent).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::NotFound, "{error}");
+    client.close().await;
+}
+
+/// A container on more layers than dockerd takes, which by their paths are more than a page of options.
+async fn many_layers(ground: &Ground) {
+    let count = 200 + testkit::random::number(0..50);
+    let mut layers = ground.busybox.image.layers.clone();
+    for n in 0..count {
+        let path = format!("d/{n}");
+        let tar = TarStream::new().dir("d/").file(&path, 0o644, path.as_bytes());
+        layers.push(Layer::plain(tar.finish()));
+    }
+    let name = format!("docker.io/library/{}:1", testkit::random::name("many"));
+    let run = serde_json::json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
+    let archive = ground.served.write("many.tar", &Image::new(layers, &run).oci_archive(&name));
+    ground.served.ctr(&ground.namespace, &["images", "import", &archive]).await;
+    let script = "ls /d | wc -l; cat /d/0; touch /d/own; rm /d/1; ls /d | wc -l";
+    let (code, out, err) =
+        ground.ctr(&["run", "--rm", &name, "many", "sh", "-c", script], b"").await;
+    assert_eq!((code, out), (0, format!("{count}\nd/0{count}\n")), "{err}");
+    ground.nothing_is_left().await;
 }
 
 async fn streams(ground: &Ground) {

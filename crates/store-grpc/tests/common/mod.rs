@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use store::{Config, Store};
+use store::{Config, LayerForm, Store};
 use store_api::{Namespaces as _, Services};
 use tempfile::TempDir;
 use tokio::{net::UnixListener, process::Command, task::JoinHandle};
@@ -32,8 +32,13 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn new() -> Self {
+        Self::of(LayerForm::default()).await
+    }
+
+    pub(crate) async fn of(layers: LayerForm) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config::new(directory.path().join("root"), directory.path().join("state"));
+        let (root, state) = (directory.path().join("root"), directory.path().join("state"));
+        let config = Config { layers, ..Config::new(root, state) };
         let store = Store::open(config.clone()).await.unwrap();
         let listener = UnixListener::bind(&config.grpc_address).unwrap();
         let (shutdown, clients) = (CancellationToken::new(), Arc::default());
