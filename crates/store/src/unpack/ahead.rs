@@ -30,6 +30,9 @@ use crate::{
 const HELPERS: usize = 8;
 /// Of these for one image at most.
 const OF_ONE_IMAGE: usize = 4;
+/// Of these for one image whose layers are extracted from blobs that are here: one inflates while another's
+/// files are made.
+const EXTRACT_HERE: usize = 2;
 /// Window of a helper's decompressor at most, bytes: `zstd -19` asks for 8 MiB, `xz -6` for 9 MiB with
 /// its state. A layer that asks for more is made in its turn. All helpers together: 128 MiB.
 pub(super) const WINDOW_BYTES: u64 = 16 << 20;
@@ -280,6 +283,17 @@ impl<C: CoreRef> Ahead<C> {
         }
     }
 
+    /// The same where all blobs are here. One layer alone is made by who commits it; who commits several waits
+    /// for helpers most of the time.
+    fn helpers_wanted_here(&self) -> usize {
+        match lock(&self.state).layers.iter().filter(|layer| !layer.taken).count() {
+            0 | 1 => 0,
+            _ if self.core.disk.copies => 0,
+            open if !self.core.disk.packed.is_enabled() => open.min(EXTRACT_HERE),
+            open => open,
+        }
+    }
+
     /// The body of a helper: makes layers until there is none left. `tell`: a layer's bytes that were
     /// read, while nothing else of it moves.
     pub(crate) fn help(&self, tell: &(dyn Fn(usize, u64) + Sync)) {
@@ -495,9 +509,7 @@ impl Core {
         tell: &(dyn Fn(usize, u64) + Sync),
         work: impl FnOnce() -> T,
     ) -> T {
-        // One layer alone is made by who commits it.
-        let wanted = ahead.helpers_wanted();
-        let helpers = self.flights.layers.helpers(if wanted > 1 { wanted } else { 0 });
+        let helpers = self.flights.layers.helpers(ahead.helpers_wanted_here());
         std::thread::scope(|scope| {
             for _ in 0..helpers.count {
                 let builder = std::thread::Builder::new().name("store-unpack".into());

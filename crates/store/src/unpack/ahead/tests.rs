@@ -4,7 +4,7 @@ use std::sync::{Barrier, mpsc};
 use store_api::{Descriptor, media_type};
 
 use super::*;
-use crate::Config;
+use crate::{Config, LayerForm};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -94,4 +94,20 @@ fn there_are_so_many_helpers_and_no_more() {
     assert_eq!(taken[0].count, OF_ONE_IMAGE);
     drop(taken);
     assert_eq!(slots.helpers(1).count, 1);
+}
+
+/// Also layers of a load that are extracted are made by more than who commits them; each copy needs the last.
+#[test]
+fn layers_that_are_here_have_helpers() {
+    for (form, wanted) in [(LayerForm::Directories, [0, 2, 2]), (LayerForm::Copy, [0, 0, 0])] {
+        let ground = tempfile::tempdir().unwrap();
+        let (root, state) = (ground.path().join("root"), ground.path().join("state"));
+        let core = Core::open(&Config { layers: form, ..Config::new(root, state) }).unwrap();
+        for (layers, wanted) in [1, 2, 7].into_iter().zip(wanted) {
+            let ahead = Ahead::new(&*core, "ns", &image(layers), 0);
+            let busy = || core.flights.layers.helpers.load(Ordering::Relaxed);
+            assert_eq!(core.with_helpers(&ahead, &|_, _| {}, busy), wanted, "{form:?} {layers}");
+            assert_eq!(busy(), 0);
+        }
+    }
 }
