@@ -22,6 +22,7 @@ static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
 pub(crate) enum Place {
     Step,
     Write,
+    Read,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ struct Fault {
 #[derive(Default)]
 struct Plan {
     faults: Vec<Fault>,
-    /// Passes by name; of all under `*`, of writes under `*w`.
+    /// Passes by name; of all under `*`, of writes under `*w`, of reads under `*r`.
     passes: HashMap<String, u64>,
     trace: Option<File>,
     fired: u64,
@@ -147,12 +148,17 @@ impl Plan {
         let names = match place {
             Place::Step => &[name, "*"][..],
             Place::Write => &[name, "*", "*w"][..],
+            Place::Read => &[name, "*", "*r"][..],
         };
         for name in names {
             *self.passes.entry((*name).to_string()).or_default() += 1;
         }
         if let Some(trace) = &mut self.trace {
-            let kind = if place == Place::Write { 'w' } else { 'p' };
+            let kind = match place {
+                Place::Step => 'p',
+                Place::Write => 'w',
+                Place::Read => 'r',
+            };
             // One write for each, so that the lines of several threads do not mix.
             if let Err(error) = trace.write_all(format!("{kind} {name}\n").as_bytes()) {
                 panic!("GANTRY_FAULT_TRACE: {error}");
@@ -161,7 +167,7 @@ impl Plan {
         let here = self.faults.iter().find(|fault| {
             let passes = self.passes.get(&fault.name).copied().unwrap_or(0);
             let due = if fault.on { passes >= fault.nth } else { passes == fault.nth };
-            let fits = fault.action == Action::Kill || place == Place::Write;
+            let fits = fault.action == Action::Kill || place != Place::Step;
             names.contains(&fault.name.as_str()) && due && fits
         })?;
         self.fired += 1;
@@ -199,7 +205,12 @@ mod tests {
         let mut writes = plan("*w:2:emfile");
         assert_eq!(writes.passed("a", Place::Write), None);
         assert_eq!(writes.passed("b", Place::Step), None);
-        assert_eq!(writes.passed("c", Place::Write), Some(Action::Fail(Errno::MFILE)));
+        assert_eq!(writes.passed("c", Place::Read), None);
+        assert_eq!(writes.passed("d", Place::Write), Some(Action::Fail(Errno::MFILE)));
+        let mut reads = plan("*r:2:eio");
+        assert_eq!(reads.passed("a", Place::Read), None);
+        assert_eq!(reads.passed("b", Place::Write), None);
+        assert_eq!(reads.passed("c", Place::Read), Some(Action::Fail(Errno::IO)));
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod events;
 mod extras;
 mod filters;
 mod flights;
+mod found;
 mod fsck;
 mod gc;
 mod guard;

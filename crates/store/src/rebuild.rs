@@ -8,8 +8,9 @@ use types::{Algorithm, Digest};
 use crate::{
     Core, Purpose,
     content::{ContentRecord, digest_of_file, kind_of, open_regular},
-    db::{Durable, Opened, Table, lock},
+    db::{DamagedRecord, Durable, Opened, Table, lock},
     error::{Error, Result},
+    found,
     images::ImageRecord,
     snapshots::{SnapshotRecord, child_key},
 };
@@ -21,7 +22,10 @@ impl Core {
     /// Fills an empty database from the records beside it, and from the blobs: those that an image or
     /// a lease leads to, and whose bytes are what their digest says. `false`: there are none.
     pub(crate) fn rebuild(&self) -> Result<bool> {
-        let files = self.db.record_files();
+        let (files, damaged) = self.db.record_files()?;
+        if self.purpose == Purpose::Serve {
+            self.set_records_aside(&damaged)?;
+        }
         if files.is_empty() {
             return Ok(false);
         }
@@ -136,15 +140,40 @@ impl Core {
         Ok(true)
     }
 
-    /// Every blob with its size; damaged ones are removed, unreadable ones left out. `fsck` removes none.
+    /// What of a record cannot be read as one goes to `ROOT/damaged`, with all of its snapshot: this may be
+    /// the only copy of either.
+    pub(crate) fn set_records_aside(&self, damaged: &[DamagedRecord]) -> Result<()> {
+        for DamagedRecord { path, name, why } in damaged {
+            tracing::error!(path = %path.display(), why, "a record is damaged; it is moved aside");
+            self.keep_aside(path, name)?;
+        }
+        if !damaged.is_empty() {
+            tracing::error!(
+                records = damaged.len(),
+                directory = %self.root.join("damaged").display(),
+                "records are damaged; they were kept, and `gantry containerd fsck` lists them"
+            );
+        }
+        Ok(())
+    }
+
+    /// Every blob with its size; damaged ones are removed, ones that the disk does not give are moved aside.
+    /// `fsck` removes none.
+    ///
+    /// # Errors
+    /// When one cannot be read for another reason than its own bytes.
     fn verified_blobs(&self) -> Result<BTreeMap<Digest, u64>> {
         let mut blobs = self.blob_files()?;
         let mut bad = Vec::new();
         for digest in blobs.keys() {
             let path = self.blob_path(digest);
-            let found =
-                open_regular(&path).and_then(|file| digest_of_file(digest.algorithm(), file));
-            match found.map_err(Error::io("read blob", &path)) {
+            let found = faults::read("rebuild.blob")
+                .and_then(|()| open_regular(&path))
+                .and_then(|file| digest_of_file(digest.algorithm(), file));
+            match found.map_err(Error::io(
+                "not taken for lost, see to the disk and start again: read",
+                &path,
+            )) {
                 Ok(found) if found == *digest => continue,
                 Ok(_) if self.purpose != Purpose::Serve => {}
                 Ok(_) => {
@@ -153,11 +182,17 @@ impl Core {
                         .and_then(|()| std::fs::remove_file(&path))
                         .map_err(Error::io("remove blob", &path))?;
                 }
-                Err(error) => {
-                    // One bad sector must not keep all other images away.
+                Err(error) if self.purpose == Purpose::Check => {
                     let error = store_api::Error::from(error);
                     tracing::warn!(digest = %digest, error = %error, "a blob cannot be read");
                 }
+                // One bad sector must not keep all other images away.
+                Err(error) if error.is_bad_medium() => {
+                    let error = store_api::Error::from(error);
+                    tracing::error!(digest = %digest, error = %error, "a blob cannot be read; it is moved aside");
+                    self.move_aside(digest)?;
+                }
+                Err(error) => return Err(error),
             }
             bad.push(digest.clone());
         }
@@ -176,21 +211,17 @@ impl Core {
     pub(crate) fn blob_entries(&self) -> Result<(BTreeMap<Digest, u64>, Displaced)> {
         let (mut blobs, mut others) = (BTreeMap::new(), BTreeMap::new());
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            // A directory that is gone has no blobs.
             let directory = self.root.join("content/blobs").join(algorithm.name());
-            let entries = match std::fs::read_dir(&directory) {
-                // A directory that is gone has no blobs.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                other => other.map_err(Error::io("list blobs", &directory))?,
-            };
-            for entry in entries.filter_map(|entry| entry.ok()) {
+            for entry in found::entries(&directory)? {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();
-                if let (Ok(digest), Ok(metadata)) = (digest, entry.metadata()) {
-                    if metadata.is_file() {
-                        blobs.insert(digest, metadata.len());
-                    } else {
-                        others.insert(digest, kind_of(metadata.file_type()));
-                    }
+                let Ok(digest) = digest else { continue };
+                let Some(metadata) = found::metadata(&entry.path())? else { continue };
+                if metadata.is_file() {
+                    blobs.insert(digest, metadata.len());
+                } else {
+                    others.insert(digest, kind_of(metadata.file_type()));
                 }
             }
         }

@@ -6,6 +6,7 @@ use crate::{
     Core,
     db::{Opened, Table},
     error::{Error, Result},
+    found,
     snapshots::{Kind, SnapshotRecord},
 };
 
@@ -17,7 +18,10 @@ impl Core {
         for (what, removed) in [
             ("snapshots", self.remove_stray_parts()),
             // Records that were just rebuilt may be fewer than their files.
-            ("records", if opened == Opened::Created { Ok(()) } else { self.db.remove_strays() }),
+            (
+                "records",
+                if opened == Opened::Created { Ok(()) } else { self.remove_stray_records() },
+            ),
             (
                 "files of records",
                 if opened == Opened::Created { Ok(()) } else { self.db.correct_files() },
@@ -28,6 +32,11 @@ impl Core {
                 tracing::warn!(error = %error, "what was half written of {what} stays behind");
             }
         }
+    }
+
+    fn remove_stray_records(&self) -> Result<()> {
+        let damaged = self.db.remove_strays()?;
+        self.set_records_aside(&damaged)
     }
 
     fn remove_stray_parts(&self) -> Result<()> {
@@ -45,7 +54,7 @@ impl Core {
             }
         }
         let links = self.root.join("l");
-        for entry in fs::read_dir(&links).map_err(Error::io("list", &links))?.flatten() {
+        for entry in found::entries(&links)? {
             if !used.contains(&*entry.file_name().to_string_lossy()) {
                 remove_file(&entry.path())?;
             }

@@ -220,6 +220,71 @@ async fn database_lost_or_damaged() {
     }
 }
 
+/// A record that cannot be read as one, of a lost database the only copy: it, and all of its snapshot, are
+/// kept, and `fsck` tells where.
+async fn damaged_records_are_kept() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let name = |kind: &str| (random::name(kind), random::name(kind));
+    let ((whole, broken), (kept, lost)) = (name("lease"), name("work"));
+    let text = random::name("data");
+    let id = {
+        let (store, services) = open(root).await;
+        for lease in [&whole, &broken] {
+            services.leases.create(lease, labels(&[])).await.unwrap();
+        }
+        let mut ids = Vec::new();
+        for key in [&kept, &lost] {
+            let marks = labels(&[("gantry.io/container", key)]);
+            services.snapshots.prepare(key, None, marks).await.unwrap();
+            let names = std::fs::read_dir(root.join("root/snapshots")).unwrap();
+            let id = names.map(|entry| entry.unwrap().file_name()).find(|id| !ids.contains(id));
+            std::fs::write(upper(root, id.as_ref().unwrap()).join("file"), &text).unwrap();
+            ids.push(id.unwrap());
+        }
+        store.flush().await.unwrap();
+        ids.pop().unwrap()
+    };
+    let hash = types::Digest::sha256(format!("{NAMESPACE}\0{broken}"));
+    let lease_file = format!("{}.json", hash.hex());
+    let files = [
+        root.join("root/records/leases").join(&lease_file),
+        upper(root, &id).with_file_name("record.json"),
+    ];
+    for file in &files {
+        let mut bytes = std::fs::read(file).unwrap();
+        let half = bytes.len() / 2;
+        bytes.truncate(half);
+        std::fs::write(file, bytes).unwrap();
+    }
+    std::fs::remove_file(root.join("root/meta.db")).unwrap();
+    std::fs::remove_file(root.join("state/journal")).unwrap();
+    for _ in 0..3 {
+        let (_store, services) = open(root).await;
+        let leases = services.leases.list(&[]).await.unwrap();
+        assert_eq!(leases.into_iter().map(|lease| lease.id).collect::<Vec<_>>(), [whole.clone()]);
+        services.snapshots.stat(&kept).await.unwrap();
+        services.extras.collect_garbage().await.unwrap();
+    }
+    let aside = root.join("root/damaged");
+    let data = aside.join(format!("snapshot-{}", id.display()));
+    assert_eq!(std::fs::read_to_string(data.join("fs/file")).unwrap(), text);
+    let file = aside.join(format!("leases-{lease_file}"));
+    assert!(std::fs::metadata(&file).unwrap().len() > 0);
+    let config = Config { purpose: store::Purpose::Check, ..config(root) };
+    let store = Store::open(config).await.unwrap();
+    let services = store.open(NAMESPACE).unwrap();
+    let report = services.extras.fsck(store_api::FsckRequest::default()).await.unwrap();
+    for path in [data, file] {
+        let object = path.display().to_string();
+        assert!(report.findings.iter().any(|finding| finding.object == object), "{report:#?}");
+    }
+}
+
+fn upper(root: &Path, id: &std::ffi::OsStr) -> PathBuf {
+    root.join("root/snapshots").join(id).join("fs")
+}
+
 /// A rebuild that is interrupted anywhere is done again by the next start, and nothing is lost: neither
 /// what it had not come to, nor by a power cut, which takes the journal.
 async fn rebuild_interrupted() {
@@ -393,6 +458,7 @@ in_every_form! {
     killed,
     power_cut,
     database_lost_or_damaged,
+    damaged_records_are_kept,
     rebuild_interrupted,
     labelled_snapshots_are_not_collected,
     deep_directories,

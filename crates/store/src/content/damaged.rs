@@ -2,6 +2,8 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{ErrorKind, Read as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
     sync::Mutex,
 };
 
@@ -90,21 +92,30 @@ impl Core {
     /// Moves what lies at a blob's path to `ROOT/damaged`, whatever it is. The caller holds the blobs'
     /// lock.
     pub(crate) fn move_aside(&self, digest: &Digest) -> Result<()> {
-        let directory = self.root.join("damaged");
-        std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-        let path = self.blob_path(digest);
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
+        self.keep_aside(&self.blob_path(digest), &name)
+    }
+
+    /// Moves what lies at a path to `ROOT/damaged`, durably and under this name, to which a number is added
+    /// if it is taken. Nothing of it is read.
+    ///
+    /// # Errors
+    /// When it cannot be moved, or so many copies are there already that somebody has to look at them.
+    pub(crate) fn keep_aside(&self, path: &Path, name: &str) -> Result<()> {
+        let directory = self.root.join("damaged");
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(Error::io("create", &directory))?;
         for n in 0..COPIES {
-            let name = if n == 0 { name.clone() } else { format!("{name}.{n}") };
+            let name = if n == 0 { name.to_string() } else { format!("{name}.{n}") };
             let (cwd, to) = (rustix::fs::CWD, directory.join(name));
-            match rustix::fs::renameat_with(cwd, &path, cwd, &to, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(cwd, path, cwd, &to, RenameFlags::NOREPLACE) {
                 Ok(()) => return self.db.sync_files(),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(Error::sys("move aside", path)(errno)),
             }
         }
         Err(Error::precondition(format!(
-            "{} has {COPIES} damaged copies of content {digest}: remove them",
+            "{} has {COPIES} damaged copies of {name}: remove them",
             directory.display()
         )))
     }

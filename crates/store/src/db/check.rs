@@ -52,7 +52,7 @@ impl Db {
                 found.push(Mismatch::Differs { table, key, path, why });
             }
         }
-        let strays = self.records.paths().into_iter().filter(|path| !known.contains(path));
+        let strays = self.records.paths()?.into_iter().filter(|path| !known.contains(path));
         found.extend(strays.map(Mismatch::Stray));
         Ok(found)
     }

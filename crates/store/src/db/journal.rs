@@ -16,6 +16,13 @@ const MAX_BYTES: u64 = 256 << 20;
 /// The journal is rewritten when it exceeds this, and twice what the last rewriting left in it.
 const FULL_BYTES: u64 = 1 << 20;
 
+/// A change's first byte.
+const EPHEMERAL: u8 = 1;
+/// It is no deletion.
+const HAS_VALUE: u8 = 2;
+/// Begins a frame after which nothing counts that stands in front of it.
+const ALL_BEFORE_IS_VOID: u8 = 0x80;
+
 /// A change as it is read back.
 pub(super) struct Replayed {
     pub(super) table: Table,
@@ -26,7 +33,8 @@ pub(super) struct Replayed {
 
 /// Changes that the database on disk does not have, one frame per write:
 /// `length u32, checksum u32, payload`; the first frame holds the kernel's boot id. A frame that is
-/// cut short or does not match its checksum ends the journal: its write never returned.
+/// cut short or does not match its checksum ends the journal: its write never returned. A whole one that says
+/// what this version does not know is an error.
 ///
 /// It lies in the state directory. Where that survives a reboot, the boot id tells, and the
 /// journal is dropped: it may speak of files whose bytes never reached the disk.
@@ -48,10 +56,10 @@ impl Journal {
         let boot_id = boot_id();
         let mut file = options().open(&path).map_err(Error::io("open journal", &path))?;
         let content = read(&mut file, &path)?;
-        let (changes, valid) = replay(&content, &boot_id);
+        let (changes, valid) = replay(&content, &boot_id).map_err(|what| unknown(&path, &what))?;
         let new = valid == 0;
         let mut journal =
-            Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id, new, broken: false };
+            Self { path, file, bytes: valid, rewritten_bytes: 0, boot_id, new, broken: new };
         if new {
             journal.rewrite(&BTreeMap::new())?;
         } else {
@@ -63,6 +71,17 @@ impl Journal {
     /// Is it the first since the host's start?
     pub(super) fn is_new(&self) -> bool {
         self.new
+    }
+
+    /// Does it lack a change, until it is rewritten?
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// As a write into it that failed would.
+    #[cfg(test)]
+    pub(super) fn break_for_test(&mut self) {
+        self.broken = true;
     }
 
     /// Would rewriting it pay?
@@ -92,17 +111,17 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces the whole by `changes`, in one step if there is room, else in place.
+    /// Replaces the whole by `changes`: by another file, or, where none can be made, by a frame behind all
+    /// others that says so. A kill in between leaves one or the other.
     ///
     /// # Errors
-    /// Then it is broken: nothing is appended until this has succeeded.
+    /// Then it is what it was. One that is broken stays so: nothing is appended until this has succeeded.
     pub(super) fn rewrite(&mut self, changes: &BTreeMap<Key, Change>) -> Result<()> {
         let mut content = frame(self.boot_id.as_bytes());
-        self.broken = true;
         if !changes.is_empty() {
             content.extend_from_slice(&frame(&payload(changes)));
         }
-        if u64::try_from(content.len()).map_or(true, |bytes| bytes > MAX_BYTES) {
+        if !fits(0, &content) {
             return Err(Error::io("rewrite journal", &self.path)(no_room()));
         }
         let temporary = self.path.with_extension("new");
@@ -113,19 +132,45 @@ impl Journal {
             std::fs::rename(&temporary, &self.path)?;
             Ok(file)
         });
-        match replaced {
-            Ok(file) => self.file = file,
-            Err(_) => {
-                self.truncate(0)?;
-                faults::pass("journal.emptied");
-                faults::write("journal.in-place")
-                    .and_then(|()| self.file.write_all(&content))
-                    .map_err(Error::io("rewrite journal", &self.path))?;
-            }
+        if replaced.is_err() {
+            // What there is of it would take room from the other way; the next try makes it again.
+            drop(std::fs::remove_file(&temporary));
         }
-        self.bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        match replaced {
+            Ok(file) => {
+                self.file = file;
+                self.bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+            }
+            // It can take more as it is.
+            Err(error) if !self.broken => {
+                return Err(Error::io("rewrite journal", temporary)(error));
+            }
+            Err(_) => self.rewrite_behind(changes)?,
+        }
         self.rewritten_bytes = self.bytes;
         self.broken = false;
+        Ok(())
+    }
+
+    /// Writes all of `changes` behind what is there, which counts no more from then on.
+    fn rewrite_behind(&mut self, changes: &BTreeMap<Key, Change>) -> Result<()> {
+        self.truncate(self.bytes)?;
+        let mut content = Vec::new();
+        if self.bytes == 0 {
+            content = frame(self.boot_id.as_bytes());
+        }
+        let all = [&[ALL_BEFORE_IS_VOID][..], &payload(changes)].concat();
+        content.extend_from_slice(&frame(&all));
+        if !fits(self.bytes, &content) {
+            return Err(Error::io("rewrite journal", &self.path)(no_room()));
+        }
+        let written =
+            faults::write("journal.in-place").and_then(|()| self.file.write_all(&content));
+        if let Err(error) = written {
+            self.truncate(self.bytes)?;
+            return Err(Error::io("rewrite journal", &self.path)(error));
+        }
+        self.bytes += u64::try_from(content.len()).unwrap_or(u64::MAX);
         Ok(())
     }
 
@@ -141,10 +186,29 @@ impl Journal {
 /// The changes in a journal that stays as it is; none, if there is no journal.
 pub(super) fn look(path: &Path) -> Result<Vec<Replayed>> {
     match File::open(path) {
-        Ok(mut file) => Ok(replay(&read(&mut file, path)?, &boot_id()).0),
+        Ok(mut file) => {
+            let content = read(&mut file, path)?;
+            let replayed = replay(&content, &boot_id()).map_err(|what| unknown(path, &what))?;
+            Ok(replayed.0)
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(Error::io("open journal", path)(error)),
     }
+}
+
+/// A journal that another version has written: a part of it would be a wrong state.
+fn unknown(path: &Path, what: &str) -> Error {
+    Error::precondition(format!(
+        "journal {}: {what}, which version {} of the store does not know; it was left as it is: start the version that wrote it and stop that cleanly, or start this one after the host's next start",
+        path.display(),
+        env!("CARGO_PKG_VERSION")
+    ))
+}
+
+/// Is a journal of so many bytes with `more` behind them one that is read at start?
+fn fits(bytes: u64, more: &[u8]) -> bool {
+    let more = u64::try_from(more.len()).unwrap_or(u64::MAX);
+    bytes.saturating_add(more) <= MAX_BYTES
 }
 
 fn no_room() -> std::io::Error {
@@ -187,7 +251,13 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 fn payload(changes: &BTreeMap<Key, Change>) -> Vec<u8> {
     let mut out = Vec::new();
     for ((table, key), change) in changes {
-        let flags = u8::from(change.ephemeral) | (u8::from(change.value.is_some()) << 1);
+        let mut flags = 0;
+        if change.ephemeral {
+            flags |= EPHEMERAL;
+        }
+        if change.value.is_some() {
+            flags |= HAS_VALUE;
+        }
         out.push(flags);
         let name = table.name();
         push_len(&mut out, name.len());
@@ -208,27 +278,34 @@ fn push_len(out: &mut Vec<u8>, len: usize) {
 }
 
 /// FNV-1a, 32 bits: it finds a torn write, nothing more is asked of it.
-fn checksum(bytes: &[u8]) -> u32 {
+pub(super) fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The changes, and how many bytes of the journal are whole frames (0: not this boot's).
-fn replay(content: &[u8], boot_id: &str) -> (Vec<Replayed>, u64) {
+///
+/// # Errors
+/// What a whole frame has that is not known.
+fn replay(content: &[u8], boot_id: &str) -> Result<(Vec<Replayed>, u64), String> {
     let mut rest = Cursor(content);
     match rest.frame() {
         Some(first) if first == boot_id.as_bytes() => {}
-        _ => return (Vec::new(), 0),
+        _ => return Ok((Vec::new(), 0)),
     }
     let mut changes = Vec::new();
     let mut valid = content.len() - rest.0.len();
     while let Some(frame) = rest.frame() {
         let mut cursor = Cursor(frame);
-        while let Some(change) = cursor.change() {
-            changes.push(change);
+        if frame.first() == Some(&ALL_BEFORE_IS_VOID) {
+            cursor.take(1);
+            changes.clear();
+        }
+        while !cursor.0.is_empty() {
+            changes.push(cursor.change()?);
         }
         valid = content.len() - rest.0.len();
     }
-    (changes, u64::try_from(valid).unwrap_or(0))
+    Ok((changes, u64::try_from(valid).unwrap_or(0)))
 }
 
 struct Cursor<'a>(&'a [u8]);
@@ -256,12 +333,19 @@ impl<'a> Cursor<'a> {
         (checksum(payload) == sum).then_some(payload)
     }
 
-    fn change(&mut self) -> Option<Replayed> {
-        let flags = *self.take(1)?.first()?;
-        let table = Table::from_name(std::str::from_utf8(self.bytes()?).ok()?)?;
-        let key = String::from_utf8(self.bytes()?.to_vec()).ok()?;
-        let value = self.bytes()?;
-        let value = (flags & 2 != 0).then(|| Arc::from(value));
-        Some(Replayed { table, key, value, ephemeral: flags & 1 != 0 })
+    fn change(&mut self) -> Result<Replayed, String> {
+        let cut = || "a change that ends in its middle".to_string();
+        let flags = *self.take(1).and_then(<[u8]>::first).ok_or_else(cut)?;
+        if flags & !(EPHEMERAL | HAS_VALUE) != 0 {
+            return Err(format!("a change of the kind {flags:#04x}"));
+        }
+        let name = String::from_utf8_lossy(self.bytes().ok_or_else(cut)?);
+        let table =
+            Table::from_name(&name).ok_or_else(|| format!("a change of the table {name:?}"))?;
+        let key = String::from_utf8(self.bytes().ok_or_else(cut)?.to_vec());
+        let key = key.map_err(|_| format!("a key of the table {name:?} that is no UTF-8"))?;
+        let value = self.bytes().ok_or_else(cut)?;
+        let value = (flags & HAS_VALUE != 0).then(|| Arc::from(value));
+        Ok(Replayed { table, key, value, ephemeral: flags & EPHEMERAL != 0 })
     }
 }

@@ -17,6 +17,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -32,7 +33,11 @@ use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::journal::Journal;
-pub(crate) use self::{check::Mismatch, opening::finish_rebuild, records::RecordFile};
+pub(crate) use self::{
+    check::Mismatch,
+    opening::finish_rebuild,
+    records::{DamagedRecord, RECORD, RecordFile, is_damaged},
+};
 use crate::error::{Error, Result};
 
 /// How long a write that nobody waits for may stay without a durable commit.
@@ -110,6 +115,8 @@ struct Pending {
 struct Overlay {
     entries: BTreeMap<Key, Pending>,
     sequence: u64,
+    /// What has a number up to this and is not ephemeral is on the disk, or something newer is.
+    committed: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,6 +140,8 @@ pub(crate) struct Db {
     /// The host may have lost its power since the database was open.
     after_boot: bool,
     flushing: Mutex<()>,
+    /// Writes that may still be taken back.
+    promised: Mutex<undo::Before>,
     flusher: Mutex<FlusherState>,
     wake: Condvar,
     records: records::Records,
@@ -195,6 +204,7 @@ impl Db {
             after_boot: journal.as_ref().is_some_and(Journal::is_new),
             writer: Mutex::new(journal),
             flushing: Mutex::new(()),
+            promised: Mutex::default(),
             flusher: Mutex::new(FlusherState::default()),
             wake: Condvar::new(),
             records: records::Records::new(root),
@@ -253,109 +263,6 @@ impl Db {
         Ok(found.into_iter().collect())
     }
 
-    /// Runs `work` as the only writer. What it changes becomes visible at once, together.
-    ///
-    /// # Errors
-    /// Then nothing of it is written, or it was taken back: a write that cannot keep what `durable` promises
-    /// is undone, in the state's journal too, and was visible to others until then. One that the journal has
-    /// and that asks for no more stays, whatever the disk does; the flusher tries again.
-    pub(crate) fn write<T>(
-        &self,
-        durable: Durable,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let mut journal = lock(&self.writer);
-        let mut tx = Tx { db: self, changes: BTreeMap::new(), ephemeral: false };
-        tx.ephemeral = durable == Durable::Ephemeral;
-        let value = work(&mut tx)?;
-        let changes = tx.changes;
-        if changes.is_empty() {
-            return Ok(value);
-        }
-        let Some(to) = journal.as_mut() else {
-            self.apply(changes);
-            return Ok(value);
-        };
-        let mut before = BTreeMap::new();
-        if durable == Durable::Now {
-            before = undo::before(self, &changes)?;
-        }
-        let journaled = to.append(&changes);
-        faults::pass("db.journaled");
-        if journaled.is_err() && before.is_empty() {
-            before = undo::before(self, &changes)?;
-        }
-        let only_ephemeral = changes.values().all(|change| change.ephemeral);
-        let applied = self.apply(changes);
-        let journal_full = to.is_full();
-        drop(journal);
-        match journaled {
-            Ok(()) if durable == Durable::Now => {
-                self.flush().or_else(|error| self.undo(applied, before, error))?;
-            }
-            Ok(()) if journal_full => self.make_room(),
-            Ok(()) if only_ephemeral => {}
-            Ok(()) => self.mark_dirty(),
-            Err(error) => {
-                // The state directory is full: the disk has to do.
-                tracing::warn!(error = %error, "the journal cannot be written; committing to disk");
-                let kept = match (self.flush(), durable) {
-                    (Ok(()), _) => self.rewrite_journal(),
-                    // What is left in the journal may leave room for this.
-                    (Err(_), Durable::Soon | Durable::Ephemeral) => self.rewrite_journal(),
-                    (error, Durable::Now) => error,
-                };
-                kept.or_else(|error| self.undo(applied, before, error))?;
-                self.mark_dirty();
-            }
-        }
-        Ok(value)
-    }
-
-    /// After a write that the journal holds, which has grown too long.
-    fn make_room(&self) {
-        let Err(error) = self.flush() else { return };
-        let error = store_api::Error::from(error);
-        tracing::warn!(error = %error, "metadata is not durable yet; trying again");
-        // At least what it has twice goes.
-        if let Err(error) = self.rewrite_journal() {
-            tracing::warn!(error = %error, "the journal is not rewritten");
-        }
-        self.mark_dirty();
-    }
-
-    /// Answers under which number each change is in the overlay; `None` where it left nothing there.
-    fn apply(&self, changes: BTreeMap<Key, Change>) -> undo::Applied {
-        let mut gone = Vec::new();
-        {
-            // A deletion of what the disk never had needs no tombstone.
-            let overlay = read(&self.overlay);
-            for (key, change) in &changes {
-                let ephemeral_there = overlay.entries.get(key).is_some_and(|p| p.ephemeral);
-                if change.value.is_none() && ephemeral_there {
-                    gone.push(key.clone());
-                }
-            }
-        }
-        gone.retain(|(table, key)| !matches!(self.main_get(*table, key), Ok(Some(_)) | Err(_)));
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        let mut applied = undo::Applied::new();
-        for (key, change) in changes {
-            overlay.sequence += 1;
-            let sequence = overlay.sequence;
-            if gone.contains(&key) {
-                overlay.entries.remove(&key);
-                applied.insert(key, None);
-            } else {
-                let pending =
-                    Pending { value: change.value, ephemeral: change.ephemeral, sequence };
-                applied.insert(key.clone(), Some(sequence));
-                overlay.entries.insert(key, pending);
-            }
-        }
-        applied
-    }
-
     /// Makes everything written so far durable, but for ephemeral records.
     ///
     /// # Errors
@@ -366,12 +273,12 @@ impl Db {
             return Ok(());
         }
         let _one = lock(&self.flushing);
-        let batch: Vec<(Key, Pending)> = read(&self.overlay)
-            .entries
-            .iter()
-            .filter(|(_, pending)| !pending.ephemeral)
-            .map(|(key, pending)| (key.clone(), pending.clone()))
-            .collect();
+        let overlay = read(&self.overlay);
+        let upto = overlay.sequence;
+        let lasting = overlay.entries.iter().filter(|(_, pending)| !pending.ephemeral);
+        let batch: Vec<(Key, Pending)> =
+            lasting.map(|(key, pending)| (key.clone(), pending.clone())).collect();
+        drop(overlay);
         if batch.is_empty() {
             // Ephemeral records alone fill the journal too.
             let full = lock(&self.writer).as_ref().is_some_and(Journal::is_full);
@@ -389,13 +296,14 @@ impl Db {
             return Err(error);
         }
         faults::pass("db.committed");
-        let removed = self.after_commit(batch);
+        let removed = self.after_commit(batch, upto);
         let rewritten = self.rewrite_journal();
         removed.and(rewritten)
     }
 
-    /// Removes the files of records that are gone, and from the overlay what the database has.
-    fn after_commit(&self, batch: Vec<(Key, Pending)>) -> Result<()> {
+    /// Removes the files of records that are gone, and from the overlay what the database has: what has
+    /// a number up to `upto`.
+    fn after_commit(&self, batch: Vec<(Key, Pending)>, upto: u64) -> Result<()> {
         // Not before: a power cut in between would leave a record without its file. A file without a
         // record goes at the next start.
         let mut outcome = Ok(());
@@ -407,17 +315,11 @@ impl Db {
             }
         }
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        overlay.sequence += 1;
-        let sequence = overlay.sequence;
+        overlay.committed = overlay.committed.max(upto);
         for (key, flushed) in batch {
-            let Entry::Occupied(mut entry) = overlay.entries.entry(key) else { continue };
-            if entry.get().sequence != flushed.sequence {
-                continue;
-            }
-            if kept.contains(entry.key()) {
-                // It is tried again, and is no change that could be undone.
-                entry.get_mut().sequence = sequence;
-            } else {
+            let Entry::Occupied(entry) = overlay.entries.entry(key) else { continue };
+            // A file that is still to be removed is tried again.
+            if entry.get().sequence == flushed.sequence && !kept.contains(entry.key()) {
                 entry.remove();
             }
         }
@@ -526,8 +428,11 @@ impl Db {
         self.wake.notify_all();
     }
 
-    /// Every record file that lies beside the database.
-    pub(crate) fn record_files(&self) -> Vec<RecordFile> {
+    /// Every record file that lies beside the database, and those that say nothing that is known.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn record_files(&self) -> Result<(Vec<RecordFile>, Vec<DamagedRecord>)> {
         self.records.read_all()
     }
 

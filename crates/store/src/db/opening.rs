@@ -6,7 +6,7 @@ use std::{
 
 use redb::{DatabaseError, StorageError};
 
-use super::{Db, Mismatch, Opened, Table};
+use super::{DamagedRecord, Db, Mismatch, Opened, Table};
 use crate::error::{Error, Result};
 
 /// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
@@ -57,13 +57,15 @@ pub(super) fn open(root: &Path) -> Result<(redb::Database, Opened)> {
 }
 
 impl Db {
-    /// Removes record files that have no record, and what was to become one.
-    pub(crate) fn remove_strays(&self) -> Result<()> {
+    /// Removes record files that have no record, and what was to become one. Answers those that are damaged
+    /// and stay.
+    pub(crate) fn remove_strays(&self) -> Result<Vec<DamagedRecord>> {
+        let mut damaged = Vec::new();
         for table in Table::ALL {
             let keys: Vec<String> = self.list_raw(table, "")?.into_keys().collect();
-            self.records.remove_others(table, &keys)?;
+            damaged.extend(self.records.remove_others(table, &keys)?);
         }
-        Ok(())
+        Ok(damaged)
     }
 
     /// Writes the files of records anew that say something else than the database: they are written in

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use types::Digest;
 
 use super::Table;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    found,
+};
 
 /// The file of one record, which says itself what it is:
 /// `ROOT/records/TABLE/HASH.json`, or `ROOT/snapshots/N/record.json`.
@@ -21,6 +24,28 @@ pub(crate) struct RecordFile {
     /// As it is in the database.
     pub(crate) value: serde_json::Value,
 }
+
+/// A record's file that says nothing that this version knows.
+#[derive(Debug)]
+pub(crate) struct DamagedRecord {
+    /// What has to be kept: the file, or all of its snapshot.
+    pub(crate) path: PathBuf,
+    /// For where it is kept.
+    pub(crate) name: String,
+    pub(crate) why: String,
+}
+
+/// What is in the place of a record's file.
+enum Found {
+    Nothing,
+    Record(RecordFile),
+    /// Not even its first bytes: the power went before they were written.
+    Unwritten,
+    Damaged(String),
+}
+
+/// Of a snapshot, in its directory.
+pub(crate) const RECORD: &str = "record.json";
 
 /// Where a record's file lies.
 enum Place {
@@ -43,10 +68,10 @@ impl Records {
     /// Writes, replaces or (`None`) removes a record's file; durable only after [`Records::sync`].
     pub(super) fn write(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<()> {
         let Some((namespace, name)) = key.split_once('\0') else { return Ok(()) };
-        let path = match place(table, value) {
+        let (path, may_be_gone) = match place(table, value) {
             Place::None => return Ok(()),
-            Place::Hashed => self.hashed(table, key),
-            Place::Snapshot(id) => snapshot_file(&self.root, id),
+            Place::Hashed => (self.hashed(table, key), false),
+            Place::Snapshot(id) => (snapshot_file(&self.root, id), true),
         };
         let Some(value) = value else {
             return match faults::write("record.remove").and_then(|()| std::fs::remove_file(&path)) {
@@ -64,7 +89,7 @@ impl Records {
             value,
         };
         let text = serde_json::to_vec(&file).map_err(Error::json("encode record", name))?;
-        replace_file(&path, &text)
+        replace_file(&path, &text, may_be_gone)
     }
 
     /// Where the file of a record is, if it has one.
@@ -77,18 +102,26 @@ impl Records {
     }
 
     /// Every record file there is.
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub(super) fn paths(&self) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
         for table in Table::ALL {
-            let all = entries(&self.root.join("records").join(table.name()));
-            paths.extend(
-                all.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")),
-            );
+            paths.extend(self.files_of(table)?.into_iter().filter(|path| is_json(path)));
         }
-        let snapshots = entries(&self.root.join("snapshots"));
-        let files = snapshots.into_iter().map(|path| path.join("record.json"));
-        paths.extend(files.filter(|path| path.exists()));
-        paths
+        for entry in found::entries(&self.root.join("snapshots"))? {
+            let path = entry.path().join(RECORD);
+            if found::metadata(&path)?.is_some() {
+                paths.push(path);
+            }
+        }
+        Ok(paths)
+    }
+
+    fn files_of(&self, table: Table) -> Result<Vec<PathBuf>> {
+        let entries = found::entries(&self.root.join("records").join(table.name()))?;
+        Ok(entries.iter().map(std::fs::DirEntry::path).collect())
     }
 
     /// Makes every file below the root durable: records, layers and blobs in one call.
@@ -99,30 +132,61 @@ impl Records {
             .map_err(Error::io("syncfs", &self.root))
     }
 
-    pub(super) fn read_all(&self) -> Vec<RecordFile> {
-        let mut files = Vec::new();
+    /// All records, and the files that are none.
+    ///
+    /// # Errors
+    /// When one cannot be read: the others alone would be a wrong state.
+    pub(super) fn read_all(&self) -> Result<(Vec<RecordFile>, Vec<DamagedRecord>)> {
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
         for table in Table::ALL {
-            let directory = self.root.join("records").join(table.name());
-            for entry in entries(&directory) {
-                if entry.extension().is_some_and(|extension| extension == "json") {
-                    files.extend(read_record(&entry));
+            for path in self.files_of(table)?.into_iter().filter(|path| is_json(path)) {
+                match look(&path)? {
+                    Found::Record(record) => records.push(record),
+                    Found::Damaged(why) => damaged.push(self.damaged(path, why)),
+                    Found::Nothing | Found::Unwritten => {}
                 }
             }
         }
-        for entry in entries(&self.root.join("snapshots")) {
-            files.extend(read_record(&entry.join("record.json")));
+        for entry in found::entries(&self.root.join("snapshots"))? {
+            match look(&entry.path().join(RECORD))? {
+                Found::Record(record) => records.push(record),
+                Found::Damaged(why) => {
+                    let name = format!("snapshot-{}", entry.file_name().display());
+                    damaged.push(DamagedRecord { path: entry.path(), name, why });
+                }
+                Found::Nothing | Found::Unwritten => {}
+            }
         }
-        files
+        Ok((records, damaged))
     }
 
-    /// Removes what lies among the record files of a table and is none of these keys'.
-    pub(super) fn remove_others(&self, table: Table, keys: &[String]) -> Result<()> {
+    fn damaged(&self, path: PathBuf, why: String) -> DamagedRecord {
+        let inside = path.strip_prefix(self.root.join("records")).unwrap_or(&path);
+        let name = inside.display().to_string().replace('/', "-");
+        DamagedRecord { path, name, why }
+    }
+
+    /// Removes what lies among the record files of a table and is none of these keys'. What is damaged is
+    /// left and answered: it may be the only copy of another record.
+    ///
+    /// # Errors
+    /// When one cannot be read or removed.
+    pub(super) fn remove_others(
+        &self,
+        table: Table,
+        keys: &[String],
+    ) -> Result<Vec<DamagedRecord>> {
         let wanted: BTreeSet<PathBuf> = keys.iter().map(|key| self.hashed(table, key)).collect();
-        let found = entries(&self.root.join("records").join(table.name()));
-        for path in found.into_iter().filter(|path| !wanted.contains(path)) {
-            crate::strays::remove_file(&path)?;
+        let mut damaged = Vec::new();
+        for path in self.files_of(table)?.into_iter().filter(|path| !wanted.contains(path)) {
+            match if is_json(&path) { look(&path)? } else { Found::Unwritten } {
+                Found::Damaged(why) => damaged.push(self.damaged(path, why)),
+                Found::Nothing | Found::Record(_) | Found::Unwritten => {
+                    crate::strays::remove_file(&path)?;
+                }
+            }
         }
-        Ok(())
+        Ok(damaged)
     }
 
     fn hashed(&self, table: Table, key: &str) -> PathBuf {
@@ -132,7 +196,7 @@ impl Records {
 }
 
 fn snapshot_file(root: &Path, id: u64) -> PathBuf {
-    root.join("snapshots").join(id.to_string()).join("record.json")
+    root.join("snapshots").join(id.to_string()).join(RECORD)
 }
 
 /// Names that a user chose and what hangs on them; not what is found again by looking (blobs) or by
@@ -153,49 +217,54 @@ fn place(table: Table, value: Option<&[u8]>) -> Place {
     }
 }
 
-fn entries(directory: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .collect()
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
 }
 
-fn read_record(path: &Path) -> Option<RecordFile> {
-    let text = std::fs::read(path).ok()?;
-    match serde_json::from_slice(&text) {
-        Ok(record) => Some(record),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), error = %error, "a record cannot be read");
-            None
-        }
+/// Is there something at the place of a record's file that is none?
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn is_damaged(path: &Path) -> Result<bool> {
+    Ok(matches!(look(path)?, Found::Damaged(_)))
+}
+
+fn look(path: &Path) -> Result<Found> {
+    let Some(text) = found::content(path)? else { return Ok(Found::Nothing) };
+    if text.iter().all(|byte| *byte == 0) {
+        return Ok(Found::Unwritten);
     }
+    Ok(match serde_json::from_slice::<RecordFile>(&text) {
+        Ok(record) if Table::from_name(&record.table).is_some() => Found::Record(record),
+        Ok(record) => Found::Damaged(format!("no table {:?} is known", record.table)),
+        Err(error) => Found::Damaged(error.to_string()),
+    })
 }
 
-/// Puts `text` at `path` by a rename; the directory is made if it is missing.
-fn replace_file(path: &Path, text: &[u8]) -> Result<()> {
+/// Puts `text` at `path` by a rename. A snapshot may be gone already, and its directory with it; those of the
+/// tables are made at start.
+fn replace_file(path: &Path, text: &[u8], may_be_gone: bool) -> Result<()> {
     let temporary = path.with_extension("json.new");
+    let is_gone = |error: &std::io::Error| {
+        may_be_gone
+            && error.kind() == std::io::ErrorKind::NotFound
+            && path.parent().is_some_and(|directory| {
+                std::fs::symlink_metadata(directory)
+                    .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            })
+    };
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = match options.open(&temporary) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // A snapshot's directory may be gone already; those of the tables are made at start.
-            return Ok(());
-        }
-        Err(error) => return Err(Error::io("create record", temporary)(error)),
+        Err(error) if is_gone(&error) => return Ok(()),
+        other => other.map_err(Error::io("create record", &temporary))?,
     };
     faults::write("record.write")
         .and_then(|()| file.write_all(text))
         .map_err(Error::io("write record", &temporary))?;
     match faults::write("record.rename").and_then(|()| std::fs::rename(&temporary, path)) {
-        // A snapshot that was removed meanwhile took its directory, and the file in it, to the trash.
-        Err(error)
-            if error.kind() == std::io::ErrorKind::NotFound
-                && path.parent().is_some_and(|dir| !dir.exists()) =>
-        {
-            Ok(())
-        }
+        // It took the file with it to the trash.
+        Err(error) if is_gone(&error) => Ok(()),
         other => other.map_err(Error::io("rename record", path)),
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Db, Durable, Opened, Table};
+use super::{Db, Durable, Opened, Table, write::Staged};
+use crate::error::Error;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -167,6 +168,182 @@ proptest! {
     fn behaves_as_a_map(steps in prop::collection::vec(step(), 1..40)) {
         run(&steps);
     }
+}
+
+/// Writes that are to be on the disk, several at once, of which some do not get there.
+#[derive(Clone, Debug)]
+enum Race {
+    /// A write of keys with values; `None`: they are deleted.
+    Begin(BTreeMap<u8, Option<u32>>),
+    /// Somebody's flush succeeds.
+    Flush,
+    /// The flush of one of those that are under way, counted from the first, fails.
+    Fail(usize),
+}
+
+fn race() -> impl Strategy<Value = Race> {
+    let changes = prop::collection::btree_map(0..3_u8, any::<Option<u32>>(), 1..3);
+    prop_oneof![
+        4 => changes.prop_map(Race::Begin),
+        1 => Just(Race::Flush),
+        4 => any::<prop::sample::Index>().prop_map(|index| Race::Fail(index.index(8))),
+    ]
+}
+
+/// What the keys hold after these writes.
+fn shown<'c>(writes: impl Iterator<Item = &'c BTreeMap<u8, Option<u32>>>) -> BTreeMap<String, u32> {
+    let mut shown = BTreeMap::new();
+    for (key, value) in writes.flatten() {
+        match value {
+            Some(value) => shown.insert(name(*key, false), *value),
+            None => shown.remove(&name(*key, false)),
+        };
+    }
+    shown
+}
+
+fn stage<'d>(db: &'d Db, changes: &BTreeMap<u8, Option<u32>>) -> Staged<'d> {
+    let staged = db.stage(Durable::Now, |tx| {
+        for (key, value) in changes {
+            match value {
+                Some(value) => tx.put(Table::Images, "ns", &name(*key, false), value)?,
+                None => tx.delete(Table::Images, "ns", &name(*key, false)),
+            }
+        }
+        Ok(())
+    });
+    staged.unwrap().1.unwrap()
+}
+
+fn raced(steps: &[Race]) {
+    let mut ground = Ground::new();
+    // In the order in which they began: what was refused is nowhere, what was not shows.
+    let (mut done, mut on_disk) = (Vec::<BTreeMap<u8, Option<u32>>>::new(), BTreeMap::new());
+    {
+        let db = ground.db();
+        // With the place that each has in `done`.
+        let mut open: Vec<(usize, Staged<'_>, bool)> = Vec::new();
+        for step in steps {
+            match step {
+                Race::Begin(changes) => {
+                    open.push((done.len(), stage(db, changes), false));
+                    done.push(changes.clone());
+                }
+                Race::Flush => {
+                    db.flush().unwrap();
+                    open.iter_mut().for_each(|(_, _, flushed)| *flushed = true);
+                    on_disk = shown(done.iter());
+                }
+                Race::Fail(_) if open.is_empty() => {}
+                Race::Fail(n) => {
+                    let (place, staged, flushed) = open.remove(n % open.len());
+                    let undone = staged.promised.undo(Error::invalid("planted"));
+                    assert_eq!(undone.is_ok(), flushed, "the answer to write {place}");
+                    if !flushed {
+                        done[place].clear();
+                    }
+                }
+            }
+            assert_eq!(ground.all(), shown(done.iter()), "after {step:?}");
+        }
+    }
+    ground.open();
+    assert_eq!(ground.all(), shown(done.iter()), "after the daemon's death");
+    ground.db = None;
+    std::fs::remove_file(ground.directory.path().join("state/journal")).unwrap();
+    ground.open();
+    assert_eq!(ground.all(), on_disk, "after a power cut");
+}
+
+/// A write over one that is refused later, and refused itself, does not bring that one back; one that
+/// stands over it does not make it acknowledged.
+#[test]
+fn refused_one_over_the_other() {
+    let one = |value| Race::Begin(BTreeMap::from([(0, Some(value))]));
+    for order in [[0, 0], [1, 0]] {
+        let [first, second] = order.map(Race::Fail);
+        raced(&[one(1), Race::Flush, Race::Fail(0), one(2), one(3), first, second]);
+    }
+    let both = Race::Begin(BTreeMap::from([(0, Some(2)), (1, None)]));
+    raced(&[one(1), both, one(3), Race::Fail(1), Race::Flush, Race::Fail(1), Race::Fail(0)]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn refused_ones_are_nowhere(steps in prop::collection::vec(race(), 1..30)) {
+        raced(&steps);
+    }
+}
+
+/// Where no other file can be made, a rewritten journal is behind the old one: cut anywhere, it gives back
+/// one or the other. One that was not broken stays, and takes more.
+#[test]
+fn rewritten_in_place() {
+    let mut ground = Ground::new();
+    let journal = ground.directory.path().join("state/journal");
+    std::fs::create_dir(journal.with_extension("new")).unwrap();
+    put(ground.db(), Durable::Soon, "kept", 1);
+    put(ground.db(), Durable::Soon, "gone", 2);
+    let both = ground.all();
+    let old = usize::try_from(std::fs::metadata(&journal).unwrap().len()).unwrap();
+    let change = |value: u32| {
+        let value = format!(r#"{{"v":1,"r":{value}}}"#).into_bytes();
+        super::Change { value: Some(value.into()), ephemeral: true }
+    };
+    let key = |name: &str| (Table::Images, format!("ns\0{name}"));
+    let rest = BTreeMap::from([(key("kept"), change(3))]);
+    {
+        let mut writer = super::lock(&ground.db().writer);
+        let writer = writer.as_mut().unwrap();
+        writer.rewrite(&rest).unwrap_err();
+        assert!(!writer.is_broken());
+        writer.break_for_test();
+        writer.append(&rest).unwrap_err();
+        writer.rewrite(&rest).unwrap();
+        assert!(!writer.is_broken());
+    }
+    ground.db = None;
+    let whole = std::fs::read(&journal).unwrap();
+    assert!(old < whole.len());
+    for cut in old..=whole.len() {
+        std::fs::write(&journal, &whole[..cut]).unwrap();
+        ground.open();
+        let expected = BTreeMap::from([("kept".to_string(), 3)]);
+        assert_eq!(ground.all(), if cut == whole.len() { expected } else { both.clone() });
+        ground.db = None;
+    }
+}
+
+/// A whole frame of another version's is not skipped, and the journal stays.
+#[test]
+fn journal_of_another_version() {
+    let mut ground = Ground::new();
+    put(ground.db(), Durable::Soon, "k", 1);
+    ground.db = None;
+    let path = ground.directory.path();
+    let journal = path.join("state/journal");
+    let whole = std::fs::read(&journal).unwrap();
+    let table: Vec<u8> = Table::Images.name().bytes().map(|b| b ^ 1).collect();
+    for (from, to) in [(&b"images"[..], &table[..]), (b"\x02\x06\0\0\0", b"\x42\x06\0\0\0")] {
+        let at = whole.windows(from.len()).position(|bytes| bytes == from).unwrap();
+        let mut other = whole.clone();
+        other[at..at + to.len()].copy_from_slice(to);
+        // The last frame's sum, and nothing but its payload after that.
+        let begin = whole.windows(5).position(|bytes| bytes == b"\x02\x06\0\0\0").unwrap();
+        let sum = super::journal::checksum(&other[begin..]).to_le_bytes();
+        other[begin - 4..begin].copy_from_slice(&sum);
+        std::fs::write(&journal, &other).unwrap();
+        let opened = Db::open(&path.join("root"), &path.join("state"));
+        let error = opened.err().unwrap().to_string();
+        assert!(error.contains(env!("CARGO_PKG_VERSION")), "{error}");
+        assert!(error.contains(journal.to_str().unwrap()), "{error}");
+        assert_eq!(std::fs::read(&journal).unwrap(), other);
+    }
+    std::fs::write(&journal, &whole).unwrap();
+    ground.open();
+    assert_eq!(ground.all().len(), 1);
 }
 
 /// A journal whose last frame was cut anywhere gives back every write before it.

@@ -17,7 +17,7 @@ use crate::{
     Core,
     containers::ContainerRecord,
     content::ContentRecord,
-    db::{Mismatch, Table, lock},
+    db::{self, Mismatch, Table, lock},
     error::{Error, Result},
     leases::LeaseRecord,
     snapshots::{Damage, Kind, LayerSource, SnapshotRecord, child_key},
@@ -303,6 +303,13 @@ impl Core {
                         "repair writes it again from the database",
                     );
                 }
+                Mismatch::Stray(path) if db::is_damaged(&path)? => {
+                    stray(
+                        checked,
+                        &path,
+                        "it is no record that can be read, and the database has none for it",
+                    );
+                }
                 Mismatch::Stray(path) => {
                     stray(checked, &path, "the database has no such record");
                 }
@@ -355,7 +362,7 @@ impl Core {
         let aside = self.root.join("damaged");
         if aside.is_dir() {
             for name in names(&aside)? {
-                stray(checked, &aside.join(name), "a damaged blob that a repair moved aside");
+                stray(checked, &aside.join(name), "it was found damaged, and moved aside");
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use crate::{
     Config, LayerForm,
     db::lock,
     error::{Error, Result},
+    found,
 };
 
 /// Bytes of mount options that fit into the page mount(2) copies, with room for what a caller adds.
@@ -81,15 +82,13 @@ impl Disk {
         Lower { path: self.fs(id), id: Some(id) }
     }
 
+    /// The numbers of all directories that there are.
+    ///
+    /// # Errors
+    /// When they cannot all be told.
     pub(crate) fn present(&self) -> Result<BTreeSet<u64>> {
-        let path = self.root.join("snapshots");
-        let entries = match fs::read_dir(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(BTreeSet::new());
-            }
-            other => other.map_err(Error::io("list", &path))?,
-        };
-        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+        let entries = found::entries(&self.root.join("snapshots"))?;
+        Ok(entries.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
     /// Makes an empty directory for a new snapshot.

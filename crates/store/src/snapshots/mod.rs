@@ -24,7 +24,7 @@ pub(crate) use self::{
 };
 use crate::{
     Core,
-    db::{Durable, Opened, Table, Tx},
+    db::{self, Durable, Opened, RECORD, Table, Tx},
     error::{Error, Result},
     filters::{Fields, Filters, label},
     labels,
@@ -436,7 +436,11 @@ impl Core {
     /// power went before it was synced) goes, with the layers that stand on it. What somebody writes on
     /// them stays: it is there again with the layers below it, and refused until then. A directory
     /// without a record (an ephemeral one, or one whose record never became durable) goes into the
-    /// trash, unless the records were just rebuilt: what those miss stays until the next start.
+    /// trash, unless the records were just rebuilt: what those miss stays until the next start. One with a
+    /// record that is damaged is moved aside, with all that it has.
+    ///
+    /// # Errors
+    /// When it cannot be told what is there; then nothing was taken for lost.
     pub(crate) fn reconcile_snapshots(&self, opened: Opened) -> Result<()> {
         let present = self.disk.present()?;
         let mut used = BTreeSet::new();
@@ -450,7 +454,7 @@ impl Core {
                         lost.contains(parent) || !records.iter().any(|(name, _)| name == parent)
                     });
                     let here = present.contains(&record.id)
-                        && record.is_whole(&self.disk.directory(record.id));
+                        && record.is_whole(&self.disk.directory(record.id))?;
                     let waits = parent_lost && here && record.kind == Kind::Active;
                     if waits {
                         waiting.insert(key);
@@ -486,7 +490,16 @@ impl Core {
             return Ok(());
         }
         for id in present.difference(&used) {
-            self.disk.discard(*id)?;
+            let directory = self.disk.directory(*id);
+            if db::is_damaged(&directory.join(RECORD))? {
+                tracing::error!(
+                    snapshot = id,
+                    "the record of a snapshot is damaged; it is moved aside"
+                );
+                self.keep_aside(&directory, &format!("snapshot-{id}"))?;
+            } else {
+                self.disk.discard(*id)?;
+            }
         }
         Ok(())
     }

@@ -33,6 +33,7 @@ use crate::{
     db::{Table, lock},
     diffs::is_layer,
     error::{Error, Result},
+    found,
     hashing::Hashing,
     streams::Watched,
 };
@@ -144,12 +145,16 @@ impl Packed {
         })
     }
 
-    /// Are the files of a layer there in full? Other snapshots have none.
-    pub(crate) fn is_whole_at(directory: &Path, layer: &PackedLayer) -> bool {
+    /// Are the files of a layer there in full?
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn is_whole_at(directory: &Path, layer: &PackedLayer) -> Result<bool> {
         let has = |name: &str, bytes: u64| {
-            fs::metadata(directory.join(name)).is_ok_and(|metadata| metadata.len() == bytes)
+            let found = found::metadata(&directory.join(name))?;
+            Ok::<_, Error>(found.is_some_and(|file| file.is_file() && file.len() == bytes))
         };
-        has(TAR, layer.tar_bytes) && (layer.extra_bytes == 0 || has(EXTRA, layer.extra_bytes))
+        Ok(has(TAR, layer.tar_bytes)? && (layer.extra_bytes == 0 || has(EXTRA, layer.extra_bytes)?))
     }
 }
 
@@ -461,8 +466,11 @@ impl Disk {
 
 impl SnapshotRecord {
     /// Is what the record needs on the disk there?
-    pub(crate) fn is_whole(&self, directory: &Path) -> bool {
-        self.packed.as_ref().is_none_or(|layer| Packed::is_whole_at(directory, layer))
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub(crate) fn is_whole(&self, directory: &Path) -> Result<bool> {
+        self.packed.as_ref().map_or(Ok(true), |layer| Packed::is_whole_at(directory, layer))
     }
 }
 

@@ -56,12 +56,20 @@ pub struct Ground {
     pub seed: u64,
 }
 
+/// What a point is in front of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Step,
+    Write,
+    Read,
+}
+
 /// One pass of a point.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pass {
     pub name: String,
     pub nth: u64,
-    pub write: bool,
+    pub kind: Kind,
 }
 
 impl Ground {
@@ -91,7 +99,12 @@ impl Ground {
             let (kind, name) = line.split_once(' ').unwrap();
             let nth = counts.entry(name.to_string()).or_default();
             *nth += 1;
-            passes.push(Pass { name: name.into(), nth: *nth, write: kind == "w" });
+            let kind = match kind {
+                "w" => Kind::Write,
+                "r" => Kind::Read,
+                _ => Kind::Step,
+            };
+            passes.push(Pass { name: name.into(), nth: *nth, kind });
         }
         passes
     }

@@ -10,6 +10,7 @@
 
 mod check;
 mod ground;
+mod reads;
 mod scenario;
 mod space;
 #[path = "../suite/mod.rs"]
@@ -77,6 +78,11 @@ fn prepare(ground: &Ground, registry: &Registry) -> Input {
     input
 }
 
+fn lose_database(path: &Path) {
+    std::fs::remove_file(path.join("root/meta.db")).unwrap();
+    std::fs::remove_file(path.join("state/journal")).unwrap();
+}
+
 /// Kills at the points of a start that finds `damage` done to what a whole run has left.
 fn start(ground: &Ground, damage: fn(&Path)) {
     let registry = Registry::start();
@@ -104,10 +110,7 @@ fn killed_in_the_middle_of_work_on_packed_layers() {
 #[test]
 fn killed_while_it_rebuilds_its_database() {
     ground::alone("killed_while_it_rebuilds_its_database", LayerForm::Directories, |ground| {
-        start(ground, |path| {
-            std::fs::remove_file(path.join("root/meta.db")).unwrap();
-            std::fs::remove_file(path.join("state/journal")).unwrap();
-        });
+        start(ground, lose_database);
     });
 }
 
@@ -133,8 +136,38 @@ fn every_write_without_room() {
 }
 
 #[test]
+fn every_write_without_room_on_packed_layers() {
+    let test = "every_write_without_room_on_packed_layers";
+    ground::alone(test, LayerForm::Index, space::every_write);
+}
+
+#[test]
 fn a_disk_that_fills_up() {
     ground::alone("a_disk_that_fills_up", LayerForm::Directories, space::filling);
+}
+
+#[test]
+fn a_disk_that_fills_up_with_packed_layers() {
+    let test = "a_disk_that_fills_up_with_packed_layers";
+    ground::alone(test, LayerForm::Index, space::filling);
+}
+
+#[test]
+fn every_read_of_a_start() {
+    let test = "every_read_of_a_start";
+    ground::alone(test, LayerForm::Directories, |ground| reads::at_start(ground, |_| {}));
+}
+
+#[test]
+fn every_read_of_a_start_with_packed_layers() {
+    let test = "every_read_of_a_start_with_packed_layers";
+    ground::alone(test, LayerForm::Index, |ground| reads::at_start(ground, |_| {}));
+}
+
+#[test]
+fn every_read_of_a_rebuild() {
+    let test = "every_read_of_a_rebuild";
+    ground::alone(test, LayerForm::Directories, |ground| reads::at_start(ground, lose_database));
 }
 
 #[test]

@@ -3,19 +3,20 @@
 use std::{collections::BTreeSet, io::Write as _, path::Path};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use store::LayerForm;
 use store_api::Services;
 use types::ErrorKind;
 
 use crate::{
     check,
-    ground::{Ground, run},
+    ground::{Ground, Kind, disk, run},
     open,
     scenario::{Input, Step},
     suite::registry::Registry,
 };
 
 /// Bytes of the disk that fills up: the whole scenario needs some 5 MB.
-const DISK: &str = "size=24m";
+const DISK_BYTES: u64 = 24 << 20;
 
 /// Takes every step; those that succeeded. What failed has to say so: `words`, one of them.
 async fn tried(services: &Services, input: &Input, words: &[&str]) -> (BTreeSet<Step>, usize) {
@@ -44,7 +45,7 @@ pub fn every_write(ground: &Ground) {
     let registry = Registry::start();
     let input = crate::prepare(ground, &registry);
     let passes = ground.trace("trace", false, |_| {});
-    let writes: Vec<_> = passes.into_iter().filter(|pass| pass.write).collect();
+    let writes: Vec<_> = passes.into_iter().filter(|pass| pass.kind == Kind::Write).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (mut fired, mut failed, mut tries) = (0, 0, 0);
     for pass in ground.chosen(&writes) {
@@ -97,8 +98,16 @@ pub fn filling(ground: &Ground) {
     let mut failed = 0;
     for room in ground.rooms() {
         eprintln!("{room} bytes free");
-        std::fs::create_dir_all(&root).unwrap();
-        run("mount", &["-t", "tmpfs", "-o", DISK, "tmpfs", &root.display().to_string()]);
+        if ground.layers == LayerForm::Index {
+            std::fs::create_dir_all(&path).unwrap();
+            disk(&path, "root", DISK_BYTES);
+            // Nothing of the store's.
+            std::fs::remove_dir(root.join("lost+found")).unwrap();
+        } else {
+            std::fs::create_dir_all(&root).unwrap();
+            let size = format!("size={DISK_BYTES}");
+            run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &root.display().to_string()]);
+        }
         runtime.block_on(async {
             let (store, services) = open(&path, ground.layers).await;
             input.run(&services, Step::Load).await.unwrap();
