@@ -114,6 +114,7 @@ fn one(
         command.current_dir(dir);
     }
     command.stdin(Stdio::from(input)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    sys::process::unblock_signals_in(&mut command);
     let mut child = command.spawn().map_err(|source| {
         let object = hook.path.display().to_string();
         failed(Error::Io { op: "fork/exec", object, source }.chain())

@@ -211,6 +211,7 @@ fn map_helper(
     }
     let way_out =
         format!("an ordinary user needs it for ids other than its own, and lines in {list}");
+    sys::process::unblock_signals_in(&mut command);
     let output = command
         .stdin(std::process::Stdio::null())
         .output()

@@ -356,6 +356,8 @@ impl Program {
             command.arg("--systemd-cgroup");
         }
         command.stdin(Stdio::null());
+        // It passes on to the container's program what it finds blocked.
+        sys::process::unblock_signals_in(&mut command);
         command
     }
 

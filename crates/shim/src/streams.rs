@@ -267,6 +267,7 @@ fn start_logger(
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null());
     sys::shim::pass_fds(&mut command, vec![stdout, stderr, told]);
+    sys::process::unblock_signals_in(&mut command);
     // Reaped with all other children.
     let started = command.spawn().context("execute", name);
     drop(command);

@@ -4,6 +4,8 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
@@ -66,6 +68,23 @@ pub fn exit_on(signals: &[i32]) {
         unsafe {
             libc::signal(*signal, handler as libc::sighandler_t);
         }
+    }
+}
+
+/// Has a program start with no signal blocked. What the caller blocks, for a signalfd, would else stay blocked
+/// in it and in every program that it starts: Rust's `Command` passes the mask on (since 1.66).
+pub fn unblock_signals_in(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec; sigemptyset and sigprocmask are async-signal-safe,
+    // nothing is allocated, and the set is initialised before use.
+    unsafe {
+        command.pre_exec(|| {
+            let mut empty: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut empty);
+            match libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
     }
 }
 

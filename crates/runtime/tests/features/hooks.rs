@@ -73,3 +73,21 @@ fn a_program_that_has_ended_at_once_has_its_poststart_hooks() {
         assert!(b.path("after").exists());
     }
 }
+
+/// In the foreground the runtime itself has blocked what it passes on.
+#[test]
+fn no_signal_is_blocked_in_a_hook() {
+    let mut b = Bundle::new("true");
+    let kinds = ["createRuntime", "poststart", "poststop"];
+    for kind in kinds {
+        b.config["hooks"][kind] = json!([{
+            "path": "/bin/cp", "args": ["cp", "/proc/self/status", b.path(kind)],
+        }]);
+    }
+    let o = b.run();
+    assert!(o.status.success(), "{}", text(&o));
+    for kind in kinds {
+        let status = std::fs::read_to_string(b.path(kind)).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000\n"), "{kind}: {status}");
+    }
+}

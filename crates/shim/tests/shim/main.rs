@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod hostile;
+mod signals;
 mod support;
 
 use std::io::{Read, Write};
