@@ -209,9 +209,14 @@ pub(crate) fn run(
 /// The lock on the database is the store's; the way out is ours to tell.
 fn opening(error: store_api::Error) -> anyhow::Error {
     let is_locked = error.message.contains("another daemon uses it");
+    let is_none = error.is_not_found();
     let error = daemon::failed("open the store")(error);
     if is_locked {
         error.context("the store is in use: stop the daemon first (containers may go on running)")
+    } else if is_none {
+        error.context(
+            "name the directory of a store by --root: a daemon's is DATA-ROOT/store, by default /var/lib/gantry/store",
+        )
     } else {
         error
     }

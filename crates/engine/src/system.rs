@@ -299,8 +299,11 @@ impl Engine {
                 }
             }
         }
+        // Of no image, as of a pull that failed: what the next prune frees.
+        let left = self.services.extras.reclaimable().await?;
+        let bytes = layers.values().sum::<u64>().saturating_add(left);
         Ok(DiskUsage {
-            layers_size: i64::try_from(layers.values().sum::<u64>()).unwrap_or(i64::MAX),
+            layers_size: i64::try_from(bytes).unwrap_or(i64::MAX),
             images,
             containers,
             volumes,

@@ -173,6 +173,9 @@ pub trait Extras: Send + Sync {
     /// How many directories of snapshots are there that no record names: after the records had to be made
     /// anew they stay until the next start, so that what is in them can be saved.
     async fn unrecorded_snapshots(&self) -> Result<usize>;
-    /// Collects garbage now and waits for it. Answers the bytes freed.
+    /// Collects garbage now and waits for it; unfinished writes that nobody works on go too. Answers the
+    /// bytes freed.
     async fn collect_garbage(&self) -> Result<u64>;
+    /// The bytes that [`Extras::collect_garbage`] would free now.
+    async fn reclaimable(&self) -> Result<u64>;
 }

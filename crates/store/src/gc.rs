@@ -4,7 +4,7 @@
 //! protected by [`crate::guard::Guard`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Condvar, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -144,9 +144,57 @@ impl Core {
         }
         for ns in self.ingest_namespaces() {
             let leased = self.leased_ingests(&ns)?;
-            self.expire_ingests(&ns, &|reference| leased.contains(reference));
+            self.expire_ingests(&ns, &|reference| {
+                leased.contains(reference)
+                    || self.guard.is_pinned(&ns, ResourceKind::Ingest, reference)
+            });
         }
         Ok(freed)
+    }
+
+    /// An operation that fails leaves nothing that a collection would keep.
+    pub(crate) fn operation<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let operation = self.guard.operation();
+        let outcome = operation.run(work);
+        let failed = outcome.is_err();
+        if !failed {
+            operation.succeeded();
+        }
+        drop(operation);
+        if failed {
+            self.schedule.after(AFTER_IMAGE);
+        }
+        outcome
+    }
+
+    /// Collects garbage and drops unfinished writes that nobody works on; answers the bytes freed.
+    pub(crate) fn prune(&self) -> Result<u64> {
+        Ok(self.collect_garbage()? + self.unused_ingests(true)?)
+    }
+
+    /// What [`Core::prune`] would free now.
+    pub(crate) fn reclaimable(&self) -> Result<u64> {
+        let mut blobs: BTreeMap<String, u64> = BTreeMap::new();
+        let mut kept = BTreeSet::new();
+        let mut bytes = self.unused_ingests(false)?;
+        for ns in self.namespaces() {
+            let marked = self.mark(&ns)?;
+            for (name, record) in self.db.list::<ContentRecord>(Table::Content, &ns)? {
+                if marked.contains(&(ResourceKind::Content, name.clone())) {
+                    kept.insert(name);
+                } else {
+                    blobs.insert(name, record.size);
+                }
+            }
+            for (key, record) in self.db.list::<SnapshotRecord>(Table::Snapshots, &ns)? {
+                if !marked.contains(&(ResourceKind::Snapshot, key)) {
+                    bytes += record.usage.map_or(0, |usage| usage.0);
+                }
+            }
+        }
+        // The bytes of one that another namespace keeps stay.
+        blobs.retain(|name, _| !kept.contains(name));
+        Ok(bytes + blobs.into_values().sum::<u64>())
     }
 
     /// What led to files is durably gone before they go: else a power cut brings back an image without

@@ -1,6 +1,10 @@
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,11 +20,17 @@ const UNNAMED: Duration = Duration::from_secs(60);
 
 type Item = (String, ResourceKind, String);
 
+thread_local! {
+    /// The operation that this thread works for right now.
+    static OPERATION: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
 /// What garbage collection leaves alone although no record leads to it.
 ///
 /// Fresh: content and snapshots that were made (or looked for) just now and not named yet. The moment
-/// a record leads there, this protection ends and the record's begins. Pinned: what an operation of
-/// the store itself works on right now, whatever happens to records meanwhile.
+/// a record leads there, this protection ends and the record's begins; where an [`Operation`] of the
+/// store made it, it ends as well if that fails. Pinned: what an operation works on right now, whatever
+/// happens to records meanwhile.
 #[derive(Clone, Default)]
 pub(crate) struct Guard(Arc<Inner>);
 
@@ -34,10 +44,26 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    /// Until when.
-    fresh: BTreeMap<Item, Instant>,
+    fresh: BTreeMap<Item, Fresh>,
     /// How many operations work on it.
     pinned: BTreeMap<Item, usize>,
+    /// The number of the last operation.
+    operations: u64,
+}
+
+/// Who keeps something; nobody does when both are empty.
+#[derive(Default)]
+struct Fresh {
+    /// Those that ask for it by calls of their own, until then.
+    until: Option<Instant>,
+    /// Operations of the store under way.
+    operations: BTreeSet<u64>,
+}
+
+impl Fresh {
+    fn lasts(&self, now: Instant) -> bool {
+        !self.operations.is_empty() || self.until.is_some_and(|until| until > now)
+    }
 }
 
 impl Guard {
@@ -48,22 +74,36 @@ impl Guard {
 
     pub(crate) fn refresh(&self, ns: &str, kind: ResourceKind, name: &str) {
         let _gate = self.0.gate.read().unwrap_or_else(PoisonError::into_inner);
-        lock(&self.0.state).fresh.insert((ns.into(), kind, name.into()), Instant::now() + FRESH);
+        let mut state = lock(&self.0.state);
+        let fresh = state.fresh.entry((ns.into(), kind, name.into())).or_default();
+        match OPERATION.get() {
+            Some(operation) => drop(fresh.operations.insert(operation)),
+            None => fresh.until = Some(Instant::now() + FRESH),
+        }
+    }
+
+    /// Begins an operation.
+    pub(crate) fn operation(&self) -> Operation {
+        let mut state = lock(&self.0.state);
+        state.operations += 1;
+        let (guard, id) = (self.clone(), state.operations);
+        Operation(Arc::new(Running { guard, id, succeeded: AtomicBool::new(false) }))
     }
 
     /// Keeps what an image led to that has just lost its name.
     pub(crate) fn linger(&self, ns: &str, items: BTreeSet<(ResourceKind, String)>) {
-        let until = Instant::now() + UNNAMED;
+        let until = Some(Instant::now() + UNNAMED);
         let mut state = lock(&self.0.state);
         for (kind, name) in items {
             // Also where it was protected for longer: it has had a name.
-            state.fresh.insert((ns.into(), kind, name), until);
+            let fresh = Fresh { until, ..Fresh::default() };
+            state.fresh.insert((ns.into(), kind, name), fresh);
         }
     }
 
     /// When the next protection ends by itself.
     pub(crate) fn next_end(&self) -> Option<Instant> {
-        lock(&self.0.state).fresh.values().min().copied()
+        lock(&self.0.state).fresh.values().filter_map(|fresh| fresh.until).min()
     }
 
     pub(crate) fn forget(&self, ns: &str, kind: ResourceKind, name: &str) {
@@ -86,7 +126,7 @@ impl Guard {
     pub(crate) fn items(&self, ns: &str) -> Vec<(ResourceKind, String)> {
         let mut state = lock(&self.0.state);
         let now = Instant::now();
-        state.fresh.retain(|_, until| *until > now);
+        state.fresh.retain(|_, fresh| fresh.lasts(now));
         state
             .fresh
             .keys()
@@ -96,7 +136,11 @@ impl Guard {
             .collect()
     }
 
-    /// The protection of one operation, which ends when it is dropped.
+    pub(crate) fn is_pinned(&self, ns: &str, kind: ResourceKind, name: &str) -> bool {
+        lock(&self.0.state).pinned.contains_key(&(ns.to_string(), kind, name.to_string()))
+    }
+
+    /// The protection of what an operation works on, which ends when it is dropped.
     pub(crate) fn pins(&self, ns: &str) -> Pins {
         Pins { guard: self.clone(), ns: ns.into(), items: Mutex::new(Vec::new()) }
     }
@@ -127,6 +171,50 @@ impl Drop for Pins {
                 if *count == 0 {
                     state.pinned.remove(&item);
                 }
+            }
+        }
+    }
+}
+
+/// Work of the store itself, of one or more steps on whatever threads: a pull, a load. What it made or
+/// looked for stays as fresh as a client's if it [succeeds](Operation::succeeded). Else it alone keeps
+/// nothing from when the last copy of this is dropped, which those of its steps that still run have.
+#[derive(Clone)]
+pub(crate) struct Operation(Arc<Running>);
+
+struct Running {
+    guard: Guard,
+    id: u64,
+    succeeded: AtomicBool,
+}
+
+impl Operation {
+    /// Runs a step on this thread.
+    pub(crate) fn run<T>(&self, step: impl FnOnce() -> T) -> T {
+        let _turn = Turn(OPERATION.replace(Some(self.0.id)));
+        step()
+    }
+
+    pub(crate) fn succeeded(&self) {
+        self.0.succeeded.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The operation that the thread goes on with.
+struct Turn(Option<u64>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        OPERATION.set(self.0);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let until = self.succeeded.load(Ordering::Relaxed).then(|| Instant::now() + FRESH);
+        for fresh in lock(&self.guard.0.state).fresh.values_mut() {
+            if fresh.operations.remove(&self.id) {
+                fresh.until = fresh.until.max(until);
             }
         }
     }

@@ -171,8 +171,8 @@ impl Store {
     /// [`Purpose`] than serving. Call it in a tokio runtime.
     ///
     /// # Errors
-    /// When another process has the store open, or its directories cannot be made or read; for a
-    /// [`Purpose::Check`] also when there is no store.
+    /// When another process has the store open, or its directories cannot be made or read; `NotFound`
+    /// when there is no store, for all purposes but to serve, which makes one.
     pub async fn open(config: Config) -> store_api::Result<Arc<Self>> {
         let opening = config.clone();
         let core = tokio::task::spawn_blocking(move || Core::open(&opening))
@@ -219,6 +219,7 @@ impl Store {
             ns: namespace.into(),
             pool: self.pool.clone(),
             tasks: Arc::clone(&self.tasks),
+            operation: None,
         }
     }
 }
@@ -254,10 +255,10 @@ impl Core {
         if config.layers == LayerForm::Index {
             check_root(&config.state)?;
         }
+        if config.purpose != Purpose::Serve {
+            find_store(&config.root)?;
+        }
         let (db, opened) = if config.purpose == Purpose::Check {
-            if !config.root.is_dir() {
-                return Err(Error::not_found("store", config.root.display()));
-            }
             Db::open_frozen(&config.root, &config.state)?
         } else {
             make_directories(&config.root, &config.state)?;
@@ -409,6 +410,26 @@ pub(crate) fn check_root(root: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Is there a store, whatever of it was lost? Names that others use as well are not enough: BuildKit has
+/// blobs and snapshots at the same places, containerd a `meta.db`.
+fn find_store(root: &Path) -> Result<()> {
+    let is_store = |root: &Path| {
+        db::Table::ALL.iter().any(|table| root.join("records").join(table.name()).is_dir())
+            || (root.join("meta.db").is_file()
+                && ["content/blobs", "snapshots"].iter().all(|name| root.join(name).is_dir()))
+    };
+    if is_store(root) {
+        return Ok(());
+    }
+    let inside = Some(root.join("store")).filter(|inside| is_store(inside));
+    let inside = inside.map_or(String::new(), |inside| format!("; one is in {}", inside.display()));
+    let text = format!(
+        "no store is in {}: it has neither the records of one nor its database, blobs and snapshots{inside}",
+        root.display()
+    );
+    Err(store_api::Error::new(types::ErrorKind::NotFound, text).into())
 }
 
 /// The state's directory can be passed through: a container's root that is mapped to another user of the

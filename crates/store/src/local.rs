@@ -16,8 +16,10 @@ use types::{Digest, ErrorKind, ImageRef, Platform};
 
 use crate::{
     Core,
+    content::Writer,
     error::Result as CoreResult,
     extras,
+    guard::Operation,
     pool::Pool,
     progress::Reporter,
     snapshots::{Kind, SNAPSHOTTER},
@@ -32,16 +34,34 @@ pub(crate) struct Local {
     pub(crate) ns: Arc<str>,
     pub(crate) pool: Pool,
     pub(crate) tasks: Arc<ShimManager>,
+    /// What all work is a step of.
+    pub(crate) operation: Option<Operation>,
 }
 
 impl Local {
+    /// The same namespace for one operation of many steps.
+    pub(crate) fn for_operation(&self) -> Self {
+        Self { operation: Some(self.core.guard.operation()), ..self.clone() }
+    }
+
+    /// `work` as a step of the operation, which lasts until this has ended.
+    fn step<T>(
+        &self,
+        work: impl FnOnce(&Core, &str) -> CoreResult<T> + Send + 'static,
+    ) -> impl FnOnce(&Arc<Core>) -> CoreResult<T> + Send + 'static {
+        let (ns, operation) = (Arc::clone(&self.ns), self.operation.clone());
+        move |core| match operation {
+            Some(operation) => operation.run(|| work(core, &ns)),
+            None => work(core, &ns),
+        }
+    }
+
     /// Work that takes a moment.
     pub(crate) async fn quick<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Core, &str) -> CoreResult<T> + Send + 'static,
     ) -> Result<T> {
-        let ns = Arc::clone(&self.ns);
-        self.pool.quick(&self.core, move |core| work(core, &ns)).await
+        self.pool.quick(&self.core, self.step(work)).await
     }
 
     /// Work that hashes, compresses or extracts.
@@ -49,8 +69,7 @@ impl Local {
         &self,
         work: impl FnOnce(&Core, &str) -> CoreResult<T> + Send + 'static,
     ) -> Result<T> {
-        let ns = Arc::clone(&self.ns);
-        self.pool.heavy(&self.core, move |core| work(core, &ns)).await
+        self.pool.heavy(&self.core, self.step(work)).await
     }
 
     /// The same at the pace of a client, whose stream it reads or writes.
@@ -58,8 +77,7 @@ impl Local {
         &self,
         work: impl FnOnce(&Core, &str) -> CoreResult<T> + Send + 'static,
     ) -> Result<T> {
-        let ns = Arc::clone(&self.ns);
-        self.pool.transfer(&self.core, move |core| work(core, &ns)).await
+        self.pool.transfer(&self.core, self.step(work)).await
     }
 }
 
@@ -96,7 +114,7 @@ impl Content for Local {
     }
 
     async fn open_writer(&self, request: WriteRequest) -> Result<IngestStatus> {
-        self.quick(move |core, ns| core.open_writer(ns, &request)).await
+        self.quick(move |core, ns| core.open_writer(ns, &request, Writer::Client)).await
     }
 
     async fn write(&self, reference: &str, offset: u64, bytes: Bytes) -> Result<u64> {
@@ -176,6 +194,10 @@ impl Snapshots for Local {
         SNAPSHOTTER
     }
 
+    fn root(&self) -> std::path::PathBuf {
+        self.core.root.join("snapshots")
+    }
+
     async fn stat(&self, key: &str) -> Result<SnapshotInfo> {
         let key = key.to_string();
         self.quick(move |core, ns| core.snapshot_stat(ns, &key)).await
@@ -194,10 +216,6 @@ impl Snapshots for Local {
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let key = key.to_string();
         self.quick(move |core, ns| core.snapshot_mounts(ns, &key)).await
-    fn root(&self) -> std::path::PathBuf {
-        self.core.root.join("snapshots")
-    }
-
     }
 
     async fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
@@ -240,6 +258,11 @@ impl Diffs for Local {
         self.heavy(move |core, ns| core.apply(ns, &layer, &mounts)).await
     }
 
+    async fn sync(&self, mounts: &[Mount]) -> Result<()> {
+        let mounts = mounts.to_vec();
+        self.heavy(move |core, _| core.sync_mounts(&mounts)).await
+    }
+
     async fn diff(&self, request: DiffRequest) -> Result<Descriptor> {
         self.heavy(move |core, ns| core.diff(ns, &request)).await
     }
@@ -258,11 +281,6 @@ impl Leases for Local {
     }
 
     async fn list(&self, filters: &[String]) -> Result<Vec<Lease>> {
-    async fn sync(&self, mounts: &[Mount]) -> Result<()> {
-        let mounts = mounts.to_vec();
-        self.heavy(move |core, _| core.sync_mounts(&mounts)).await
-    }
-
         let filters = filters.to_vec();
         self.quick(move |core, ns| core.lease_list(ns, &filters)).await
     }
@@ -349,7 +367,8 @@ impl Transfer for Local {
         progress: ProgressSender,
     ) -> Result<Vec<Imported>> {
         self.transfer(move |core, ns| {
-            transfer::import(core, ns, &request, archive, &Reporter::new(progress))
+            let reporter = Reporter::new(progress);
+            core.operation(|| transfer::import(core, ns, &request, archive, &reporter))
         })
         .await
     }
@@ -393,8 +412,10 @@ impl Extras for Local {
         platform: Option<&Platform>,
     ) -> Result<UnpackedImage> {
         let (target, platform) = (target.clone(), platform.cloned());
-        self.heavy(move |core, ns| core.unpack(ns, &target, platform.as_ref(), &Reporter::silent()))
-            .await
+        self.heavy(move |core, ns| {
+            core.operation(|| core.unpack(ns, &target, platform.as_ref(), &Reporter::silent()))
+        })
+        .await
     }
 
     async fn resolve_image(
@@ -412,7 +433,7 @@ impl Extras for Local {
     }
 
     async fn squash(&self, request: SquashRequest) -> Result<Descriptor> {
-        self.heavy(move |core, ns| core.squash(ns, &request)).await
+        self.heavy(move |core, ns| core.operation(|| core.squash(ns, &request))).await
     }
 
     async fn embedded_image(&self, name: &str) -> Result<Descriptor> {
@@ -432,7 +453,10 @@ impl Extras for Local {
         name: &str,
     ) -> Result<Descriptor> {
         let name = name.to_string();
-        self.transfer(move |core, ns| core.import_rootfs(ns, archive, &config, &name)).await
+        self.transfer(move |core, ns| {
+            core.operation(|| core.import_rootfs(ns, archive, &config, &name))
+        })
+        .await
     }
 
     async fn fsck(&self, request: FsckRequest) -> Result<FsckReport> {
@@ -448,6 +472,10 @@ impl Extras for Local {
     }
 
     async fn collect_garbage(&self) -> Result<u64> {
-        self.heavy(|core, _| core.collect_garbage()).await
+        self.heavy(|core, _| core.prune()).await
+    }
+
+    async fn reclaimable(&self) -> Result<u64> {
+        self.heavy(|core, _| core.reclaimable()).await
     }
 }

@@ -255,17 +255,36 @@ async fn nothing_wrong() {
     assert_eq!(ground.repair().await.findings, []);
 }
 
-/// Where there is no store none is made.
+/// Where there is no store none is made, whatever else is there.
 async fn no_store() {
     let directory = tempfile::tempdir().unwrap();
-    let config = Config {
-        purpose: Purpose::Check,
-        ..Config::new(directory.path().join("root"), directory.path().join("state"))
+    let (root, state) = (directory.path().join("root"), directory.path().join("state"));
+    let config = Config { purpose: Purpose::Check, ..Config::new(&root, &state) };
+    let refused = async |told: &str| {
+        let before = everything(directory.path());
+        for purpose in [Purpose::Check, Purpose::Repair] {
+            let opened = Store::open(Config { purpose, ..config.clone() }).await;
+            let error = opened.err().unwrap();
+            assert!(error.is_not_found() && error.message.contains(told), "{error}");
+            assert!(error.message.contains(root.to_str().unwrap()), "{error}");
+        }
+        assert!(everything(directory.path()) == before, "something was changed");
     };
-    assert!(Store::open(config.clone()).await.err().unwrap().is_not_found());
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    refused("no store is in").await;
+    // Somebody else's things.
+    for name in ["tmp", "content/blobs/sha256", "snapshots", "records"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+        refused("no store is in").await;
+    }
+    fs::remove_dir_all(root.join("content")).unwrap();
+    fs::write(root.join("meta.db"), random::bytes(100)).unwrap();
+    refused("no store is in").await;
+    // A daemon's data root.
+    drop(open(suite::config(&root.join("store"), &directory.path().join("of"))).await);
+    refused(&format!("one is in {}", root.join("store").display())).await;
     // Nor is one repaired that was opened for a look.
-    fs::create_dir(directory.path().join("root")).unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    drop(open(suite::config(&root, &state)).await);
     let (_store, services) = open(config).await;
     let request = FsckRequest { repair: true, ..FsckRequest::default() };
     suite::assert_kind(services.extras.fsck(request).await, types::ErrorKind::FailedPrecondition);
@@ -333,7 +352,7 @@ async fn layers() {
         if !names.is_empty() {
             continue;
         }
-        for round in 0..6 {
+        for round in 0..8 {
             let Some(what) = spoil(&directory.join("fs"), round) else { continue };
             ground.found_and_repaired(std::slice::from_ref(&object), &before, what).await;
         }
@@ -362,6 +381,16 @@ fn spoil(root: &Path, round: u32) -> Option<&'static str> {
     let mtime = file.metadata().unwrap().modified().unwrap();
     let mode = file.metadata().unwrap().permissions().mode();
     match round {
+        6 | 7 => {
+            let directory = file.parent().filter(|parent| *parent != root)?;
+            let mode = directory.metadata().unwrap().permissions().mode();
+            if round == 7 {
+                std::os::unix::fs::chown(directory, None, Some(4711)).unwrap();
+                return Some("a directory's group changed");
+            }
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode ^ 0o1001)).unwrap();
+            Some("a directory's mode changed")
+        }
         0 => {
             let mut bytes = fs::read(file).unwrap();
             bytes[0] ^= 1;
@@ -470,12 +499,16 @@ async fn written_on_lost_layers() {
 async fn database() {
     let ground = Ground::new().await;
     let object = format!("database {}", ground.root().join("meta.db").display());
-    for damaged in [false, true] {
+    for (how, damaged) in [("gone", false), ("empty", false), ("garbage", true), ("cut", true)] {
         let path = ground.root().join("meta.db");
-        if damaged {
-            fs::write(&path, random::bytes(9000)).unwrap();
-        } else {
-            fs::remove_file(&path).unwrap();
+        let bytes = path.metadata().unwrap().len();
+        match how {
+            "gone" => fs::remove_file(&path).unwrap(),
+            "garbage" => fs::write(&path, random::bytes(9000)).unwrap(),
+            _ => {
+                let end = if how == "cut" { bytes / 2 + 7 } else { 0 };
+                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(end).unwrap();
+            }
         }
         // It is not for a look to remove it.
         let blob = ground.blob(&ground.image.layers[0].digest);
@@ -487,14 +520,25 @@ async fn database() {
         assert_eq!((report.snapshots, report.images), (3, 1));
         assert!(!finding(&report, &object).repaired);
         let repaired = ground.repair().await;
-        assert!(finding(&repaired, &object).repaired);
+        assert!(finding(&repaired, &object).repaired && repaired.is_clean(), "{how}");
+        assert_eq!(ground.look().await.findings, [], "{how}");
+        assert!(!ground.root().join("meta.rebuilding").exists(), "{how}");
         let aside = |path: &PathBuf| path.to_string_lossy().contains("meta.damaged-");
         let entries = fs::read_dir(ground.root()).unwrap().map(|entry| entry.unwrap().path());
         let aside: Vec<PathBuf> = entries.filter(aside).collect();
-        assert_eq!(aside.len(), usize::from(damaged));
-        aside.iter().for_each(|path| fs::remove_file(path).unwrap());
-        // The daemon goes through with it.
-        drop(ground.serve().await);
+        assert_eq!(aside.len(), usize::from(damaged), "{how}");
+        for path in aside {
+            let problem = &finding(&repaired, &object).problem;
+            assert!(problem.contains(path.file_name().unwrap().to_str().unwrap()), "{problem}");
+            fs::remove_file(path).unwrap();
+        }
+        // The daemon has all of it.
+        let (store, services) = ground.serve().await;
+        services.extras.collect_garbage().await.unwrap();
+        assert_eq!(services.images.list(&[]).await.unwrap().len(), 1, "{how}");
+        let shown = transfer::shown(&services, &ground.image).await;
+        assert!(shown.contains_key(Path::new("old/b")), "{how}");
+        drop((store, services));
         assert_eq!(ground.look().await.findings, []);
     }
 }
@@ -681,6 +725,32 @@ async fn moved_aside() {
     assert_eq!(fsck(directory.path(), false).await.unwrap().findings, []);
 }
 
+/// A registry that does not answer costs its time-out once, whatever it should have.
+async fn a_dead_registry_is_asked_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let (store, services) = open(suite::config(&root, &directory.path().join("state"))).await;
+    let name = format!("127.0.0.1:1/{}:v1", random::name("img"));
+    let image = transfer::image();
+    transfer::import(&services, image.oci_archive(&name)).await.unwrap();
+    drop((store, services));
+    for layer in &image.layers {
+        let digest = Digest::sha256(&layer.blob);
+        let blob = root.join("content/blobs/sha256").join(digest.hex());
+        let mut bytes = layer.blob.clone();
+        bytes[10] ^= 1;
+        fs::remove_file(&blob).unwrap();
+        fs::write(&blob, bytes).unwrap();
+    }
+    let report = fsck(directory.path(), true).await.unwrap();
+    let told = |text: &str| report.findings.iter().filter(|one| one.remedy.contains(text)).count();
+    let all =
+        (told("connection refused"), told("127.0.0.1:1 did not answer, and is not asked again"));
+    assert_eq!(all.0, 1, "{report:#?}");
+    // A packed layer's tar has the one that is not compressed.
+    assert!(all.1 >= 1, "{report:#?}");
+}
+
 /// Puts something in a blob's place that is no regular file.
 fn displace(blob: &Path, kind: &str) {
     fs::remove_file(blob).unwrap();
@@ -721,6 +791,7 @@ async fn displaced() {
         fs::remove_dir_all(&aside).unwrap();
         assert_eq!(files(&ground.root()), before);
     }
+    let elsewhere = Registry::start();
     for kind in ["FIFO", "symbolic link", "directory"] {
         displace(&blob, kind);
         drop(ground.serve().await);
@@ -733,15 +804,70 @@ async fn displaced() {
         displace(&blob, kind);
         let read = services.content.read_at(&layer, 0, 100).await;
         suite::assert_kind(read, types::ErrorKind::DataLoss);
+        let (progress, mut reports) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(async move { while reports.recv().await.is_some() {} });
+        let request = store_api::PushRequest {
+            name: ground.name.clone(),
+            reference: elsewhere.reference(),
+            platform: None,
+            access: store_api::RegistryAccess::default(),
+        };
+        let pushing = services.transfer.push(request, progress);
+        let pushed = tokio::time::timeout(Duration::from_secs(60), pushing).await;
+        let error = pushed.expect("the push waits").unwrap_err();
+        assert!(error.message.contains("damaged on disk"), "{error}");
         drop((store, services));
         assert!(finding(&ground.repair().await, &object).repaired);
         fs::remove_dir_all(&aside).ok();
     }
 }
 
+/// The same of what a packed layer consists of.
+async fn displaced_parts() {
+    if suite::forms::form() != LayerForm::Index {
+        return;
+    }
+    let ground = Ground::new().await;
+    let before = files(&ground.root());
+    for kind in ["FIFO", "symbolic link", "directory"] {
+        for (directory, key) in ground.layers() {
+            let object = format!("snapshot {NAMESPACE}/{key}");
+            for name in ["layer.tar", "layer.toc", "index"] {
+                let path = directory.join(name);
+                if !path.exists() {
+                    continue;
+                }
+                displace(&path, kind);
+                let what = format!("{name}: a {kind}");
+                ground.found_and_repaired(std::slice::from_ref(&object), &before, &what).await;
+                if name == "layer.tar" {
+                    continue;
+                }
+                // What can be made again is, also when it is used.
+                displace(&path, kind);
+                let (store, services) = ground.serve().await;
+                let shown = transfer::shown(&services, &ground.image).await;
+                assert!(shown.contains_key(Path::new("old/b")), "{what}");
+                drop((store, services));
+                assert!(ground.repair().await.is_clean(), "{what}");
+                assert_eq!(ground.look().await.findings, [], "{what}");
+            }
+        }
+    }
+    // Without its tar a layer is lost, and made again from its blob.
+    displace(&ground.layers()[0].0.join("layer.tar"), "FIFO");
+    let (_store, services) = ground.serve().await;
+    let target = services.images.get(&ground.name).await.unwrap().target;
+    services.extras.unpack(&target, None).await.unwrap();
+    let shown = transfer::shown(&services, &ground.image).await;
+    assert!(shown.contains_key(Path::new("old/b")));
+}
+
 in_every_form! {
     nothing_wrong,
     displaced,
+    displaced_parts,
+    a_dead_registry_is_asked_once,
     no_store,
     blobs,
     lost_content,

@@ -10,7 +10,13 @@ use store::{Config, LayerForm, Store};
 use store_api::{Descriptor, Labels, Mount, Namespaces as _, Services, media_type};
 use suite::{labels, snapshots::tree, transfer};
 use tempfile::TempDir;
-use testkit::random;
+use testkit::{
+    fixtures::{
+        oci::{Image, Layer},
+        tar::TarStream,
+    },
+    random,
+};
 use types::Digest;
 
 fn config(root: &Path, layers: LayerForm) -> Config {
@@ -101,6 +107,45 @@ fn layers_stay_what_they_are() {
         let top = unpacked.chain_ids.last().unwrap().to_string();
         let (own, below) = services.extras.usage_with_parents(&top).await.unwrap();
         assert!(own.bytes > 0 && below.bytes > 0);
+    });
+}
+
+/// Zeros after an archive's end are a part of the layer, byte for byte, and take no room.
+#[test]
+fn zeros_after_the_end() {
+    alone("zeros_after_the_end", async || {
+        const ZEROS: usize = 48 << 20;
+        let ground = Ground::new().await;
+        let services = ground.services();
+        let mut tar = TarStream::new().file("a", 0o644, &random::bytes(70_000)).finish();
+        tar.extend(vec![0; ZEROS + usize::try_from(random::number(0..9000)).unwrap()]);
+        let diff_id = Digest::sha256(&tar);
+        let bytes = u64::try_from(tar.len()).unwrap();
+        let below = Layer::gzipped(TarStream::new().file("b", 0o644, b"b").finish());
+        let image = Image::new(vec![below, Layer::gzipped(tar)], &serde_json::json!({}));
+        let name = format!("docker.io/library/{}:v1", random::name("img"));
+        transfer::import(&services, image.oci_archive(&name)).await.unwrap();
+        let tars = files(ground.directory.path()).0;
+        let all = tars.iter().map(|path| path.metadata().unwrap());
+        let metadata = all.max_by_key(|metadata| metadata.len()).unwrap();
+        assert_eq!(metadata.len(), bytes);
+        let used = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+        assert!(used < 1 << 20, "{used} bytes for 70 KB");
+        let target = services.images.get(&name).await.unwrap().target;
+        let unpacked = services.extras.unpack(&target, None).await.unwrap();
+        assert_eq!(unpacked.diff_ids[1], diff_id);
+        let top = unpacked.chain_ids[1].to_string();
+        assert!(services.extras.usage_with_parents(&top).await.unwrap().0.bytes < 1 << 20);
+        let request = store_api::DiffRequest {
+            lower: view(&services, Some(&unpacked.chain_ids[0])).await,
+            upper: view(&services, Some(&unpacked.chain_ids[1])).await,
+            media_type: media_type::OCI_LAYER.into(),
+            ..store_api::DiffRequest::default()
+        };
+        assert_eq!(services.diffs.diff(request).await.unwrap().digest, diff_id);
+        assert!(transfer::shown(&services, &unpacked).await.contains_key(Path::new("a")));
+        let report = services.extras.fsck(store_api::FsckRequest::default()).await.unwrap();
+        assert_eq!(report.findings, []);
     });
 }
 

@@ -3,7 +3,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -37,6 +37,15 @@ const REFERENCE_BYTES: usize = 4096;
 #[derive(Default)]
 pub(crate) struct Ingests(Mutex<HashMap<Name, Arc<Mutex<Ingest>>>>);
 
+/// Who opens an ingest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// The store itself, which keeps it by a pin while it works on it.
+    Store,
+    /// A client, of whom nobody knows whether it goes on.
+    Client,
+}
+
 /// Namespace and reference.
 type Name = (String, String);
 
@@ -62,6 +71,8 @@ struct Ingest {
     shared: bool,
     updated: Timestamp,
     finished: bool,
+    /// Who opened it last in this run.
+    by: Writer,
 }
 
 impl Fields for IngestStatus {
@@ -163,7 +174,7 @@ impl Ingest {
         }
         let path = self.data();
         let mut digester = Digester::new(self.algorithm());
-        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut file = super::open_regular(&path).map_err(Error::io("open", &path))?;
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             match file.read(&mut buffer).map_err(Error::io("read", &path))? {
@@ -194,7 +205,12 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn open_writer(&self, ns: &str, request: &WriteRequest) -> Result<IngestStatus> {
+    pub(crate) fn open_writer(
+        &self,
+        ns: &str,
+        request: &WriteRequest,
+        by: Writer,
+    ) -> Result<IngestStatus> {
         if request.reference.is_empty() || request.reference.len() > REFERENCE_BYTES {
             return Err(Error::invalid(format!(
                 "an ingest's reference has 1 to {REFERENCE_BYTES} bytes"
@@ -209,6 +225,7 @@ impl Core {
         }
         let ingest = self.ingest(ns, request)?;
         let mut ingest = lock(&ingest);
+        ingest.by = by;
         match (&ingest.meta.expected, &request.expected) {
             (Some(have), Some(want)) if have != want => {
                 return Err(Error::precondition(format!(
@@ -233,6 +250,7 @@ impl Core {
         Ok(ingest.status())
     }
 
+    /// What the caller gets nobody takes for unused while it has it.
     fn ingest(&self, ns: &str, request: &WriteRequest) -> Result<Arc<Mutex<Ingest>>> {
         self.ensure_namespace(ns)?;
         let key = (ns.to_string(), request.reference.clone());
@@ -290,7 +308,7 @@ impl Core {
     pub(crate) fn ingest_file(&self, ns: &str, reference: &str) -> Result<File> {
         let ingest = self.find_ingest(ns, reference)?;
         let path = lock(&ingest).data();
-        File::open(&path).map_err(Error::io("open", path))
+        super::open_regular(&path).map_err(Error::io("open", path))
     }
 
     pub(crate) fn ingest_commit(
@@ -377,6 +395,51 @@ impl Core {
                 tracing::debug!(reference = status.reference, "an expired ingest went by itself");
             }
         }
+    }
+
+    /// Bytes on disk of the unfinished writes that nobody works on: neither the store nor, since its
+    /// start, a client, nor has a lease any of them. With `remove` they go.
+    ///
+    /// # Errors
+    /// When leases cannot be read.
+    pub(crate) fn unused_ingests(&self, remove: bool) -> Result<u64> {
+        let mut bytes = 0;
+        for ns in self.ingest_namespaces() {
+            let leased = self.leased_ingests(&ns)?;
+            // Whoever comes for one of them, pins it first and waits here then.
+            let mut ingests = lock(&self.ingests.0);
+            ingests.retain(|(of, reference), ingest| {
+                let kept = *of != ns
+                    || leased.contains(reference)
+                    || self.guard.is_pinned(&ns, ResourceKind::Ingest, reference)
+                    // Of those that work on it each has one.
+                    || Arc::strong_count(ingest) > 1;
+                if kept {
+                    return true;
+                }
+                let ingest = lock(ingest);
+                if ingest.by == Writer::Client {
+                    return true;
+                }
+                let used = std::fs::symlink_metadata(ingest.data());
+                let used = used.map_or(0, |metadata| metadata.blocks() * 512);
+                if !remove {
+                    bytes += used;
+                    return true;
+                }
+                // In one step: another of this name may begin at once.
+                match self.trash.put(&ingest.directory) {
+                    Ok(()) => bytes += used,
+                    Err(error) => {
+                        let error = store_api::Error::from(error);
+                        tracing::warn!(reference, error = %error, "an ingest stays behind");
+                        return true;
+                    }
+                }
+                false
+            });
+        }
+        Ok(bytes)
     }
 
     /// Drops every unfinished write of a namespace that goes.
@@ -503,6 +566,7 @@ fn create(directory: PathBuf, meta: Meta) -> Result<Ingest> {
         digester: Some(Digester::new(algorithm)),
         shared: false,
         finished: false,
+        by: Writer::Store,
     })
 }
 
@@ -540,6 +604,7 @@ fn load(directory: &Path) -> Option<Ingest> {
         shared: false,
         updated,
         finished: false,
+        by: Writer::Store,
     })
 }
 

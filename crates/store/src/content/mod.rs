@@ -20,7 +20,7 @@ use types::Digest;
 
 pub(crate) use self::{
     damaged::{Damaged, digest_of_file},
-    ingest::Ingests,
+    ingest::{Ingests, Writer},
 };
 use crate::{
     Core,

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use self::journal::Journal;
 pub(crate) use self::{
     check::Mismatch,
-    opening::finish_rebuild,
+    opening::{DAMAGED, finish_rebuild},
     records::{DamagedRecord, RECORD, RecordFile, is_damaged},
 };
 use crate::error::{Error, Result};

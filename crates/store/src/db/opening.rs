@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// Bytes of redb's page cache: the daemon's memory budget is small, the kernel caches too.
 const CACHE_BYTES: usize = 2 << 20;
+/// How the name of a damaged database begins that was moved aside; the time follows, in seconds since 1970.
+pub(crate) const DAMAGED: &str = "meta.damaged-";
 /// Lies beside the database from before it is made until all records are in it.
 const MARKER: &str = "meta.rebuilding";
 
@@ -136,11 +138,11 @@ pub(super) fn is_rebuilding(root: &Path) -> bool {
 /// Renames a damaged database so that it can be looked at; answers its new name.
 fn move_aside(path: &Path) -> Result<PathBuf> {
     let now = store_api::Timestamp::now().seconds;
-    let mut aside = path.with_extension(format!("damaged-{now}"));
+    let mut aside = path.with_file_name(format!("{DAMAGED}{now}"));
     let mut n = 0;
     while aside.exists() {
         n += 1;
-        aside = path.with_extension(format!("damaged-{now}-{n}"));
+        aside = path.with_file_name(format!("{DAMAGED}{now}-{n}"));
     }
     std::fs::rename(path, &aside).map_err(Error::io("move aside the damaged database", path))?;
     Ok(aside)

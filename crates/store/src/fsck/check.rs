@@ -109,10 +109,14 @@ impl Core {
         self.check_snapshots(&mut checked)?;
         self.check_records(&mut checked)?;
         if self.rebuilt.load(Ordering::Relaxed) {
+            let aside = names(&self.root)?.into_iter().rfind(|name| name.starts_with(db::DAMAGED));
+            let kept = aside.map_or(String::new(), |name| format!(" (one is kept as {name})"));
             checked.add(
                 Fault::Database,
                 format!("database {}", self.root.join("meta.db").display()),
-                "it is missing or damaged; what is told here is what the records beside it say",
+                format!(
+                    "it is missing or damaged{kept}; what is told here is what the records beside it say"
+                ),
                 "repair makes it again from them, as does the next start of the daemon",
             );
         }
@@ -353,9 +357,8 @@ impl Core {
         }
         for name in names(&self.root)? {
             let path = self.root.join(&name);
-            if name.starts_with("meta.damaged-") {
-                stray(checked, &path, "a database that was found damaged and was made anew");
-            } else if !ROOT_NAMES.contains(&name.as_str()) {
+            // A database that was found damaged is told of with its repair.
+            if !name.starts_with(db::DAMAGED) && !ROOT_NAMES.contains(&name.as_str()) {
                 stray(checked, &path, "it is none of the store's");
             }
         }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Core,
     content::{BUFFER_BYTES, ContentRecord, open_regular},
-    db::{Durable, Table, lock},
+    db::{self, Durable, Table, lock},
     error::{Error, Result},
     snapshots::{Damage, SnapshotRecord, child_key},
 };
@@ -56,6 +56,7 @@ impl Core {
             },
             Fault::Database => {
                 self.db.flush()?;
+                db::finish_rebuild(&self.root)?;
                 self.rebuilt.store(false, Ordering::Relaxed);
                 Ok(())
             }

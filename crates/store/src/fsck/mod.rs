@@ -13,7 +13,7 @@ use std::{
 };
 
 use store_api::{Finding, FsckReport, FsckRequest, RegistryAccess, Result};
-use types::Digest;
+use types::{Digest, ErrorKind};
 
 use self::check::{Checked, SnapshotName, User, Users};
 use crate::{Local, Purpose, db::Table, snapshots::Damage, transfer};
@@ -63,15 +63,23 @@ pub(crate) struct Origin {
     pub(crate) namespaces: BTreeSet<String>,
 }
 
+/// What a repair asks for blobs.
+struct Registries<'r> {
+    request: &'r FsckRequest,
+    /// Those that did not answer: each has cost its time-out once.
+    silent: BTreeSet<String>,
+}
+
 /// # Errors
 /// When something cannot be looked at at all, or what was repaired cannot be made durable: then nothing
 /// counts as repaired. A repair of a store that was opened for a look is refused.
 pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckReport> {
     if request.repair && local.core.purpose == Purpose::Check {
         let text = "repair a store that was opened to be looked at: open it for a repair";
-        return Err(store_api::Error::new(types::ErrorKind::FailedPrecondition, text));
+        return Err(store_api::Error::new(ErrorKind::FailedPrecondition, text));
     }
     let _alone = local.core.async_flights.enter("fsck").await;
+    let mut registries = Registries { request: &request, silent: BTreeSet::new() };
     let mut checked = local.heavy(|core, _| core.fsck_check()).await?;
     if !request.repair {
         return Ok(report(&checked, Vec::new()));
@@ -90,7 +98,7 @@ pub(crate) async fn fsck(local: &Local, request: FsckRequest) -> Result<FsckRepo
             }
             tried = true;
             let mut finding = finding.clone();
-            if let Err(error) = mend(local, &request, &checked, fault).await {
+            if let Err(error) = mend(local, &mut registries, &checked, fault).await {
                 finding.remedy = format!("{}; the repair failed: {error}", finding.remedy);
             }
             seen.insert(key, finding);
@@ -142,12 +150,12 @@ fn report(checked: &Checked, repaired: Vec<Finding>) -> FsckReport {
 
 async fn mend(
     local: &Local,
-    request: &FsckRequest,
+    registries: &mut Registries<'_>,
     checked: &Checked,
     fault: &Fault,
 ) -> Result<()> {
     if let Fault::Blob(digest) = fault {
-        return blob(local, request, checked, digest).await;
+        return blob(local, registries, checked, digest).await;
     }
     let busy = busy(local).await?;
     let (fault, sources) = (fault.clone(), checked.sources.clone());
@@ -158,7 +166,7 @@ async fn mend(
 /// digest says and cannot be had is moved aside.
 async fn blob(
     local: &Local,
-    request: &FsckRequest,
+    registries: &mut Registries<'_>,
     checked: &Checked,
     digest: &Digest,
 ) -> Result<()> {
@@ -169,13 +177,22 @@ async fn blob(
     }
     let mut last = store_api::Error::not_found("registry that has content", digest);
     for repository in &origin.repositories {
-        let fetched = match access_to(repository, request).await {
+        let registry = registry_of(repository);
+        if registries.silent.contains(registry) {
+            let text = format!("{registry} did not answer, and is not asked again");
+            last = store_api::Error::new(ErrorKind::Unavailable, text);
+            continue;
+        }
+        let fetched = match access_to(repository, registries.request).await {
             Ok(access) => transfer::refetch(local, digest, &origin, repository, &access).await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         match fetched {
             Ok(()) => return Ok(()),
-            Err(error) => {
+            Err(transfer::Failed { error, silent }) => {
+                if silent {
+                    registries.silent.insert(registry.to_string());
+                }
                 last = store_api::Error::new(error.kind, format!("{repository}: {}", error.message))
             }
         }
@@ -185,10 +202,15 @@ async fn blob(
     Err(last)
 }
 
+/// `HOST[:PORT]` of a repository.
+fn registry_of(repository: &str) -> &str {
+    repository.split('/').next().unwrap_or_default()
+}
+
 /// A registry is told the credentials that are its own, and no other's.
 async fn access_to(repository: &str, request: &FsckRequest) -> Result<RegistryAccess> {
     let Some(logins) = request.logins.clone() else { return Ok(request.access.clone()) };
-    let registry = repository.split('/').next().unwrap_or_default().to_string();
+    let registry = registry_of(repository).to_string();
     let found = tokio::task::spawn_blocking(move || logins.of(&registry)).await;
     let credentials = found.map_err(|error| {
         store_api::Error::internal(format!("credentials for {repository}: {error}"))

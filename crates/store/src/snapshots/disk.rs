@@ -132,6 +132,14 @@ impl Disk {
             .map_err(Error::io("remove", work))
     }
 
+    /// What is no regular file at a path goes to the trash.
+    pub(super) fn clear_way(&self, path: &Path) -> Result<()> {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.is_file() => self.trash.put(path),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a snapshot's directory into the trash.
     pub(crate) fn discard(&self, id: u64) -> Result<()> {
         self.packed.release(id)?;

@@ -7,6 +7,7 @@ mod in_use;
 mod layers;
 mod mounts;
 mod packed;
+mod sparse;
 mod trees;
 mod verify;
 
@@ -339,11 +340,11 @@ impl Core {
     ) -> Result<()> {
         validate_key(name)?;
         labels::validate(&new)?;
-        let active = self.snapshot_record(ns, key)?;
         // First, as with containerd: a client that commits once more learns that it is done.
         if self.has_snapshot(ns, name)? {
             return Err(Error::already_exists("snapshot", name));
         }
+        let active = self.snapshot_record(ns, key)?;
         if active.kind != Kind::Active {
             return Err(Error::precondition(format!("snapshot \"{key}\" is not active")));
         }

@@ -26,10 +26,10 @@ use sha2::{Digest as _, Sha256};
 use store_api::{Descriptor, Usage};
 use types::Digest;
 
-use super::{Disk, PackedLayer, SnapshotRecord};
+use super::{Disk, PackedLayer, SnapshotRecord, sparse::Sparse};
 use crate::{
     Config, Core, LayerForm, Purpose,
-    content::BUFFER_BYTES,
+    content::{BUFFER_BYTES, open_regular},
     db::{Table, lock},
     diffs::is_layer,
     error::{Error, Result},
@@ -259,7 +259,7 @@ pub(super) fn write_index(tree: &Tree, path: &Path) -> Result<()> {
 
 /// Does a file end with the hash of what comes before?
 fn is_intact(path: &Path) -> bool {
-    let Ok(bytes) = fs::read(path) else { return false };
+    let Ok(bytes) = read_regular(path) else { return false };
     let Some(split) = bytes.len().checked_sub(HASH_BYTES) else { return false };
     let (body, hash) = bytes.split_at(split);
     Sha256::digest(body)[..] == *hash
@@ -288,18 +288,17 @@ impl<W: Write> Write for Summing<W> {
     }
 }
 
-/// Writes what is read through it to a file.
+/// Writes what is read through it to a file. A layer may have any number of zeros after its archive's end:
+/// they are a part of it, and only their number is kept.
 struct Tee<'f, R> {
     inner: R,
-    file: Option<&'f mut File>,
+    file: Sparse<'f>,
 }
 
 impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        if let Some(file) = &mut self.file {
-            file.write_all(&buffer[..n])?;
-        }
+        self.file.put(&buffer[..n])?;
         Ok(n)
     }
 }
@@ -342,12 +341,32 @@ pub(super) fn scan<R: Read>(tar: R, directory: &Path) -> Result<(Layer, R), erof
     Ok((scanned.layer, scanned.reader))
 }
 
+/// All of a file, if it is one.
+pub(super) fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Gives a file a second name. What else lies there gets none.
+fn link_regular(from: &Path, to: &Path) -> bool {
+    if open_regular(from).is_err() || fs::hard_link(from, to).is_err() {
+        return false;
+    }
+    if open_regular(to).is_ok() {
+        return true;
+    }
+    // It has been exchanged since; what cannot be removed stands in the way of the copy, which says so.
+    drop(fs::remove_file(to));
+    false
+}
+
 impl Disk {
     /// A layer's contents, from the tar itself if its table is damaged.
     fn contents(&self, record: &SnapshotRecord) -> Result<Layer> {
         let directory = self.directory(record.id);
         let path = directory.join(CONTENTS);
-        let damage = match fs::read(&path) {
+        let damage = match read_regular(&path) {
             Ok(bytes) => match Layer::decode(&bytes) {
                 Ok(layer) => return Ok(layer),
                 Err(error) => error.to_string(),
@@ -356,7 +375,8 @@ impl Disk {
         };
         tracing::warn!(path = %path.display(), error = damage, "a table of contents is made again");
         let tar = directory.join(TAR);
-        let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+        let file = open_regular(&tar).map_err(Error::io("open", &tar))?;
+        self.clear_way(&path)?;
         let scanned = scan(file, &directory);
         Ok(scanned.map_err(Error::index("read", tar.display()))?.0)
     }
@@ -393,6 +413,7 @@ impl Disk {
                 let layer = self.contents(record)?;
                 tree.add(layer).map_err(Error::index("index", record.id))?;
             }
+            self.clear_way(&path)?;
             write_index(&tree, &path)?;
         }
         Ok(path)
@@ -414,6 +435,10 @@ impl Disk {
             if record.packed.as_ref().is_some_and(|layer| layer.extra_bytes > 0) {
                 devices.push(directory.join(EXTRA));
             }
+        }
+        for device in &devices {
+            // The kernel would wait for a FIFO's writer.
+            open_regular(device).map_err(Error::io("open", device))?;
         }
         let mounted = mount(&index, &devices)?;
         faults::pass("packed.mount");
@@ -453,7 +478,7 @@ impl Disk {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
             .map_err(Error::io("chmod", path))?;
         let tar = self.directory(record.id).join(TAR);
-        let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+        let file = open_regular(&tar).map_err(Error::io("open", &tar))?;
         let root = super::open_directory(path)?;
         let below = super::open_all(lowers)?;
         let below = super::borrow(&below);
@@ -545,7 +570,7 @@ impl Core {
         // What is not compressed is here already: its bytes are only read and hashed.
         let linked = share
             && layer.digest == *expected
-            && fs::hard_link(self.blob_path(&layer.digest), &path).is_ok();
+            && link_regular(&self.blob_path(&layer.digest), &path);
         let (contents, diff_id) = if linked {
             match scan(Hashing::new(input), directory) {
                 Ok((contents, tar)) => (contents, tar.finish().0),
@@ -555,9 +580,12 @@ impl Core {
             faults::write("packed.tar").map_err(Error::io("create", &path))?;
             let mut file = create(&path)?;
             let tar = inflate(input).map_err(Error::stream("inflate layer", &layer.digest))?;
-            let tee = Tee { inner: Hashing::new(tar), file: Some(&mut file) };
+            let tee = Tee { inner: Hashing::new(tar), file: Sparse::new(&mut file) };
             match scan(tee, directory) {
-                Ok((contents, tee)) => (contents, tee.inner.finish().0),
+                Ok((contents, tee)) => {
+                    tee.file.finish().map_err(Error::io("write", &path))?;
+                    (contents, tee.inner.finish().0)
+                }
                 Err(error) => return unpackable(layer, error),
             }
         };

@@ -19,12 +19,12 @@ use types::Digest;
 
 use super::{
     Disk, Kind, PackedLayer, SnapshotRecord, borrow, in_use, open_all, open_directory,
-    packed::{CONTENTS, EXTRA, INDEX, TAR, scan, write_index},
+    packed::{CONTENTS, EXTRA, INDEX, TAR, read_regular, scan, write_index},
     trees,
 };
 use crate::{
     Core,
-    content::BUFFER_BYTES,
+    content::{BUFFER_BYTES, open_regular},
     error::{Error, Result},
     hashing::Hashing,
 };
@@ -60,13 +60,17 @@ fn scratch(core: &Core) -> Result<TempDir> {
 
 /// Do two files hold the same? Two that are not there do.
 fn same(one: &Path, other: &Path) -> Result<bool> {
-    let open = |path: &Path| match File::open(path) {
+    let open = |path: &Path| match open_regular(path) {
         Ok(file) => Ok(Some(BufReader::with_capacity(BUFFER_BYTES, file))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // Nothing, or no file.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+            Ok(None)
+        }
         Err(error) => Err(Error::io("open", path)(error)),
     };
     let (Some(mut a), Some(mut b)) = (open(one)?, open(other)?) else {
-        return Ok(!one.exists() && !other.exists());
+        let is_nothing = |path: &Path| path.symlink_metadata().is_err();
+        return Ok(is_nothing(one) && is_nothing(other));
     };
     let (mut left, mut right) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
     loop {
@@ -87,7 +91,7 @@ impl Disk {
         let directory = self.directory(id);
         let tar = directory.join(TAR);
         let broken = |why: String| Ok(vec![Damage::Tar(why)]);
-        let file = match File::open(&tar) {
+        let file = match open_regular(&tar) {
             Ok(file) => BufReader::with_capacity(BUFFER_BYTES, file),
             Err(error) => return broken(format!("layer.tar: {error}")),
         };
@@ -121,13 +125,13 @@ impl Disk {
     fn index_damage(&self, records: &[SnapshotRecord], scratch: &Path) -> Result<bool> {
         let Some(top) = records.first() else { return Ok(false) };
         let path = self.directory(top.id).join(INDEX);
-        if !path.exists() {
+        if path.symlink_metadata().is_err() {
             return Ok(false);
         }
         let mut tree = Tree::new(Base::Nothing);
         for record in records.iter().rev() {
             let contents = self.directory(record.id).join(CONTENTS);
-            let layer = fs::read(&contents).ok().and_then(|bytes| Layer::decode(&bytes).ok());
+            let layer = read_regular(&contents).ok().and_then(|bytes| Layer::decode(&bytes).ok());
             // That one is told of by itself; the index is looked at again once it is whole.
             let Some(layer) = layer else { return Ok(false) };
             tree.add(layer).map_err(Error::index("index", record.id))?;
@@ -256,6 +260,7 @@ impl Core {
         };
         match damage {
             Damage::Made(INDEX) => {
+                self.disk.clear_way(&directory.join(INDEX))?;
                 match fs::remove_file(directory.join(INDEX)) {
                     Err(error) if error.kind() != ErrorKind::NotFound => {
                         return Err(Error::io("remove", directory.join(INDEX))(error));
@@ -268,10 +273,10 @@ impl Core {
             }
             Damage::Made(_) => {
                 let tar = directory.join(TAR);
-                let file = File::open(&tar).map_err(Error::io("open", &tar))?;
+                let file = open_regular(&tar).map_err(Error::io("open", &tar))?;
                 scan(BufReader::with_capacity(BUFFER_BYTES, file), scratch.path())
                     .map_err(Error::index("read", tar.display()))?;
-                replace(scratch.path(), &directory, &[CONTENTS, EXTRA])?;
+                self.replace(scratch.path(), &directory, &[CONTENTS, EXTRA])?;
             }
             Damage::Tar(_) | Damage::Gone if record.packed.is_some() => {
                 let source = needed()?;
@@ -281,7 +286,7 @@ impl Core {
                     return Err(self.is_damaged(&source.layer.digest));
                 }
                 make_private(&directory)?;
-                replace(scratch.path(), &directory, &[TAR, CONTENTS, EXTRA])?;
+                self.replace(scratch.path(), &directory, &[TAR, CONTENTS, EXTRA])?;
             }
             Damage::Tar(_) | Damage::Gone | Damage::Directory(_) => {
                 let path = scratch.path().join("fs");
@@ -317,6 +322,32 @@ impl Core {
         self.trash.put(fresh)
     }
 
+    /// Moves files into place, durably; one that is not among the new ones is removed.
+    fn replace(&self, from: &Path, to: &Path, names: &[&str]) -> Result<()> {
+        for name in names {
+            let (source, target) = (from.join(name), to.join(name));
+            let new = match File::open(&source) {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(Error::io("open", &source)(error)),
+            };
+            if let Some(file) = &new {
+                file.sync_all().map_err(Error::io("sync", &source))?;
+            }
+            self.disk.clear_way(&target)?;
+            match new {
+                Some(_) => fs::rename(&source, &target).map_err(Error::io("rename", &target))?,
+                None => match fs::remove_file(&target) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &target)(error));
+                    }
+                    _ => {}
+                },
+            }
+        }
+        sync(to)
+    }
+
     /// Takes away the mounts of which a layer is a part.
     fn release_above(&self, ns: &str, key: &str) -> Result<()> {
         for (other, record) in self.db.list::<SnapshotRecord>(crate::db::Table::Snapshots, ns)? {
@@ -342,27 +373,6 @@ fn shown_sum(directory: &OwnedFd, lowers: &[OwnedFd]) -> Result<Digest> {
     )
     .map_err(Error::archive("compare", "a layer's directory"))?;
     Ok(sum.finish().0)
-}
-
-/// Moves files into place, durably; one that is not among the new ones is removed.
-fn replace(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
-    for name in names {
-        let (source, target) = (from.join(name), to.join(name));
-        match File::open(&source) {
-            Ok(file) => {
-                file.sync_all().map_err(Error::io("sync", &source))?;
-                fs::rename(&source, &target).map_err(Error::io("rename", &target))?;
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => match fs::remove_file(&target) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Error::io("remove", &target)(error));
-                }
-                _ => {}
-            },
-            Err(error) => return Err(Error::io("open", &source)(error)),
-        }
-    }
-    sync(to)
 }
 
 fn sync(directory: &Path) -> Result<()> {

@@ -247,5 +247,5 @@ pub(crate) use self::{
     import::{import, is_name},
     pull::pull,
     push::push,
-    refetch::refetch,
+    refetch::{Failed, refetch},
 };

@@ -17,6 +17,7 @@ use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 use super::{WRITE_BYTES, descriptor, refused, remember_source, repository, resolve};
 use crate::{
     Local,
+    content::Writer,
     error::Error as Fail,
     guard::Pins,
     manifest::{self, Document, Manifest},
@@ -87,6 +88,7 @@ pub(crate) async fn pull(
         0 => AT_ONCE,
         n => n,
     };
+    let local = &local.for_operation();
     let pull = Arc::new(Pull {
         local: local.clone(),
         repository: repository(local, &reference, &request.access).await?,
@@ -127,6 +129,9 @@ pub(crate) async fn pull(
                 other => other.map(drop),
             })
             .await?;
+    }
+    if let Some(operation) = &local.operation {
+        operation.succeeded();
     }
     pull.reporter.state(&whole, ProgressState::Complete, &top.digest.to_string());
     Ok(Pulled { name, target: top, up_to_date })
@@ -458,12 +463,15 @@ impl Pull {
         attempt: &mut Attempt,
     ) -> Result<bool> {
         let reference = format!("layer-{}", layer.digest);
+        // Until the end of the pull nobody takes it for given up.
+        self.pins.add(ResourceKind::Ingest, &reference);
         let request = WriteRequest {
             reference: reference.clone(),
             total: layer.size,
             expected: Some(layer.digest.clone()),
         };
-        let opened = self.local.quick(move |core, ns| core.open_writer(ns, &request)).await;
+        let opened =
+            self.local.quick(move |core, ns| core.open_writer(ns, &request, Writer::Store)).await;
         let offset = match opened {
             Err(error) if error.is_already_exists() => {
                 self.reporter.state(subject, ProgressState::Exists, "");
@@ -636,6 +644,10 @@ fn part(manifest: &registry::Manifest) -> Result<Part> {
     }
 }
 
+fn is_image_config(config: &Descriptor) -> bool {
+    matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
+}
+
 /// Stores small content under the digest that it must have.
 fn put_exact(
     core: &crate::Core,
@@ -644,10 +656,6 @@ fn put_exact(
     bytes: &[u8],
 ) -> crate::error::Result<()> {
     if crate::content::digest_of(digest, bytes) != *digest {
-fn is_image_config(config: &Descriptor) -> bool {
-    matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
-}
-
         return Err(Fail::data_loss(format!("content {digest}: other bytes were received")));
     }
     core.put_blob_as(ns, digest, bytes, Labels::new())

@@ -1,12 +1,12 @@
-use std::sync::Arc;
+use std::{io, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use registry::{FileSource, Pushed, Repository, Target, UploadOptions};
+use registry::{BlobSource, Pushed, Repository, SourceReader, Target, UploadOptions};
 use store_api::{
     Descriptor, ProgressSender, ProgressState, PushRequest, RegistryAccess, ResourceKind, Result,
     media_type,
 };
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{io::AsyncSeekExt as _, sync::Semaphore, task::JoinSet};
 use types::{Digest, ErrorKind, ImageRef, limits};
 
 use super::{SOURCE, credentials, refused, remember_source};
@@ -83,6 +83,27 @@ pub(crate) async fn push(
     Ok(plan.target)
 }
 
+/// A blob of the store as what is uploaded.
+struct BlobFile {
+    local: Local,
+    digest: Digest,
+}
+
+impl BlobSource for BlobFile {
+    fn open(
+        &self,
+        offset: u64,
+    ) -> Pin<Box<dyn Future<Output = io::Result<SourceReader>> + Send + '_>> {
+        let digest = self.digest.clone();
+        Box::pin(async move {
+            let opened = self.local.quick(move |core, ns| Ok(core.open_blob(ns, &digest)?.0)).await;
+            let mut file = tokio::fs::File::from_std(opened.map_err(io::Error::other)?);
+            file.seek(io::SeekFrom::Start(offset)).await?;
+            Ok(Box::new(file) as SourceReader)
+        })
+    }
+}
+
 async fn blobs(
     local: &Local,
     repository: &Repository,
@@ -103,7 +124,7 @@ async fn blobs(
     }
     let mut tasks = JoinSet::new();
     for (blob, is_layer, mount_from) in plan.blobs.clone() {
-        let path = local.core.blob_path(&blob.digest);
+        let source = BlobFile { local: local.clone(), digest: blob.digest.clone() };
         let (repository, reporter) = (repository.clone(), Arc::clone(reporter));
         let slots = Arc::clone(&slots);
         let subject = subject(&blob, is_layer);
@@ -119,7 +140,6 @@ async fn blobs(
             let tell = |bytes| meter.at(bytes);
             let options = UploadOptions { progress: Some(&tell), ..UploadOptions::default() };
             let sources: Vec<&str> = mount_from.iter().map(String::as_str).collect();
-            let source = FileSource(path);
             let pushed =
                 repository.push_blob(&blob.digest, blob.size, &source, &sources, &options).await;
             faults::pass("push.blob");
