@@ -19,6 +19,7 @@ mod fmt;
 mod opts;
 mod plugins;
 mod progress;
+mod rates;
 mod stream;
 mod term;
 mod tree;

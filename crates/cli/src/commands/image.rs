@@ -124,7 +124,11 @@ fn image_row(image: &ImageSummary, (repo, tag, digest): &Name, trunc: bool) -> R
         ("Repository", repo.as_str().into()),
         ("Tag", tag.as_str().into()),
         ("Digest", digest.as_str().into()),
-        ("CreatedSince", units::ago(image.created).into()),
+        // docker's client has no age for Go's zero time alone; 0, which is 1970, has one.
+        (
+            "CreatedSince",
+            if image.created == GO_ZERO { String::new() } else { units::ago(image.created) }.into(),
+        ),
         ("CreatedAt", units::go_time(image.created).into()),
         ("Size", units::size3(image.size).into()),
         ("Containers", count(image.containers).into()),
@@ -217,14 +221,19 @@ pub(crate) async fn history(ctx: &Ctx, m: Matches) -> Result<()> {
     ctx.out(&render(format, if human { HISTORY } else { HISTORY_EXACT }, &rows)?)
 }
 
+/// docker's `history` shows no age of what says to be older than 2000 (docker/cli 28
+/// `cli/command/image/formatter_history.go`): steps without a time are told as made in 1970.
+const MILLENNIUM: i64 = 946_684_800;
+/// Go's zero time, January 1 of the year 1.
+const GO_ZERO: i64 = -62_135_596_800;
+
 fn history_row(item: &HistoryItem, human: bool, trunc: bool) -> Row {
     let by = item.created_by.replace('\t', " ");
     let (since, size) = match human {
         true => (units::ago(item.created), units::size3(item.size)),
         false => (units::rfc3339(item.created), item.size.to_string()),
     };
-    // Docker shows no age for the zero time.
-    let since = if human && item.created <= -62_135_596_800 { "N/A".to_owned() } else { since };
+    let since = if human && item.created <= MILLENNIUM { "N/A".to_owned() } else { since };
     Row::new([
         ("ID", if trunc { short_id(&item.id) } else { item.id.as_str() }.into()),
         ("CreatedSince", since.into()),
@@ -349,5 +358,29 @@ mod tests {
         image.repo_tags = vec!["<none>:<none>".into()];
         image.repo_digests = vec!["<none>@<none>".into()];
         assert_eq!(names(&image, true), [name("<none>", "<none>", "<none>")]);
+    }
+
+    /// docker/cli 28: `images` has no age for Go's zero time, `history` none for what is older than 2000.
+    #[test]
+    fn ages() {
+        let row = |created| {
+            let image = ImageSummary { created, ..Default::default() };
+            let row = image_row(&image, &("r".into(), "t".into(), "d".into()), true);
+            render("{{.CreatedSince}}|", HISTORY, &[row]).unwrap_or_else(|e| e.to_string())
+        };
+        let step = |created, human| {
+            let item = HistoryItem { created, ..Default::default() };
+            let row = history_row(&item, human, true);
+            render("{{.CreatedSince}}|", HISTORY, &[row]).unwrap_or_else(|e| e.to_string())
+        };
+        assert_eq!(row(GO_ZERO), "|\n");
+        assert!(row(0).ends_with(" years ago|\n"), "{}", row(0));
+        for created in [GO_ZERO, 0, MILLENNIUM] {
+            assert_eq!(step(created, true), "N/A|\n");
+        }
+        assert!(step(MILLENNIUM + 1, true).ends_with(" years ago|\n"));
+        assert!(
+            step(0, false).starts_with("1970-01-01T") || step(0, false).starts_with("1969-12-31T")
+        );
     }
 }

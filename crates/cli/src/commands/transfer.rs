@@ -1,12 +1,13 @@
 //! Images and containers as tars: `save`, `load`, `import`, `export`.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use client::{Body, ByteStream, ImportOptions};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 
 use crate::commands::layout;
@@ -60,23 +61,66 @@ pub(crate) fn writer_body(
     receiver_body(chunks)
 }
 
+/// Files of other processes with this one's number that a new one's name avoids.
+const LEFTOVERS: u32 = 100;
+
+/// Looks at the name that is to be written to, before anything is asked for. Links are refused, as docker's
+/// client does since version 28 (moby/sys `atomicwriter`): what they lead to is not what was named, and
+/// instead of `/dev/stdout` it would be the link itself that is replaced.
+///
+/// Answers whether it is a device, pipe or the like, which is written to directly (docker's refuses them).
+fn is_special(path: &Path) -> Result<bool> {
+    let refuse = |why: &str| {
+        Err(Error::Invalid(format!("invalid output path: {:?}: {why}", path.display().to_string())))
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::file("invalid output path", path)(error)),
+        Ok(found) if found.is_symlink() => refuse(
+            "cannot write to a symbolic link directly: name what it leads to, or leave out -o to write to stdout",
+        ),
+        Ok(found) if found.is_dir() => refuse("cannot write to a directory"),
+        Ok(found) => Ok(!found.is_file()),
+    }
+}
+
+/// A new file beside `path`, for its owner alone, as docker's client makes it: nobody else's file or link is
+/// opened, whatever its name.
+fn temporary(path: &Path) -> Result<(PathBuf, File)> {
+    let name = path.file_name().ok_or_else(|| {
+        Error::Invalid(format!("invalid output path: {:?}", path.display().to_string()))
+    })?;
+    let mut last = io::ErrorKind::AlreadyExists.into();
+    for n in 0..LEFTOVERS {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.{n}", std::process::id()));
+        let hidden = path.with_file_name(hidden);
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&hidden) {
+            Ok(file) => return Ok((hidden, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => return Err(Error::file("invalid output path", path)(error)),
+        }
+    }
+    Err(Error::file("invalid output path", path)(last))
+}
+
 /// Writes a body to a file that appears only when it is complete; special files are written to
 /// directly.
-async fn to_file(mut body: ByteStream, path: &Path) -> Result<()> {
-    let special = std::fs::metadata(path).is_ok_and(|m| !m.is_file());
-    let temporary = match special {
-        true => path.to_owned(),
-        false => {
-            let name = path.file_name().ok_or_else(|| {
-                Error::Invalid(format!("invalid output path: {:?}", path.display().to_string()))
-            })?;
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}", std::process::id()));
-            path.with_file_name(hidden)
+async fn to_file(
+    mut body: impl Stream<Item = client::Result<Bytes>> + Unpin,
+    path: &Path,
+) -> Result<()> {
+    let special = is_special(path)?;
+    let (temporary, mut file) = match special {
+        true => {
+            // What came in its place meanwhile is not followed either.
+            let flags = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+            let file = OpenOptions::new().write(true).custom_flags(flags).open(path);
+            (path.to_owned(), file.map_err(Error::file("invalid output path", path))?)
         }
+        false => temporary(path)?,
     };
-    let mut file = File::create(&temporary).map_err(Error::file("invalid output path", path))?;
     let copied = async {
         while let Some(chunk) = body.next().await {
             file.write_all(&chunk?).map_err(Error::file("write", path))?;
@@ -115,6 +159,7 @@ async fn write_out(
             path.parent().unwrap_or(&path).display().to_string()
         )));
     }
+    is_special(&path)?;
     to_file(body.await?, &path).await
 }
 
@@ -191,4 +236,75 @@ pub(crate) async fn import(ctx: &Ctx, m: Matches) -> Result<()> {
     }
     let messages = ctx.client()?.image_import(&options, body).await?;
     show(messages, Sink::Stdout, |_, _| {}).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
+
+    use super::*;
+
+    async fn save(path: &Path, text: &'static str) -> std::result::Result<(), String> {
+        let chunks = [Ok(Bytes::from_static(text.as_bytes()))];
+        to_file(futures_util::stream::iter(chunks), path).await.map_err(|error| error.to_string())
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// As docker's client: what a link leads to is neither written nor made, nor is the link replaced.
+    #[tokio::test]
+    async fn links_and_directories_are_not_written_to() {
+        let ground = tempfile::tempdir().unwrap();
+        let at = |name: &str| ground.path().join(name);
+        std::fs::write(at("precious"), "old").unwrap();
+        std::fs::create_dir(at("dir")).unwrap();
+        symlink("nowhere", at("dangling")).unwrap();
+        symlink("precious", at("link")).unwrap();
+        symlink("/dev/null", at("null")).unwrap();
+        let before = names(ground.path());
+        for name in ["dangling", "link", "null"] {
+            let error = save(&at(name), "new").await.unwrap_err();
+            assert!(error.contains("cannot write to a symbolic link directly"), "{error}");
+            assert!(error.contains(&at(name).display().to_string()), "{error}");
+            assert!(std::fs::symlink_metadata(at(name)).unwrap().is_symlink(), "{name}");
+        }
+        let error = save(&at("dir"), "new").await.unwrap_err();
+        assert!(error.contains("cannot write to a directory"), "{error}");
+        assert_eq!(names(ground.path()), before);
+        assert_eq!(std::fs::read_to_string(at("precious")).unwrap(), "old");
+    }
+
+    /// Whatever another user put beside it beforehand is not opened; the file is its owner's alone.
+    #[tokio::test]
+    async fn nothing_planted_beside_a_file_is_followed() {
+        let ground = tempfile::tempdir().unwrap();
+        let at = |name: &str| ground.path().join(name);
+        std::fs::write(at("precious"), "old").unwrap();
+        for planted in ["", ".0", ".1"] {
+            symlink("precious", at(&format!(".out.{}{planted}", std::process::id()))).unwrap();
+        }
+        std::fs::write(at("out"), "before").unwrap();
+        save(&at("out"), "new").await.unwrap();
+        assert_eq!(std::fs::read_to_string(at("precious")).unwrap(), "old");
+        assert_eq!(std::fs::read_to_string(at("out")).unwrap(), "new");
+        let mode = std::fs::symlink_metadata(at("out")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(names(ground.path()).len(), 5);
+        // A failure leaves what was there.
+        let failure = client::Error::TooLarge { what: "save".into(), limit_bytes: 1 };
+        let chunks = [Ok(Bytes::from_static(b"half")), Err(failure)];
+        to_file(futures_util::stream::iter(chunks), &at("out")).await.unwrap_err();
+        assert_eq!(std::fs::read_to_string(at("out")).unwrap(), "new");
+        assert_eq!(names(ground.path()).len(), 5);
+        // A device is written to as it is.
+        save(Path::new("/dev/null"), "gone").await.unwrap();
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    }
 }
