@@ -10,6 +10,7 @@ use std::{
 };
 
 use store_api::{Event, Labels, ResourceKind};
+use types::Digest;
 
 use crate::{
     Core,
@@ -34,6 +35,8 @@ pub(crate) const AFTER_IMAGE: Duration = Duration::from_millis(100);
 /// After that of a container, whose snapshot the engine removes itself.
 pub(crate) const AFTER_CONTAINER: Duration = Duration::from_secs(30);
 
+/// What could not be removed is tried again.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// After a start: what the last run had in flight nobody finishes any more.
 pub(crate) const AFTER_START: Duration = Duration::from_secs(30);
 /// Between collections at most: unfinished writes expire though nothing is removed.
@@ -46,6 +49,8 @@ pub(crate) type Node = (ResourceKind, String);
 pub(crate) struct Schedule {
     state: Mutex<Due>,
     wake: Condvar,
+    /// Blobs without a record that a collection could not remove. A start finds those of the run before.
+    left: Mutex<BTreeSet<Digest>>,
 }
 
 #[derive(Default)]
@@ -114,8 +119,17 @@ struct Swept {
 
 impl Core {
     /// Removes what nothing leads to; answers the bytes of the blobs and snapshots that went.
+    ///
+    /// # Errors
+    /// The first one, after everything else was removed. What it was about is tried again by the next
+    /// collection, which is in a minute.
     pub(crate) fn collect_garbage(&self) -> Result<u64> {
+        self.collect().inspect_err(|_| self.schedule.after(AFTER_FAILURE))
+    }
+
+    fn collect(&self) -> Result<u64> {
         let mut freed = 0;
+        let mut outcome = self.collect_left();
         for ns in self.namespaces() {
             let blobs = lock(&self.blobs);
             let sweeping = self.guard.sweeping();
@@ -123,12 +137,18 @@ impl Core {
             drop(sweeping);
             faults::pass("gc.swept");
             if !swept.content.is_empty() || !swept.snapshots.is_empty() {
-                self.before_unlinking()?;
+                if let Err(error) = self.before_unlinking() {
+                    let digests = swept.content.iter().filter_map(|name| name.parse().ok());
+                    lock(&self.schedule.left).extend(digests);
+                    self.disk.leave(swept.snapshots.iter().map(|(_, id, _)| *id));
+                    return Err(error);
+                }
                 faults::pass("gc.flushed");
             }
-            for name in &swept.content {
-                if let Ok(digest) = name.parse() {
-                    freed += self.remove_unused_blob(&digest)?;
+            for digest in swept.content.iter().filter_map(|name| name.parse().ok()) {
+                match self.collect_blob(&digest) {
+                    Ok(bytes) => freed += bytes,
+                    Err(error) => outcome = outcome.and(Err(error)),
                 }
             }
             drop(blobs);
@@ -137,8 +157,13 @@ impl Core {
             }
             for (key, id, bytes) in swept.snapshots {
                 faults::pass("gc.snapshot");
-                self.disk.discard(id)?;
-                freed += bytes;
+                match self.disk.discard(id) {
+                    Ok(()) => freed += bytes,
+                    Err(error) => {
+                        tracing::warn!(snapshot = id, error = %error, "a snapshot's directory stays behind for now");
+                        outcome = outcome.and(Err(error));
+                    }
+                }
                 self.bus.publish(&ns, Event::SnapshotRemove { key });
             }
         }
@@ -149,7 +174,37 @@ impl Core {
                     || self.guard.is_pinned(&ns, ResourceKind::Ingest, reference)
             });
         }
-        Ok(freed)
+        outcome.map(|()| freed)
+    }
+
+    /// What earlier collections and removals have left.
+    fn collect_left(&self) -> Result<()> {
+        let (digests, ids) = (std::mem::take(&mut *lock(&self.schedule.left)), self.disk.left());
+        if digests.is_empty() && ids.is_empty() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        if let Err(error) = self.before_unlinking() {
+            lock(&self.schedule.left).extend(digests);
+            return Err(error);
+        }
+        let blobs = lock(&self.blobs);
+        for digest in digests {
+            outcome = outcome.and(self.collect_blob(&digest).map(drop));
+        }
+        drop(blobs);
+        for id in ids {
+            outcome = outcome.and(self.disk.discard(id));
+        }
+        outcome
+    }
+
+    /// Removes a blob that no record names; the caller holds the blobs' lock.
+    fn collect_blob(&self, digest: &Digest) -> Result<u64> {
+        self.remove_unused_blob(digest).inspect_err(|error| {
+            tracing::warn!(digest = %digest, error = %error, "a blob stays behind for now");
+            lock(&self.schedule.left).insert(digest.clone());
+        })
     }
 
     /// An operation that fails leaves nothing that a collection would keep.

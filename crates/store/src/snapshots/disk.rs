@@ -29,6 +29,8 @@ pub(crate) struct Disk {
     next: AtomicU64,
     /// Directories that have no record yet.
     in_work: Mutex<BTreeSet<u64>>,
+    /// Directories that are no snapshot's any more and could not be put into the trash.
+    left: Mutex<BTreeSet<u64>>,
     trash: Arc<Trash>,
     /// What every overlay mount on this host needs.
     options: Vec<String>,
@@ -59,6 +61,7 @@ impl Disk {
             root: config.root.clone(),
             next: AtomicU64::new(1),
             in_work: Mutex::default(),
+            left: Mutex::default(),
             trash,
             options: host_options(userxattr),
             userxattr,
@@ -141,7 +144,30 @@ impl Disk {
     }
 
     /// Puts a snapshot's directory into the trash.
+    ///
+    /// # Errors
+    /// When it stays; then the next collection of garbage tries again.
     pub(crate) fn discard(&self, id: u64) -> Result<()> {
+        let discarded = self.try_discard(id);
+        let mut left = lock(&self.left);
+        if discarded.is_ok() {
+            left.remove(&id);
+        } else {
+            left.insert(id);
+        }
+        discarded
+    }
+
+    /// Directories that are to be discarded once more.
+    pub(crate) fn leave(&self, ids: impl Iterator<Item = u64>) {
+        lock(&self.left).extend(ids);
+    }
+
+    pub(crate) fn left(&self) -> BTreeSet<u64> {
+        lock(&self.left).clone()
+    }
+
+    fn try_discard(&self, id: u64) -> Result<()> {
         self.packed.release(id)?;
         self.trash.put(&self.directory(id))?;
         lock(&self.in_work).remove(&id);

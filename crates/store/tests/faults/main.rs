@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod check;
+mod collect;
 mod ground;
 mod reads;
 mod scenario;
@@ -180,6 +181,12 @@ fn a_journal_that_nothing_empties() {
 fn no_room_for_the_journal_either() {
     let test = "no_room_for_the_journal_either";
     ground::alone(test, LayerForm::Directories, unflushed::full_state);
+}
+
+#[test]
+fn a_collection_that_cannot_remove_all() {
+    let test = "a_collection_that_cannot_remove_all";
+    ground::alone(test, LayerForm::Directories, collect::goes_on);
 }
 
 #[test]
