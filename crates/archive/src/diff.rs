@@ -1,12 +1,10 @@
 //! What a directory changes about the ones below it: as a layer tar, or as a list.
 
 use std::{
-    cell::Cell,
-    collections::HashMap,
+    collections::HashSet,
     io::Write,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    rc::Rc,
 };
 
 use rustix::fs::{FileType, OFlags};
@@ -16,7 +14,7 @@ use crate::{
     error::Error,
     node::{Node, open_in_root},
     pack::{PackOptions, PackStats, Packer, sibling},
-    walk::{Difference, Next, Relation, Visit, walk},
+    walk::{Contents, Difference, Next, Relation, Visit, walk, walk_comparing},
     whiteout,
     writer::TarWriter,
 };
@@ -61,9 +59,7 @@ pub fn diff_overlay<W: Write>(
 ) -> Result<(W, PackStats), Error> {
     let start = Node::resolve(upper, Path::new(""))?;
     match below {
-        Below::Layers(lowers) => {
-            write_changes(&start, reopen(lowers)?, Relation::Overlay, options, writer)
-        }
+        Below::Layers(lowers) => write_changes(&start, lowers, Relation::Overlay, options, writer),
         Below::Unknown => write_marks(&start, options, writer),
     }
 }
@@ -72,8 +68,8 @@ pub fn diff_overlay<W: Write>(
 /// their metadata, times (to the nanosecond) and contents are. `options.sources` is not used.
 ///
 /// Equal trees give equal bytes. A directory that is the same is written where something in it is not.
-/// An unchanged name of a file that has another, changed one is written as a hard link. Whiteouts have
-/// the time 0 and no owner.
+/// So are unchanged names of a file of which another name is a change: as hard links. Whiteouts have the
+/// time 0 and no owner.
 ///
 /// # Errors
 /// As [`crate::pack`].
@@ -84,7 +80,7 @@ pub fn diff_directories<W: Write>(
     writer: W,
 ) -> Result<(W, PackStats), Error> {
     let start = Node::resolve(upper, Path::new(""))?;
-    write_changes(&start, reopen(&[lower])?, Relation::Complete, options, writer)
+    write_changes(&start, &[lower], Relation::Complete, options, writer)
 }
 
 /// An overlay's marks in the words of a layer.
@@ -115,42 +111,64 @@ fn write_marks<W: Write>(
 
 fn write_changes<W: Write>(
     start: &Node,
-    lowers: Vec<OwnedFd>,
+    lowers: &[BorrowedFd<'_>],
     relation: Relation,
     options: &mut PackOptions<'_>,
     writer: W,
 ) -> Result<(W, PackStats), Error> {
+    let linked = changed_links(start, reopen(lowers)?, relation)?;
     let mut out = TarWriter::new(writer).subsecond(options.subsecond);
     let packer = Packer::new(&mut out, options);
-    let mut changes = Changes { packer, around: Vec::new(), linked: HashMap::new() };
-    walk(start, lowers, relation, &mut |visit| changes.visit(visit))?;
+    let mut changes = Changes { packer, around: Vec::new(), linked };
+    walk(start, reopen(lowers)?, relation, &mut |visit| changes.visit(visit))?;
     let stats = changes.packer.stats;
     Ok((out.finish()?, stats))
 }
 
-/// A directory that did not change: it is written when something in it did.
-struct Around {
-    entry: Entry,
-    is_written: Cell<bool>,
+/// The files with several names of which one at least is a change: by what they are.
+fn changed_links(
+    start: &Node,
+    lowers: Vec<OwnedFd>,
+    relation: Relation,
+) -> Result<HashSet<(u32, u32, u64)>, Error> {
+    let mut found = HashSet::new();
+    // A file has the same contents by all of its names: what is not seen here is not seen of any.
+    walk_comparing(start, lowers, (relation, Contents::Assume), &mut |visit| {
+        if let Some(node) = visit.node
+            && matches!(visit.difference, Difference::Added | Difference::Modified)
+            && !node.is_dir()
+            && node.stat().stx_nlink > 1
+        {
+            found.insert(node.identity());
+        }
+        Ok(Next::Descend)
+    })?;
+    Ok(found)
 }
-
-/// An unchanged name of a file that has several, and the unchanged directories on the way to it.
-type Linked = (PathBuf, Vec<Rc<Around>>);
 
 /// Writes what a walk finds to be changed.
 struct Changes<'p, 'a, W> {
     packer: Packer<'p, 'a, W>,
-    /// The unchanged directories on the way to what is visited.
-    around: Vec<Rc<Around>>,
-    /// By the files' identities; none of their names has been written.
-    linked: HashMap<(u32, u32, u64), Vec<Linked>>,
+    /// The unchanged directories on the way to what is visited, which are written when something in them is.
+    around: Vec<Entry>,
+    linked: HashSet<(u32, u32, u64)>,
 }
 
 impl<W: Write> Changes<'_, '_, W> {
     fn visit(&mut self, visit: &Visit<'_>) -> Result<Next, Error> {
-        self.around.retain(|dir| visit.path.starts_with(&dir.entry.name));
+        self.around.retain(|dir| visit.path.starts_with(&dir.name));
         match (visit.difference, visit.node) {
-            (Difference::Same, Some(node)) => self.same(visit.path, node),
+            (Difference::Same, Some(node)) if node.is_dir() => {
+                if !visit.path.as_os_str().is_empty()
+                    && let Some(entry) = self.packer.entry(visit.path, node)?
+                {
+                    self.around.push(entry);
+                }
+                Ok(Next::Descend)
+            }
+            (Difference::Same, Some(node)) if !self.linked.contains(&node.identity()) => {
+                Ok(Next::Descend)
+            }
             // A mark for something that no lower layer has.
             (Difference::Deleted, _) if !visit.in_lower => Ok(Next::Skip),
             (Difference::Deleted, _) | (_, None) => self.deleted(visit.path),
@@ -158,52 +176,23 @@ impl<W: Write> Changes<'_, '_, W> {
                 self.packer.stats.skipped_sockets += 1;
                 if visit.in_lower { self.deleted(visit.path) } else { Ok(Next::Skip) }
             }
-            (_, Some(node)) => self.object(visit.path, node),
+            (_, Some(node)) => match self.write_around()? {
+                Next::Descend => self.packer.object(visit.path, node),
+                Next::Skip => Ok(Next::Skip),
+            },
         }
-    }
-
-    fn same(&mut self, path: &Path, node: &Node) -> Result<Next, Error> {
-        if node.is_dir() {
-            if !path.as_os_str().is_empty()
-                && let Some(entry) = self.packer.entry(path, node)?
-            {
-                self.around.push(Rc::new(Around { entry, is_written: Cell::new(false) }));
-            }
-        } else if self.packer.has_name_of(node) {
-            return self.object(path, node);
-        } else if node.stat().stx_nlink > 1 {
-            let names = self.linked.entry(node.identity()).or_default();
-            names.push((path.to_owned(), self.around.clone()));
-        }
-        Ok(Next::Descend)
-    }
-
-    fn object(&mut self, path: &Path, node: &Node) -> Result<Next, Error> {
-        if Self::write_around(&mut self.packer, &self.around)? == Next::Skip {
-            return Ok(Next::Skip);
-        }
-        let next = self.packer.object(path, node)?;
-        if !node.is_dir() && self.packer.has_name_of(node) {
-            for (name, around) in self.linked.remove(&node.identity()).unwrap_or_default() {
-                if Self::write_around(&mut self.packer, &around)? == Next::Descend {
-                    self.packer.object(&name, node)?;
-                }
-            }
-        }
-        Ok(next)
     }
 
     fn deleted(&mut self, path: &Path) -> Result<Next, Error> {
-        match Self::write_around(&mut self.packer, &self.around)? {
+        match self.write_around()? {
             Next::Descend => write_whiteout(&mut self.packer, path),
             Next::Skip => Ok(Next::Skip),
         }
     }
 
-    fn write_around(packer: &mut Packer<'_, '_, W>, around: &[Rc<Around>]) -> Result<Next, Error> {
-        for dir in around {
-            if !dir.is_written.replace(true) && packer.emit(dir.entry.clone(), None)? == Next::Skip
-            {
+    fn write_around(&mut self) -> Result<Next, Error> {
+        for dir in self.around.drain(..) {
+            if self.packer.emit(dir, None)? == Next::Skip {
                 return Ok(Next::Skip);
             }
         }

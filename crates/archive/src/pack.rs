@@ -186,11 +186,6 @@ impl<'p, 'a, W: Write> Packer<'p, 'a, W> {
         Ok(Some(entry))
     }
 
-    /// Was a name of this file written, so that another is a hard link?
-    pub(crate) fn has_name_of(&self, node: &Node) -> bool {
-        self.links.contains_key(&node.identity())
-    }
-
     fn clamp(&self, time: Time) -> Time {
         match self.options.clamp_mtime {
             Some(max) => time.min(Time { secs: max, nanos: 0 }),

@@ -186,9 +186,9 @@ async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<Shown, Str
     let unpacked = services.extras.unpack(&found[0].target, None).await;
     let unpacked = unpacked.map_err(|error| format!("unpack: {error}"))?;
     let top = unpacked.chain_ids.last().map(ToString::to_string);
-    let image = services.snapshots.view("shown", top.as_deref(), labels(&[])).await;
-    let image = image.map_err(|error| format!("view: {error}"))?;
-    let viewed = mounted(&image, walk::walk);
+    let below = services.snapshots.view("shown", top.as_deref(), labels(&[])).await;
+    let below = below.map_err(|error| format!("view: {error}"))?;
+    let viewed = mounted(&below, walk::walk);
     // A container's file system is the same to begin with.
     let used = services.snapshots.prepare("used", top.as_deref(), labels(&[])).await;
     let used = used.map_err(|error| format!("prepare: {error}"))?;
@@ -201,8 +201,8 @@ async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<Shown, Str
     let plan = changes::plan(&viewed, seed);
     let planned = plan.clone();
     mounted(&used, move |root| changes::apply(root, &planned));
-    let layer = diff(&services, &image, &used).await?;
-    if diff(&services, &image, &used).await? != layer {
+    let layer = diff(&services, &below, &used).await?;
+    if diff(&services, &below, &used).await? != layer {
         return Err("a second layer of the same changes is another".into());
     }
     let applied = services.snapshots.prepare("applied", top.as_deref(), labels(&[])).await;
@@ -212,8 +212,36 @@ async fn shown(root: &Path, form: LayerForm, image: &Image) -> Result<Shown, Str
     if let Some(difference) = in_a_layer(wanted).difference(&in_a_layer(found)) {
         return Err(format!("wanted: a container, found: its layer: {difference}\n{plan:?}"));
     }
-    let layer = Some(suite::get(&services, &layer.digest).await);
-    Ok(Shown { tree: viewed, layer })
+    let layer = suite::get(&services, &layer.digest).await;
+    committed_is_whole(&services, image, &unpacked, &layer).await?;
+    Ok(Shown { tree: viewed, layer: Some(layer) })
+}
+
+/// The container becomes an image with the layer that was made of it, as `commit` and builds do it: for `fsck`
+/// its directory is that layer, however overlay says things in it.
+async fn committed_is_whole(
+    services: &Services,
+    image: &Image,
+    unpacked: &UnpackedImage,
+    layer: &[u8],
+) -> Result<(), String> {
+    let diff_id = Digest::sha256(layer);
+    let chain_id = match unpacked.chain_ids.last() {
+        None => diff_id,
+        Some(below) => Digest::sha256(format!("{below} {diff_id}")),
+    };
+    let committed = services.snapshots.commit(&chain_id.to_string(), "used", labels(&[])).await;
+    committed.map_err(|error| format!("commit: {error}"))?;
+    let layers = image.layers.iter().cloned().chain([Layer::plain(layer.to_vec())]).collect();
+    let image = Image::new(layers, &serde_json::json!({ "Cmd": ["/x"] }));
+    let imported = transfer::import(services, image.oci_archive("docker.io/library/made:v1")).await;
+    imported.map_err(|error| format!("import of what was committed: {error}"))?;
+    let report = services.extras.fsck(store_api::FsckRequest::default()).await;
+    let report = report.map_err(|error| format!("fsck: {error}"))?;
+    match report.findings.first() {
+        Some(finding) => Err(format!("fsck: {finding:?}")),
+        None => Ok(()),
+    }
 }
 
 async fn diff(
