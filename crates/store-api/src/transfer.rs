@@ -116,6 +116,11 @@ pub struct ImportRequest {
     pub unpack: bool,
     /// containerd's `--index-name`; empty: none.
     pub index_name: String,
+    /// The repository of what the archive names by a tag alone (containerd's `--base-name`); empty: that of
+    /// `index_name`, if any.
+    pub base_name: String,
+    /// No names of other repositories than `base_name`.
+    pub base_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

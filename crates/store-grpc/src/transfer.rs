@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     context::{Context, status},
-    convert::{required, size_out, unimplemented},
+    convert::{descriptor_out, required, size_out, unimplemented},
     services::transfer as api,
     streaming::Stream,
 };
@@ -135,6 +135,7 @@ impl Work<'_> {
         let all_platforms = wanted.is_empty();
         let each: Vec<Option<Platform>> =
             if all_platforms { vec![None] } else { wanted.into_iter().map(Some).collect() };
+        let mut top = None;
         for (platform, unpack) in each.into_iter().zip(unpacked) {
             let request = PullRequest {
                 reference: reference.clone(),
@@ -146,11 +147,13 @@ impl Work<'_> {
                 records: PullRecords { names: names.clone(), labels: to.labels.clone() },
             };
             let pulled = self.services.transfer.pull(request, self.progress.sender.clone()).await;
+            let target = pulled.map_err(status)?.target;
             // The other platforms are those of the same index, whatever the tag names meanwhile.
-            reference = reference.with_digest(pulled.map_err(status)?.target.digest);
+            reference = reference.with_digest(target.digest.clone());
+            top = Some(target);
         }
         for name in &names {
-            self.progress.saved(name).await;
+            self.progress.saved(name, top.as_ref()).await;
         }
         self.progress.say(&format!("Completed pull from OCI Registry ({})", from.reference)).await;
         Ok(())
@@ -178,14 +181,16 @@ impl Work<'_> {
         if from.force_compress {
             return Err(unimplemented("force_compress of an ImageImportStream"));
         }
-        for reference in &to.extra_references {
-            if !reference.is_prefix {
-                return Err(unimplemented("an extra name without a prefix for an import"));
-            }
-            if !reference.allow_overwrite {
-                let text = format!("an import of names below {:?} alone", reference.name);
-                return Err(unimplemented(text));
-            }
+        let mut prefixes = to.extra_references.iter();
+        let base = prefixes.next().cloned().unwrap_or_default();
+        if to.extra_references.iter().any(|reference| !reference.is_prefix) {
+            return Err(unimplemented("an extra name without a prefix for an import"));
+        }
+        let like = |other: &proto::ImageReference| {
+            (&other.name, other.allow_overwrite) == (&base.name, base.allow_overwrite)
+        };
+        if !prefixes.all(like) {
+            return Err(unimplemented("several prefixes of names for an import"));
         }
         let platform = one_platform(&to)?;
         let unpack = self.unpacked(&to, platform.as_slice())?.contains(&true);
@@ -194,6 +199,8 @@ impl Work<'_> {
             platforms: platform.into_iter().collect(),
             unpack,
             index_name: to.name.clone(),
+            base_only: !base.name.is_empty() && !base.allow_overwrite,
+            base_name: base.name,
         };
         self.progress.say("Importing").await;
         let (archive, sender) = (archive.receive(), self.progress.sender.clone());
@@ -209,7 +216,9 @@ impl Work<'_> {
                     self.put(&name, &image.target, &to.labels).await?;
                 }
             }
-            self.progress.saved(&image.name).await;
+            if !image.name.is_empty() {
+                self.progress.saved(&image.name, Some(&image.target)).await;
+            }
         }
         self.progress.say("Completed import").await;
         Ok(())
@@ -244,9 +253,9 @@ impl Work<'_> {
 
     async fn tag(self, from: proto::ImageStore, to: proto::ImageStore) -> Result<(), Status> {
         let image = self.services.images.get(&from.name).await.map_err(status)?;
-        let labels = if to.labels.is_empty() { &image.labels } else { &to.labels };
+        // Labels are a name's own, as containerd has it: they do not come along.
         for name in whole_names(&to)? {
-            self.put(&name, &image.target, labels).await?;
+            self.put(&name, &image.target, &to.labels).await?;
         }
         Ok(())
     }
@@ -255,8 +264,8 @@ impl Work<'_> {
         let (name, target, labels) = (name.to_owned(), target.clone(), labels.clone());
         let (created_at, updated_at) = (Timestamp::now(), Timestamp::now());
         let image = Image { name: name.clone(), target, labels, created_at, updated_at };
-        self.services.images.put(image).await.map_err(status)?;
-        self.progress.saved(&name).await;
+        let put = self.services.images.put(image).await.map_err(status)?;
+        self.progress.saved(&name, Some(&put.target)).await;
         Ok(())
     }
 
@@ -448,9 +457,10 @@ impl Steps {
         self.tell(proto::Progress { event: event.to_owned(), ..Default::default() }).await;
     }
 
-    async fn saved(&self, name: &str) {
+    async fn saved(&self, name: &str, target: Option<&Descriptor>) {
         let (event, name) = ("saved".to_owned(), name.to_owned());
-        self.tell(proto::Progress { event, name, ..Default::default() }).await;
+        let target = target.cloned().and_then(descriptor_out);
+        self.tell(proto::Progress { event, name, target, ..Default::default() }).await;
     }
 
     async fn tell(&self, progress: proto::Progress) {
@@ -487,5 +497,6 @@ fn step_out(step: &Progress) -> proto::Progress {
         parents: Vec::new(),
         progress: size_out(step.current),
         total: size_out(step.total),
+        target: None,
     }
 }

@@ -49,6 +49,7 @@ suite! {
     snapshots_diffs: suite::snapshots::diffs,
     snapshots_deep: suite::snapshots::deep,
     archives: suite::transfer::archives,
+    based: suite::transfer::based,
     many_layers: suite::transfer::many_layers,
     compressed: suite::transfer::compressed,
     old_archives: suite::transfer::old_archives,

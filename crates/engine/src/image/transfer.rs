@@ -457,7 +457,7 @@ impl Engine {
         let before = self.services.images.list(&[]).await?;
         let before: HashMap<String, _> = before.into_iter().map(|i| (i.name, i.target)).collect();
         let (steps, mut received) = mpsc::channel::<Progress>(PROGRESS_QUEUE);
-        let request = ImportRequest { platforms, unpack: true, index_name: String::new() };
+        let request = ImportRequest { platforms, unpack: true, ..ImportRequest::default() };
         let import = self.services.transfer.import(request, archive, steps);
         // Loading shows its result only; the steps are drained so that it does not stall.
         let drain = async { while received.recv().await.is_some() {} };

@@ -210,4 +210,7 @@ pub struct Progress {
     pub progress: i64,
     #[prost(int64, tag = "5")]
     pub total: i64,
+    /// Since containerd 2.0.
+    #[prost(message, optional, tag = "6")]
+    pub target: Option<super::types::Descriptor>,
 }

@@ -219,3 +219,46 @@ async fn what_is_not_there_is_refused_by_name() {
     client.close().await;
     served.end().await;
 }
+
+/// Labels belong to the name that has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_has_the_labels_that_are_given() {
+    let served = Served::new().await;
+    let ns = random::name("ns");
+    let mut client = client(&served, &ns).await;
+    let digest = client.write_blob("r", b"{}").await.unwrap();
+    let target = types::Descriptor {
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        digest,
+        size: 2,
+        ..Default::default()
+    };
+    let image = images::Image {
+        name: random::name("image"),
+        labels: [("own".to_owned(), random::token(5))].into(),
+        target: Some(target),
+        ..Default::default()
+    };
+    let create = images::CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
+    let path = "/containerd.services.images.v1.Images/Create";
+    let _: images::CreateImageResponse = client.unary(path, create).await.unwrap();
+    let given = std::collections::BTreeMap::from([("given".to_owned(), random::token(5))]);
+    for labels in [given, Default::default()] {
+        let name = random::name("tag");
+        let store = |name: &str, labels| {
+            let store = ImageStore { name: name.to_owned(), labels, ..Default::default() };
+            Some(shim::pack(IMAGE_STORE, &store))
+        };
+        let request = TransferRequest {
+            source: store(&image.name, Default::default()),
+            destination: store(&name, labels.clone()),
+            options: None,
+        };
+        let path = "/containerd.services.transfer.v1.Transfer/Transfer";
+        client.unary::<_, ()>(path, request).await.unwrap();
+        let tagged = served.services(&ns).images.get(&name).await.unwrap();
+        assert_eq!(tagged.labels, labels);
+    }
+    client.close().await;
+    served.end().await;
+}

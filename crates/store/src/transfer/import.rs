@@ -94,6 +94,12 @@ pub(crate) fn import(
             ));
         }
     };
+    let elsewhere = |name: &str| !name.is_empty() && !is_of(name, &request.base_name);
+    for image in found.iter_mut().filter(|image| request.base_only && elsewhere(&image.name)) {
+        if image.name != request.index_name {
+            image.name.clear();
+        }
+    }
     let named = found.iter().filter(|image| !image.name.is_empty()).count();
     if named > IMAGES {
         return Err(Error::invalid(format!(
@@ -113,6 +119,12 @@ pub(crate) fn import(
         core.image_take_name(ns, &image.name, image.target.clone(), Labels::new())?;
     }
     Ok(found)
+}
+
+/// Is this a name in or below a repository, as containerd sees it?
+fn is_of(name: &str, repository: &str) -> bool {
+    let rest = name.strip_prefix(repository);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']))
 }
 
 /// Keeps the images that are for one of the wanted platforms, and of each what fits each platform best.
@@ -426,7 +438,8 @@ fn names_of(entry: &Descriptor, request: &ImportRequest) -> Option<String> {
     }
     let name = entry.annotations.get(REF_NAME)?;
     // By the specification it may be a tag alone, which names nothing without a repository.
-    let prefix = request.index_name.rsplit_once(':').map_or(request.index_name.as_str(), |s| s.0);
+    let of_index = request.index_name.rsplit_once(':').map_or(request.index_name.as_str(), |s| s.0);
+    let prefix = if request.base_name.is_empty() { of_index } else { &request.base_name };
     if name.contains(['/', ':']) {
         Some(full_name(name))
     } else if prefix.is_empty() {

@@ -96,6 +96,44 @@ pub async fn shown(services: &Services, image: &UnpackedImage) -> super::snapsho
     tree
 }
 
+/// With a base name alone names of other repositories count for nothing, and a tag alone is one of it.
+pub async fn based(services: &Services) {
+    let image = image();
+    let (own, other) = (random::name("own"), random::name("other"));
+    let (own, other) = (format!("docker.io/library/{own}"), format!("docker.io/library/{other}"));
+    let tag = random::token(6);
+    let named = image.oci_archive(&format!("{own}:{tag}"));
+    let mut tagged = TarStream::new();
+    for (path, content) in image.oci_files(&tag) {
+        // Of the two annotations the tag's alone.
+        let text = String::from_utf8_lossy(&content).replace("io.containerd.image.name", "x.y");
+        let text = text.replace("latest", &tag).into_bytes();
+        tagged = tagged.file(&path, 0o644, if path == "index.json" { &text } else { &content });
+    }
+    let tagged = tagged.finish();
+    for (archive, base, base_only, wanted) in [
+        (&named, &own, true, format!("{own}:{tag}")),
+        (&named, &other, true, String::new()),
+        (&named, &other, false, format!("{own}:{tag}")),
+        (&named, &own[..own.len() - 1].to_owned(), true, String::new()),
+        (&tagged, &other, true, format!("{other}:{tag}")),
+        (&tagged, &other, false, format!("{other}:{tag}")),
+        (&tagged, &String::new(), false, String::new()),
+    ] {
+        let (progress, mut reports) = mpsc::channel(16);
+        let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
+        let request = ImportRequest { base_name: base.clone(), base_only, ..Default::default() };
+        let found = services.transfer.import(request, stream(archive.clone()), progress).await;
+        drain.await.unwrap();
+        let found = found.unwrap();
+        assert_eq!((found.len(), found[0].name.as_str()), (1, wanted.as_str()), "{base}");
+        for image in services.images.list(&[]).await.unwrap() {
+            assert_eq!(image.name, wanted);
+            services.images.delete(&image.name, false).await.unwrap();
+        }
+    }
+}
+
 /// An image of more layers than dockerd takes shows what all of them hold; one of more than overlay takes
 /// is refused.
 pub async fn many_layers(services: &Services) {
