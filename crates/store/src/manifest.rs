@@ -194,6 +194,30 @@ impl Config {
             variant: self.variant.clone(),
         }
     }
+
+    /// How many layers it names.
+    pub(crate) fn layers(&self) -> usize {
+        self.rootfs.diff_ids.len()
+    }
+
+    /// Does it say nothing that makes an image of it?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.os.is_empty() && self.rootfs.diff_ids.is_empty()
+    }
+
+    /// Has it as many layers as the manifest that names it?
+    ///
+    /// # Errors
+    /// `InvalidArgument` with both numbers.
+    pub(crate) fn check_layers(&self, manifest: &Digest, layers: usize) -> Result<()> {
+        let known = self.layers();
+        if known == layers {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "image {manifest}: its configuration names {known} layers, its manifest {layers}"
+        )))
+    }
 }
 
 /// image-spec "Layer ChainID" of every layer, bottom first.
@@ -373,15 +397,8 @@ impl Core {
     ) -> Result<UnpackedImage> {
         let (descriptor, manifest) = self.choose_manifest(ns, target, platform)?;
         let (config, _) = self.image_config(ns, &manifest.config.digest)?;
+        config.check_layers(&descriptor.digest, manifest.layers.len())?;
         let diff_ids = config.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers.len() {
-            return Err(Error::invalid(format!(
-                "image {}: its configuration names {} layers, its manifest {}",
-                descriptor.digest,
-                diff_ids.len(),
-                manifest.layers.len()
-            )));
-        }
         let chain_ids = chain_ids(&diff_ids);
         Ok(UnpackedImage {
             manifest: descriptor,

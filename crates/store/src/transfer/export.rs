@@ -81,10 +81,12 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
         names.sort();
         names.dedup();
         let unwanted = chosen(core, ns, &mut target, &request.platforms)?;
+        let name = names.first().map_or_else(|| target.digest.to_string(), |name| familiar(name));
+        let explain = |error| core.explain(ns, &target, &name, error);
         let of = Collect { core, ns, pins: &plan.pins, unwanted: &unwanted };
-        if of.add(&target, &mut plan.blobs, 0)? == 0 {
+        if of.add(&target, &mut plan.blobs, 0).map_err(explain)? == 0 {
             let images = core.platforms_of(ns, &target)?;
-            return Err(not_here(&target, None, &images));
+            return Err(explain(not_here(&target, None, &images)));
         }
         describe(core, ns, &target, &names, request, &mut plan)?;
         plan.images.push((target, names));
@@ -94,6 +96,11 @@ fn plan(core: &Core, ns: &str, request: &ExportRequest) -> CoreResult<Plan> {
         same_size(digest, real, *size)?;
     }
     Ok(plan)
+}
+
+/// As docker's commands name an image.
+fn familiar(name: &str) -> String {
+    name.parse::<ImageRef>().map_or_else(|_| name.to_string(), |name| name.familiar())
 }
 
 fn same_size(digest: &Digest, real: u64, said: u64) -> CoreResult<()> {

@@ -12,6 +12,7 @@ use store_api::{
 };
 use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 
+use super::verify::{in_words, incomplete, last_of_each_name, layout_version, went_away};
 use crate::{
     Core,
     content::BUFFER_BYTES,
@@ -107,6 +108,7 @@ pub(crate) fn import(
         )));
     }
     faults::pass("import.read");
+    last_of_each_name(&mut found);
     let unwanted = choose(core, ns, &request.platforms, &mut found)?;
     for image in &found {
         core.label_tree_but(ns, &image.target, &unwanted)?;
@@ -258,10 +260,13 @@ fn file(
     let Source { path, size, data } = source;
     let failed = || Error::stream("read", path.display());
     match path.to_str() {
-        Some("oci-layout") => return Ok(()),
+        Some("oci-layout") => return layout_version(size, data),
         Some(name @ ("index.json" | "manifest.json" | "repositories")) => {
             if usize::try_from(size).map_or(true, |size| size > limits::MANIFEST_BYTES) {
-                return Err(Error::invalid(format!("the archive's {name} is too large")));
+                return Err(Error::invalid(format!(
+                    "the archive's {name} has {size} bytes, at most {} are possible",
+                    limits::MANIFEST_BYTES
+                )));
             }
             let mut bytes = Vec::new();
             data.read_to_end(&mut bytes).map_err(failed())?;
@@ -298,7 +303,7 @@ fn file(
         }
         writer.write_all(&buffer[..n])?;
     }
-    let digest = writer.commit(expected.as_ref(), Labels::new())?;
+    let digest = writer.commit(expected.as_ref(), Labels::new()).map_err(|e| in_words(path, e))?;
     if expected.is_none() {
         pins.add(ResourceKind::Content, &digest);
     }
@@ -384,29 +389,33 @@ fn from_layout(
     if parsed.manifests.len() > IMAGES {
         return Err(Error::invalid(format!("the archive has more than {IMAGES} images")));
     }
+    let own_names: BTreeMap<String, &Digest> = parsed
+        .manifests
+        .iter()
+        .filter_map(|entry| Some((names_of(entry, request)?, &entry.digest)))
+        .collect();
     let mut found = Vec::new();
     for entry in &parsed.manifests {
-        let incomplete = || {
-            Error::invalid(format!(
-                "the archive is not complete: content of image {} is missing",
-                entry.digest
-            ))
-        };
         if !core.has_content(ns, &entry.digest)? {
-            return Err(incomplete());
+            return Err(incomplete(core, ns, entry));
         }
         // Only what is verified as an image counts. It stays until its name leads to it.
         let document = core.document(ns, entry)?;
         if core.whole_images_pinned(ns, entry, pins)? == 0 {
-            return Err(incomplete());
+            return Err(incomplete(core, ns, entry));
         }
+        core.check_archived(ns, entry)?;
         let mut target = entry.clone();
         target.annotations.retain(|key, _| !is_name(key));
         let mut names: Vec<String> = names_of(entry, request).into_iter().collect();
         for name in &names {
             own_digest(name, &entry.digest)?;
         }
-        names.extend(saved_names(core, ns, entry, &document, saved, archive)?);
+        // Of two images with one configuration manifest.json does not say whose name it is.
+        let of_saved = saved_names(core, ns, entry, &document, saved, archive)?.into_iter();
+        names.extend(
+            of_saved.filter(|name| own_names.get(name).is_none_or(|of| **of == entry.digest)),
+        );
         names.sort();
         names.dedup();
         if names.is_empty() {
@@ -474,7 +483,7 @@ fn saved_names(
         if archive.blob(&image.config)?.digest == config {
             let tags = image.repo_tags.iter().flatten();
             for tag in tags {
-                names.push(tagged(tag, &entry.digest)?);
+                names.push(tagged(tag, "manifest.json", &entry.digest)?);
             }
         }
     }
@@ -487,11 +496,11 @@ pub(super) fn full_name(name: &str) -> String {
         .map_or_else(|_| name.to_string(), |reference| reference.with_default_tag().to_string())
 }
 
-/// A name in manifest.json has a tag: as dockerd, nothing of the archive is named where one has none.
-fn tagged(name: &str, target: &Digest) -> Result<String> {
+/// A name in docker's `file` has a tag: as dockerd, nothing of the archive is named where one has none.
+pub(super) fn tagged(name: &str, file: &str, target: &Digest) -> Result<String> {
     if !name.parse::<ImageRef>().is_ok_and(|of| of.with_default_tag().tag().is_some()) {
         return Err(Error::invalid(format!(
-            "invalid tag {name:?} in manifest.json of the archive: it must be NAME:TAG"
+            "invalid tag {name:?} in {file} of the archive: it must be NAME:TAG"
         )));
     }
     let name = full_name(name);
@@ -521,7 +530,7 @@ fn from_docker(
     let mut known = Layers::new();
     for image in saved {
         let config_blob = archive.blob(&image.config)?;
-        let (_, config) = core.image_config(ns, &config_blob.digest)?;
+        let (config_of, config) = core.image_config(ns, &config_blob.digest)?;
         let mut layers = Vec::new();
         for path in image.layers.iter().flatten() {
             if layers.len() >= limits::LAYERS {
@@ -535,11 +544,19 @@ fn from_docker(
             pins.add(ResourceKind::Content, &layer.digest);
             layers.push(layer);
         }
+        let (known, manifest) = (config_of.layers(), layers.len());
+        if known != manifest {
+            // dockerd's words (moby `image/tarexport/load.go`), and whose layers they are.
+            return Err(Error::invalid(format!(
+                "invalid manifest, layers length mismatch: expected {manifest}, got {known} in {} of the archive",
+                image.config.display()
+            )));
+        }
         let target = core.put_image(ns, &config, layers)?;
         pins.add(ResourceKind::Content, &target.digest);
         if core.whole_images(ns, &target)? == 0 {
             // Removed by a garbage collection between its arrival and its pin.
-            return Err(Error::not_found("content of image", &target.digest));
+            return Err(went_away(core, ns, &target));
         }
         verify_layers(core, ns, &target)?;
         let tags: Vec<&String> = image.repo_tags.iter().flatten().collect();
@@ -547,7 +564,7 @@ fn from_docker(
             found.push(Imported { name: String::new(), target: target.clone() });
         }
         for tag in tags {
-            let name = tagged(tag, &target.digest)?;
+            let name = tagged(tag, "manifest.json", &target.digest)?;
             found.push(Imported { name, target: target.clone() });
         }
     }

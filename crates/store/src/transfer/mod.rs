@@ -7,6 +7,7 @@ mod pull;
 mod push;
 mod refetch;
 mod resolve;
+mod verify;
 
 use std::sync::Mutex;
 

@@ -14,7 +14,10 @@ use serde_json::{Map, Value, json};
 use store_api::{Descriptor, Imported, ResourceKind, media_type};
 use types::{Digest, limits};
 
-use super::import::{Archive, IMAGES, Layers, full_name};
+use super::{
+    import::{Archive, IMAGES, Layers, tagged},
+    verify::went_away,
+};
 use crate::{
     Core,
     error::{Error, Result},
@@ -97,8 +100,7 @@ pub(super) fn load(core: &Core, ns: &str, archive: &Archive, pins: &Pins) -> Res
         let named: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_slice(bytes)
             .map_err(Error::json("read", "repositories of the archive"))?;
         for (name, tags) in named {
-            let tags = tags.into_iter().map(|(tag, id)| (full_name(&format!("{name}:{tag}")), id));
-            wanted.extend(tags);
+            wanted.extend(tags.into_iter().map(|(tag, id)| (format!("{name}:{tag}"), id)));
         }
     }
     if wanted.is_empty() {
@@ -116,6 +118,10 @@ pub(super) fn load(core: &Core, ns: &str, archive: &Archive, pins: &Pins) -> Res
         let target = match old.images.get(&id) {
             Some(target) => target.clone(),
             None => image(core, ns, &mut old, &id, pins)?,
+        };
+        let name = match name.as_str() {
+            "" => name,
+            name => tagged(name, "repositories", &target.digest)?,
         };
         old.images.insert(id, target.clone());
         found.push(Imported { name, target });
@@ -176,7 +182,7 @@ fn image(core: &Core, ns: &str, old: &mut Old<'_>, id: &str, pins: &Pins) -> Res
     pins.add(ResourceKind::Content, &target.digest);
     if core.whole_images(ns, &target)? == 0 {
         // Removed by a garbage collection between its arrival and its pin.
-        return Err(Error::not_found("content of image", &target.digest));
+        return Err(went_away(core, ns, &target));
     }
     Ok(target)
 }

@@ -68,6 +68,8 @@ struct Attempt {
 
 struct Pull {
     local: Local,
+    /// As docker's commands name it.
+    image: String,
     repository: Repository,
     reporter: Reporter,
     slots: Arc<Semaphore>,
@@ -91,6 +93,7 @@ pub(crate) async fn pull(
     let local = &local.for_operation();
     let pull = Arc::new(Pull {
         local: local.clone(),
+        image: reference.familiar(),
         repository: repository(local, &reference, &request.access).await?,
         reporter: Reporter::new(progress),
         slots: Arc::new(Semaphore::new(at_once)),
@@ -507,9 +510,19 @@ impl Pull {
                 }
             })
             .await;
-        committed?;
+        committed.map_err(|error| self.in_words(layer, error))?;
         self.reporter.state(subject, ProgressState::Downloaded, "");
         Ok(true)
+    }
+
+    /// Why a download did not become content, without the store's own names.
+    fn in_words(&self, layer: &Descriptor, error: Error) -> Error {
+        let why = match error.kind {
+            ErrorKind::DataLoss => "what was received does not have this digest and size",
+            ErrorKind::FailedPrecondition => "another namespace's copy of it was removed",
+            _ => return error,
+        };
+        Error::new(error.kind, format!("layer {} of image {}: {why}", layer.digest, self.image))
     }
 
     /// Lets a helper read what is written of a layer while it comes. Of one that is not compressed the

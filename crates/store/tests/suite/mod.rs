@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod analysis;
+pub mod bad_archives;
 pub mod content;
 pub mod forms;
 pub mod images;
