@@ -262,3 +262,25 @@ async fn a_tag_has_the_labels_that_are_given() {
     client.close().await;
     served.end().await;
 }
+
+/// Others may pass through the state's directory to a bundle that lets them in, and to nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_closed_but_for_the_way_to_bundles() {
+    use std::os::unix::fs::MetadataExt as _;
+    let served = Served::new().await;
+    let state = served.path("state");
+    let mode = |path: &std::path::Path| path.symlink_metadata().unwrap().mode() & 0o777;
+    assert_eq!(mode(&state), 0o711);
+    for entry in state.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let wanted = match name {
+            "io.containerd.runtime.v2.task" => 0o011,
+            // Whoever serves it binds it.
+            "containerd.sock" => continue,
+            _ => 0,
+        };
+        assert_eq!(mode(&path) & 0o077, wanted, "{name}");
+    }
+    served.end().await;
+}

@@ -248,3 +248,37 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map(Some)
         .map_err(|error| Error::internal(format!("parse {}: {error}", path.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn the_mapped_root_comes_through_and_reads_nothing() {
+        let ground = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+        for (name, spec, wanted) in [
+            ("plain", "{}", (0o700, 0)),
+            ("own", r#"{"linux":{"gidMappings":null}}"#, (0o700, 0)),
+            ("other", r#"{"linux":{"gidMappings":[{"containerID":1,"hostID":7}]}}"#, (0o700, 0)),
+            (
+                "mapped",
+                r#"{"linux":{"gidMappings":[{"containerID":0,"hostID":4242,"size":9}]}}"#,
+                (0o710, 4242),
+            ),
+        ] {
+            let bundle = ground.path().join(name);
+            create(&bundle, spec.as_bytes()).unwrap();
+            assert_eq!((mode(&bundle), bundle.metadata().unwrap().gid()), wanted, "{name}");
+            assert_eq!(mode(&bundle.join("rootfs")), 0o711);
+            assert_eq!(mode(&bundle.join("config.json")), 0o600);
+            TaskFile::new(None, Stdio::default()).write(&bundle).unwrap();
+            assert_eq!(mode(&bundle.join("task.json")), 0o600);
+            remove(&bundle).unwrap();
+        }
+    }
+}
