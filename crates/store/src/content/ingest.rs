@@ -19,7 +19,7 @@ use crate::{
     db::lock,
     error::{Error, Result},
     filters::{Fields, Filters},
-    labels,
+    found, labels,
 };
 
 /// An ingest that nobody touched for this long is garbage (containerd's rule).
@@ -190,11 +190,10 @@ impl Ingest {
 impl Core {
     /// Reads back the unfinished writes of an earlier run.
     pub(crate) fn load_ingests(&self) -> Result<()> {
-        let root = self.root.join("content/ingest");
-        let entries = std::fs::read_dir(&root).map_err(Error::io("list", &root))?;
+        let entries = found::entries(&self.root.join("content/ingest"))?;
         let mut ingests = lock(&self.ingests.0);
-        for entry in entries.filter_map(|entry| entry.ok()) {
-            match load(&entry.path()) {
+        for entry in entries {
+            match load(&entry.path())? {
                 Some(ingest) if !ingest.meta.reference.starts_with(ANONYMOUS) => {
                     let key = (ingest.meta.namespace.clone(), ingest.meta.reference.clone());
                     ingests.insert(key, Arc::new(Mutex::new(ingest)));
@@ -586,16 +585,18 @@ fn fill(directory: &Path, meta: &Meta) -> Result<()> {
     Ok(())
 }
 
-fn load(directory: &Path) -> Option<Ingest> {
-    let meta: Meta =
-        serde_json::from_slice(&std::fs::read(directory.join(DESCRIPTION)).ok()?).ok()?;
-    let metadata = std::fs::symlink_metadata(directory.join(DATA)).ok()?;
-    let offset = metadata.is_file().then_some(metadata.len())?;
-    let modified = metadata.modified().ok()?;
-    let since = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let updated =
-        Timestamp { seconds: i64::try_from(since.as_secs()).ok()?, nanos: since.subsec_nanos() };
-    Some(Ingest {
+/// `None`: it cannot be gone on with.
+fn load(directory: &Path) -> Result<Option<Ingest>> {
+    let text = found::content(&directory.join(DESCRIPTION))?;
+    let meta = text.and_then(|text| serde_json::from_slice::<Meta>(&text).ok());
+    let data = found::metadata(&directory.join(DATA))?.filter(|data| data.is_file());
+    let (Some(meta), Some(data)) = (meta, data) else { return Ok(None) };
+    let offset = data.len();
+    let since = data.modified().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let Some(since) = since else { return Ok(None) };
+    let Ok(seconds) = i64::try_from(since.as_secs()) else { return Ok(None) };
+    let updated = Timestamp { seconds, nanos: since.subsec_nanos() };
+    Ok(Some(Ingest {
         meta,
         directory: directory.into(),
         file: None,
@@ -605,7 +606,7 @@ fn load(directory: &Path) -> Option<Ingest> {
         updated,
         finished: false,
         by: Writer::Store,
-    })
+    }))
 }
 
 fn options() -> OpenOptions {

@@ -438,6 +438,27 @@ fn files_after_a_power_cut() {
     assert_eq!(std::fs::read(&file).unwrap(), right);
 }
 
+/// A record whose file cannot be made for want of its directory is not acknowledged; a snapshot that has
+/// gone with its own needs none.
+#[test]
+fn no_directory_for_a_record() {
+    #[derive(serde::Serialize)]
+    struct Snapshot {
+        id: u64,
+    }
+    let ground = Ground::new();
+    let records = ground.directory.path().join("root/records/images");
+    std::fs::remove_dir(&records).unwrap();
+    let put = || ground.db().write(Durable::Now, |tx| tx.put(Table::Images, "ns", "k", &1));
+    let error = put().unwrap_err();
+    assert!(error.to_string().contains(records.to_str().unwrap()), "{error}");
+    assert!(ground.all().is_empty());
+    std::fs::create_dir(&records).unwrap();
+    put().unwrap();
+    let gone = Snapshot { id: 7 };
+    ground.db().write(Durable::Now, |tx| tx.put(Table::Snapshots, "ns", "s", &gone)).unwrap();
+}
+
 /// A database that a power cut left half made is made anew; a damaged one is kept.
 #[test]
 fn half_made() {

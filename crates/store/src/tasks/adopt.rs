@@ -13,6 +13,7 @@ use super::{
     task::{Process, Stage, Task, exit},
     ttrpc::Client,
 };
+use crate::found;
 
 /// A shim that listens answers at once; one that is stopped or hangs is not waited for.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -21,20 +22,30 @@ const KILLED: u32 = 137;
 
 impl Inner {
     /// Takes over every task in the state directory.
-    pub(super) async fn adopt_all(self: &Arc<Self>) {
+    ///
+    /// # Errors
+    /// When it cannot be told which there are, before any is taken over: one that is not seen would count
+    /// as ended, and what belongs to it would go.
+    pub(super) async fn adopt_all(self: &Arc<Self>) -> Result<()> {
         let root = self.config.state_dir.join(bundle::DIRECTORY);
-        let mut found = tokio::task::JoinSet::new();
-        for namespace in entries(&root) {
-            for id in entries(&root.join(&namespace)) {
-                let (inner, namespace) = (self.clone(), namespace.clone());
-                found.spawn(async move {
-                    if let Err(error) = inner.adopt(&namespace, &id).await {
-                        tracing::warn!(namespace, task = id, %error, "adopt task");
-                    }
-                });
+        let mut all = Vec::new();
+        for namespace in entries(&root)? {
+            for id in entries(&root.join(&namespace))? {
+                found::content(&bundle::task_file(&root.join(&namespace).join(&id)))?;
+                all.push((namespace.clone(), id));
             }
         }
+        let mut found = tokio::task::JoinSet::new();
+        for (namespace, id) in all {
+            let inner = self.clone();
+            found.spawn(async move {
+                if let Err(error) = inner.adopt(&namespace, &id).await {
+                    tracing::warn!(namespace, task = id, %error, "adopt task");
+                }
+            });
+        }
         while found.join_next().await.is_some() {}
+        Ok(())
     }
 
     async fn adopt(self: &Arc<Self>, namespace: &str, id: &str) -> Result<()> {
@@ -205,7 +216,7 @@ async fn connect(socket: &Path) -> Option<Client> {
     tokio::time::timeout(CONNECT_LIMIT, Client::connect(socket)).await.ok()?.ok()
 }
 
-fn entries(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+fn entries(directory: &Path) -> Result<Vec<String>> {
+    let entries = found::entries(directory)?.into_iter();
+    Ok(entries.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }

@@ -62,15 +62,19 @@ impl TaskFile {
     }
 
     pub(super) fn write(&self, bundle: &Path) -> Result<()> {
-        write_json(&bundle.join("task.json"), self)
+        write_json(&task_file(bundle), self)
     }
 
     /// `None`: no store made this bundle, or it got no further.
     pub(super) fn read(bundle: &Path) -> Result<Option<Self>> {
-        let file: Option<Self> = read_json(&bundle.join("task.json"))?;
+        let file: Option<Self> = read_json(&task_file(bundle))?;
         check_version(bundle, file.as_ref().map(|f| f.version))?;
         Ok(file)
     }
+}
+
+pub(super) fn task_file(bundle: &Path) -> PathBuf {
+    bundle.join("task.json")
 }
 
 /// The recorded exit of the first process.

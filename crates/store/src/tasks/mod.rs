@@ -103,8 +103,8 @@ impl ShimManager {
     /// no store ran are published before it returns. Call it in a tokio runtime.
     ///
     /// # Errors
-    /// The state directory or the socket cannot be made. A single task that cannot be taken over
-    /// is logged and left as it is.
+    /// The state directory or the socket cannot be made, or it cannot be told which tasks there are. A
+    /// single task that cannot be taken over is logged and left as it is.
     pub async fn open(config: TasksConfig, host: Arc<dyn TaskHost>) -> Result<Arc<Self>> {
         make_directory(&config.state_dir.join(bundle::DIRECTORY), 0o711)?;
         make_directory(&config.state_dir.join("s"), 0o700)?;
@@ -112,7 +112,7 @@ impl ShimManager {
         let inner = Arc::new(Inner { config, host, tasks: Mutex::default() });
         let (ready, all_known) = watch::channel(false);
         let events = events::serve(listener, Arc::downgrade(&inner), all_known);
-        inner.adopt_all().await;
+        inner.adopt_all().await?;
         ready.send_replace(true);
         Ok(Arc::new(Self { inner, events: Some(events) }))
     }

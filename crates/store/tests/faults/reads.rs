@@ -38,7 +38,7 @@ pub fn at_start(ground: &Ground, damage: fn(&Path)) {
             if let Err(error) = &opened {
                 refused += 1;
                 let says = error.message.contains("Input/output error")
-                    && error.message.contains(&path.join("root").display().to_string())
+                    && error.message.contains(&path.display().to_string())
                     && error.message.contains("not taken for lost");
                 assert!(says, "{error}");
             }
