@@ -116,11 +116,17 @@ impl Core {
             }
         }
         self.label_tree(ns, target)?;
-        match self.resolve_image(ns, target, None) {
-            Ok(image) => self.label_snapshot(ns, &image),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error),
+        // Any of an index may have been unpacked, not this machine's alone; also one that lost content since.
+        for of in self.platforms_of(ns, target)? {
+            match self.resolve_image(ns, &of.manifest, None) {
+                Ok(image) => self.label_snapshot(ns, &image)?,
+                Err(error) if error.is_not_found() => {}
+                // What is no image was never unpacked.
+                Err(Error::Api(error)) if error.kind == types::ErrorKind::InvalidArgument => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// Makes a blob visible in a namespace, if its file is there.

@@ -473,6 +473,33 @@ async fn other_sizes() {
     }
 }
 
+/// Of a layer that a registry sends damaged it is told which, and of what image, without the store's own
+/// names.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_there() {
+    let registry = Registry::start();
+    let grounds = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [here, there] = grounds
+        .each_ref()
+        .map(|ground| suite::config(&ground.path().join("root"), &ground.path().join("state")));
+    let (here, there) = (Store::open(here).await.unwrap(), Store::open(there).await.unwrap());
+    let (here, there) = (here.open("here").unwrap(), there.open("there").unwrap());
+    let (image, reference) = (transfer::image(), registry.reference());
+    let name = reference.to_string();
+    transfer::import(&here, image.oci_archive(&name)).await.unwrap();
+    push(&here, &name, &reference).await.0.unwrap();
+    let digest = Digest::sha256(&image.layers[1].blob);
+    registry.damage(&digest);
+    let error = pull(&there, &reference).await.0.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DataLoss, "{error}");
+    let wanted = format!(
+        "layer {digest} of image {}: what was received does not have this digest and size",
+        reference.familiar()
+    );
+    assert_eq!(error.message, wanted);
+    assert_kind(there.images.get(&name).await, ErrorKind::NotFound);
+}
+
 // These extract what they download. The others are about names, and about what the registry sees.
 in_every_form! {
     there_and_back,

@@ -57,8 +57,9 @@ impl Engine {
             // Held while it is unpacked, and what is left of it without a name if that fails: the name
             // moves only to an image that is ready to run, and whose size is that of its files.
             engine.ensure_record(&target).await?;
-            match engine.services.extras.unpack(&target, None).await {
-                Err(error) if !error.is_not_found() => return Err(Error::from(error)),
+            let shown = target.digest.to_string();
+            match engine.unpack_for(&shown, &target, None).await {
+                Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
             if let Some(tag) = &tag {

@@ -43,8 +43,18 @@ impl Core {
             }
             match self.document(ns, &descriptor)? {
                 Document::Index(index) if level < INDEX_LEVELS => {
-                    let entries = index.manifests.into_iter().filter(is_image_entry).rev();
-                    open.extend(entries.map(|entry| (entry, level + 1)));
+                    let mut entries: Vec<_> =
+                        index.manifests.into_iter().filter(is_image_entry).collect();
+                    let mut here = Vec::new();
+                    for entry in &entries {
+                        here.push(self.has_content(ns, &entry.digest)?);
+                    }
+                    // A platform that nobody pulled is not what is missing, if there is another.
+                    if here.contains(&true) {
+                        let mut here = here.into_iter();
+                        entries.retain(|_| here.next().unwrap_or(false));
+                    }
+                    open.extend(entries.into_iter().rev().map(|entry| (entry, level + 1)));
                 }
                 Document::Index(_) => {}
                 Document::Manifest(manifest) => {

@@ -134,12 +134,22 @@ pub async fn other_layers(services: &Services) {
     config["architecture"] = "s390x".into();
     wrong.config = config.to_string().into_bytes();
     wrong.renew_manifest();
+    // Of two that are not for this machine none is unpacked.
+    let mut second = image();
+    config = serde_json::from_slice(&second.config).unwrap();
+    config["architecture"] = "ppc64le".into();
+    second.config = config.to_string().into_bytes();
+    second.renew_manifest();
     let mut index: Value = serde_json::from_slice(&right.oci_files(&name)[1].1).unwrap();
-    let mut entry = index["manifests"][0].clone();
-    entry["digest"] = wrong.manifest_digest().into();
-    entry["size"] = wrong.manifest.len().into();
-    entry["platform"] = json!({ "os": "linux", "architecture": "s390x" });
-    let inner = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry] });
+    let entry = |image: &Image, architecture: &str| {
+        let mut entry = index["manifests"][0].clone();
+        entry["digest"] = image.manifest_digest().into();
+        entry["size"] = image.manifest.len().into();
+        entry["platform"] = json!({ "os": "linux", "architecture": architecture });
+        entry
+    };
+    let entries = [entry(&second, "ppc64le"), entry(&wrong, "s390x")];
+    let inner = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries });
     let inner = inner.to_string().into_bytes();
     let above = json!({
         "mediaType": INDEX_TYPE, "digest": digest(&inner), "size": inner.len(),
@@ -147,7 +157,8 @@ pub async fn other_layers(services: &Services) {
     });
     index["manifests"].as_array_mut().unwrap().push(above);
     let mut tar = TarStream::new().file(&path_of(&digest(&inner)), 0o644, &inner);
-    let others = wrong.oci_files(&name).into_iter().filter(|(path, _)| path.starts_with("blobs/"));
+    let others = wrong.oci_files(&name).into_iter().chain(second.oci_files(&name));
+    let others = others.filter(|(path, _)| path.starts_with("blobs/"));
     for (path, content) in right.oci_files(&name).into_iter().chain(others) {
         let content = if path == "index.json" { index.to_string().into_bytes() } else { content };
         tar = tar.file(&path, 0o644, &content);

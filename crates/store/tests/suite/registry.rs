@@ -12,12 +12,12 @@ use store_api::{Progress, PullRequest, Pulled, PushRequest, RegistryAccess, Serv
 use tempfile::TempDir;
 use testkit::random;
 use tokio::sync::mpsc;
-use types::ImageRef;
+use types::{Digest, ImageRef};
 
 pub struct Registry {
     child: Child,
     pub address: String,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Registry {
@@ -39,7 +39,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry is installed");
-        let mut registry = Self { child, address, _directory: directory };
+        let mut registry = Self { child, address, directory };
         let end = Instant::now() + Duration::from_secs(60);
         while !registry.answers() {
             assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
@@ -61,6 +61,15 @@ impl Registry {
     }
 
     /// Puts a manifest under a tag, as it is.
+    /// Puts other bytes, as many, in a blob's place.
+    pub fn damage(&self, digest: &Digest) {
+        let hex = digest.hex();
+        let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
+        let path = blobs.join(&hex[..2]).join(hex).join("data");
+        let bytes = usize::try_from(std::fs::metadata(&path).unwrap().len()).unwrap();
+        std::fs::write(&path, random::bytes(bytes)).unwrap();
+    }
+
     pub fn put_manifest(&self, reference: &ImageRef, manifest: &[u8]) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
