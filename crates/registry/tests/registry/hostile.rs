@@ -14,7 +14,6 @@ use types::{Digest, ErrorKind, ImageRef};
 
 use crate::server::{Reply, Seen, Server, reply};
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 pub(crate) fn quick() -> Config {
