@@ -58,7 +58,7 @@ pub use image::{CommitOptions, Failure, Messages, SquashOptions};
 /// Bytes in flight between a client and the engine, and why they break off.
 pub use store_api::{ByteStream, Error as StreamError};
 use store_api::{Exit, ProcessId, ProcessStatus, Services, Timestamp};
-use types::ContainerId;
+use types::{ContainerId, ErrorKind};
 pub use util::parse_time;
 
 use crate::util::{Durability, make_dir_mode, random_id, read_limited, write_file};
@@ -215,9 +215,8 @@ impl Engine {
     /// Loads every container and brings its state up to the present.
     async fn restore(self: &Arc<Self>) -> Result<()> {
         let root = self.config.data_root.join("containers");
-        let entries = std::fs::read_dir(&root).map_err(|e| Error::io("list", &root, &e))?;
         let mut loaded = Vec::new();
-        for entry in entries.flatten() {
+        for entry in util::list(&root)? {
             let dir = entry.path();
             match Record::load(&dir) {
                 Ok(record) => {
@@ -225,6 +224,7 @@ impl Engine {
                     self.containers.insert(container.clone());
                     loaded.push(container);
                 }
+                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error),
                 // The rest of the directory is kept: its log may be all that is left of someone's work.
                 Err(error) => {
                     if !self.removed_half(&dir).await {

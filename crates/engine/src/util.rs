@@ -158,6 +158,27 @@ pub(crate) fn read_limited(path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>>
     Ok(bytes)
 }
 
+/// All that is in a directory.
+///
+/// # Errors
+/// When it cannot be told, in whole or in part: what is not seen is not gone.
+pub(crate) fn list(dir: &Path) -> Result<Vec<fs::DirEntry>> {
+    let entries = faults::read("engine.list").and_then(|()| fs::read_dir(dir));
+    let entries = entries.and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    entries.map_err(|error| unreadable(dir, &error))
+}
+
+/// What is there and cannot be read is not gone, and the daemon does not start without it.
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Error {
+    Error::new(
+        types::ErrorKind::Unavailable,
+        format!(
+            "read {}: {error}; nothing was taken for lost: see to the disk, or move what it does not give out of the data root, and start again",
+            path.display()
+        ),
+    )
+}
+
 /// Runs blocking work on the pool that tokio bounds.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,

@@ -18,7 +18,7 @@ use types::{ContainerId, Digest};
 
 use crate::{
     Error, Result,
-    util::{Durability, read_limited, write_file},
+    util::{Durability, read_limited, unreadable, write_file},
 };
 
 /// Raised when a record of an older version cannot be read as it is.
@@ -258,7 +258,11 @@ impl Record {
         let file = dir.join(STATE_FILE);
         let state = match read_limited(&file, LIMIT_BYTES) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(record),
-            Err(error) => Err(error.to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+                Err(error.to_string())
+            }
+            // It may run, and its data must not go because of a disk that does not answer.
+            Err(error) => return Err(unreadable(&file, &error)),
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
         };
         match state {
@@ -272,7 +276,17 @@ impl Record {
     }
 
     fn load_definition(file: &Path) -> Result<Self> {
-        let bytes = read_limited(file, LIMIT_BYTES).map_err(|e| Error::io("read", file, &e))?;
+        let bytes = match read_limited(file, LIMIT_BYTES) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::FileTooLarge
+                ) =>
+            {
+                return Err(Error::io("read", file, &error));
+            }
+            other => other.map_err(|error| unreadable(file, &error))?,
+        };
         let record: Self = serde_json::from_slice(&bytes).map_err(|e| {
             Error::internal(format!("container record {} is damaged: {e}", file.display()))
         })?;
@@ -472,6 +486,24 @@ pub(super) mod tests {
         changed.save_changes(&running, dir).unwrap();
         assert_ne!(file(), inode);
         assert_eq!(Record::load(dir).unwrap(), changed);
+    }
+
+    /// Of one that cannot be read nobody knows that it has ended: with `--rm` it would be removed.
+    #[test]
+    fn what_cannot_be_read_is_not_lost() {
+        for file in [RECORD_FILE, STATE_FILE] {
+            let dir = tempfile::tempdir().unwrap();
+            record().save(dir.path()).unwrap();
+            let path = dir.path().join(file);
+            if path.exists() {
+                fs::remove_file(&path).unwrap();
+            }
+            // Reading it fails, and not for its absence.
+            fs::create_dir(&path).unwrap();
+            let error = Record::load(dir.path()).unwrap_err();
+            assert_eq!(error.kind, types::ErrorKind::Unavailable);
+            assert!(error.message.contains(path.to_str().unwrap()), "{error:?}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
     Config, Error, Result,
     container::record::Record,
     error::chain,
-    util::{Durability, make_dir, read_limited, write_file},
+    util::{Durability, list, make_dir, read_limited, unreadable, write_file},
 };
 
 /// Network namespaces kept ready; a burst of more is made on the spot.
@@ -211,18 +211,21 @@ impl Networks {
     /// Reads all records and takes their address ranges. Answers the networks of users.
     fn load_records(&self) -> Result<Vec<Network>> {
         let mut user_networks = Vec::new();
-        let entries =
-            std::fs::read_dir(&self.root).map_err(|e| Error::io("list", &self.root, &e))?;
-        for entry in entries.flatten() {
+        for entry in list(&self.root)? {
             let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 self.remove_temporary(&path);
                 continue;
             }
-            let loaded =
-                read_limited(&path, RECORD_LIMIT_BYTES).map_err(|e| e.to_string()).and_then(
-                    |bytes| serde_json::from_slice::<Network>(&bytes).map_err(|e| e.to_string()),
-                );
+            let bytes = match read_limited(&path, RECORD_LIMIT_BYTES) {
+                Err(error) if error.kind() != std::io::ErrorKind::FileTooLarge => {
+                    return Err(unreadable(&path, &error));
+                }
+                other => other.map_err(|e| e.to_string()),
+            };
+            let loaded = bytes.and_then(|bytes| {
+                serde_json::from_slice::<Network>(&bytes).map_err(|e| e.to_string())
+            });
             match loaded {
                 Ok(network) => {
                     if let Err(error) = self.keep_pools(&network) {

@@ -20,7 +20,8 @@ use types::ErrorKind;
 use crate::{
     Engine, Error, Result,
     util::{
-        Durability, expression_matches, make_dir_mode, random_id, read_limited, rfc3339, write_file,
+        Durability, expression_matches, list, make_dir_mode, random_id, read_limited, rfc3339,
+        unreadable, write_file,
     },
 };
 
@@ -103,13 +104,16 @@ impl Volumes {
         let root = data_root.join("volumes");
         make_dir_mode(&root, 0o701)?;
         let mut known = BTreeMap::new();
-        let entries = fs::read_dir(&root).map_err(|e| Error::io("list", &root, &e))?;
-        for entry in entries.flatten() {
+        for entry in list(&root)? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if validate_name(&name).is_err() || !entry.path().join("_data").is_dir() {
-                continue;
+            let data = entry.path().join("_data");
+            let is_volume = match fs::metadata(&data) {
+                Err(error) if is_gone(&error) => false,
+                other => other.map_err(|error| unreadable(&data, &error))?.is_dir(),
+            };
+            if is_volume && validate_name(&name).is_ok() {
+                known.insert(name.clone(), load(&entry.path(), name)?);
             }
-            known.insert(name.clone(), load(&entry.path(), name));
         }
         let state = State { known, ..State::default() };
         Ok(Self { root, state: Arc::new(Mutex::new(state)), mounted: Mutex::default() })
@@ -355,11 +359,17 @@ fn changed(dir: &Path) -> Timestamp {
     Timestamp { seconds, nanos: 0 }
 }
 
-fn load(dir: &Path, name: String) -> VolumeRecord {
-    let record = read_limited(&dir.join(RECORD_FILE), RECORD_LIMIT_BYTES)
-        .ok()
-        .and_then(|bytes| parse(&bytes, &name));
-    match record {
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+fn load(dir: &Path, name: String) -> Result<VolumeRecord> {
+    let path = dir.join(RECORD_FILE);
+    let bytes = match read_limited(&path, RECORD_LIMIT_BYTES) {
+        Err(error) if is_gone(&error) || error.kind() == std::io::ErrorKind::FileTooLarge => None,
+        other => Some(other.map_err(|error| unreadable(&path, &error))?),
+    };
+    Ok(match bytes.and_then(|bytes| parse(&bytes, &name)) {
         Some(record) => record,
         None => {
             tracing::warn!(volume = %name, "a volume's record is missing or damaged; its data is kept");
@@ -371,7 +381,7 @@ fn load(dir: &Path, name: String) -> VolumeRecord {
                 options: Map::new(),
             }
         }
-    }
+    })
 }
 
 impl Engine {
@@ -570,6 +580,19 @@ mod tests {
         volumes.remove("data", Vec::new).unwrap();
         assert!(volumes.get("data").is_err() && !volumes.data_dir("data").exists());
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// A volume's options and data do not go because of a disk that does not give its record.
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("volumes/kept");
+        fs::create_dir_all(root.join("_data")).unwrap();
+        // Reading it fails, and not for its absence.
+        fs::create_dir(root.join(RECORD_FILE)).unwrap();
+        let error = Volumes::open(dir.path()).err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Unavailable);
+        assert!(error.message.contains(root.join(RECORD_FILE).to_str().unwrap()), "{error:?}");
     }
 
     #[test]
