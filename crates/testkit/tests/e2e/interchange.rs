@@ -427,12 +427,11 @@ fn layers_are_told_with_what_would_shrink_them() {
                 fields.map(|field| layer[field].as_u64().unwrap()).to_vec()
             })
             .collect();
-        // A directory that is new is marked to hide what lower ones of its name have.
         let wanted = [
-            [owned + dropped, 2, 1, owned, dropped],
+            [owned + dropped, 2, 0, owned, dropped],
             [owned, 1, 0, 0, 0],
             [0, 0, 1, 0, 0],
-            [lists, 1, 1, 0, 0],
+            [lists, 1, 0, 0, 0],
             [2 * lists, 2, 0, 0, 0],
         ]
         .map(|layer| layer.map(|number| u64::try_from(number).unwrap()).to_vec());
