@@ -6,6 +6,8 @@ mod growth;
 mod inflate;
 mod staged;
 
+use std::sync::Arc;
+
 use store_api::{Descriptor, Labels, ProgressState, ResourceKind, UnpackedImage};
 use types::{Digest, Platform};
 
@@ -20,11 +22,26 @@ use self::{
     staged::Staged,
 };
 use crate::{
-    Core,
+    Core, Local,
     error::{Error, Result},
     progress::{Reporter, Subject},
     snapshots::{Kind, Place},
 };
+
+impl Local {
+    /// Heavy work on a layer in its turn. Who makes it already, for whichever image, is waited for without a
+    /// place among the heavy operations.
+    pub(crate) async fn heavy_in_turn<T: Send + 'static>(
+        &self,
+        (ahead, i): (&Ahead<Arc<Core>>, usize),
+        work: impl FnOnce(&Core, &str) -> Result<T> + Send + 'static,
+    ) -> store_api::Result<T> {
+        let name = format!("unpack {} {}", self.ns, ahead.image.chain_ids[i]);
+        let _alone = self.core.async_flights.enter(&name).await;
+        ahead.made(i).await;
+        self.heavy(work).await
+    }
+}
 
 impl Core {
     pub(crate) fn unpack(

@@ -58,6 +58,8 @@ enum Answer {
     Hang(usize),
     /// Bytes of the right number.
     Wrong,
+    /// These, of the right number.
+    Bytes(Vec<u8>),
     /// A status with headers and a body.
     Refusal(u16, &'static str, &'static str),
     Redirect(String),
@@ -160,6 +162,7 @@ fn serve(
     let rest = if status == 206 { &blob[from..] } else { &blob[..] };
     match answer {
         Answer::Whole => full(&mut stream, status, &headers, rest),
+        Answer::Bytes(bytes) => full(&mut stream, status, &headers, &bytes),
         Answer::Wrong => full(&mut stream, status, &headers, &random::bytes(rest.len())),
         Answer::Refusal(status, headers, body) => {
             full(&mut stream, status, headers, body.as_bytes())
@@ -557,6 +560,42 @@ async fn a_layer_with_another_content_ends_the_others_at_once() {
     fails_at_once(&registry, ErrorKind::DataLoss).await;
 }
 
+/// The first mirror sends the content that the configuration names, in a blob that is not the manifest's;
+/// the next one sends that blob, which has another content. Nothing of the first counts.
+async fn the_content_of_another_blob_is_not_taken() {
+    let right = TarStream::new().file("right", 0o600, &random::bytes(5000)).finish();
+    let other = TarStream::new().file("other", 0o600, &random::bytes(9000)).finish();
+    let mut image = Image::new(vec![Layer::gzipped(right)], &json!({}));
+    let mut lie = image.layers[0].blob.clone();
+    image.layers[0].blob = Layer::gzipped(other).blob;
+    image.renew_manifest();
+    // RFC 1952, section 2.3.1: FEXTRA, as much as is missing.
+    let missing = u16::try_from(image.layers[0].blob.len() - lie.len() - 2).unwrap();
+    lie[3] |= 4;
+    let extra = [&missing.to_le_bytes()[..], &vec![0; missing.into()]].concat();
+    lie.splice(10..10, extra);
+    let liar = Registry::start(&image, move |_, _| Answer::Bytes(lie.clone()));
+    let honest = Registry::start(&image, |_, _| Answer::Whole);
+    let ground = tempfile::tempdir().unwrap();
+    let (_store, services) = open(ground.path()).await;
+    let registry = format!("{}.invalid:5000", random::name("registry"));
+    let dir = ground.path().join("certs.d").join(&registry);
+    std::fs::create_dir_all(&dir).unwrap();
+    let text =
+        format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", honest.address, liar.address);
+    std::fs::write(dir.join("hosts.toml"), text).unwrap();
+    let reference: ImageRef = format!("{registry}/some/repo:v1").parse().unwrap();
+    let certs_dirs = vec![ground.path().join("certs.d")];
+    let access = RegistryAccess { certs_dirs, ..RegistryAccess::default() };
+    let pulled = registry::pull(&services, &reference, access, true).await.0;
+    assert_kind(pulled, ErrorKind::DataLoss);
+    assert_eq!((liar.layers_seen().len() > 1, honest.layers_seen().is_empty()), (true, false));
+    assert_kind(services.images.get(&reference.to_string()).await, ErrorKind::NotFound);
+    let blob = services.content.info(&Digest::sha256(&image.layers[0].blob)).await.unwrap();
+    assert!(!blob.labels.contains_key("containerd.io/uncompressed"), "{:?}", blob.labels);
+    assert!(services.snapshots.list(&[]).await.unwrap().is_empty());
+}
+
 async fn a_layer_of_two_pulls_at_once_is_made_once() {
     let image = compressed(3 << 20);
     let registry = Registry::start(&image, |_, _| Answer::Whole);
@@ -642,6 +681,7 @@ in_every_form! { @ directories index;
     a_layer_is_made_while_it_comes_and_nobody_sees_it_before_its_end
     a_layer_that_fails_ends_the_others_at_once
     a_layer_with_another_content_ends_the_others_at_once
+    the_content_of_another_blob_is_not_taken
     a_layer_of_two_pulls_at_once_is_made_once
     many_layers_come_with_few_blocking_threads
     a_layer_that_becomes_too_much_is_refused

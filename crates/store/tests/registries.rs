@@ -429,6 +429,45 @@ async fn metadata_of_the_other_platforms() {
     }
 }
 
+/// All platforms' images are pulled, and this machine's is wrong: no name leads to it. Of a right one the
+/// extraction is told like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_platforms_are_named_once_this_machines_is_unpacked() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
+    let store = Store::open(config).await.unwrap();
+    for wrong in [false, true] {
+        let source = store.open(&random::name("source")).unwrap();
+        let there = store.open(&random::name("there")).unwrap();
+        let reference = registry.reference();
+        let name = reference.to_string();
+        let archive = suite::platforms::two(&name, wrong);
+        transfer::import_as(&source, archive, false).await.unwrap();
+        push(&source, &name, &reference).await.0.unwrap();
+        let wish = |request: &mut PullRequest| request.all_platforms = true;
+        let access = RegistryAccess::default();
+        let (pulled, reports) = registry::pull_with(&there, &reference, access, true, wish).await;
+        if wrong {
+            assert_kind(pulled, ErrorKind::DataLoss);
+            assert_kind(there.images.get(&name).await, ErrorKind::NotFound);
+            continue;
+        }
+        let image = there.extras.resolve_image(&pulled.unwrap().target, None).await.unwrap();
+        there.snapshots.stat(&image.chain_ids.last().unwrap().to_string()).await.unwrap();
+        for layer in &image.layers {
+            let told = |state| {
+                let of_it = |r: &&Progress| r.digest.as_ref() == Some(&layer.digest);
+                reports.iter().filter(of_it).any(|report| report.state == state)
+            };
+            assert!(
+                told(ProgressState::Extracting) && told(ProgressState::Complete),
+                "{reports:?}"
+            );
+        }
+    }
+}
+
 /// A manifest that says another size of its configuration or a layer than it has is not pulled, also
 /// where the content was here before; nor is a byte sent of an archive of one.
 #[tokio::test(flavor = "multi_thread")]

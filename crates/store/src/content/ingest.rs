@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -193,8 +193,12 @@ impl Core {
         let entries = found::entries(&self.root.join("content/ingest"))?;
         let mut ingests = lock(&self.ingests.0);
         for entry in entries {
+            let is_own = |meta: &Meta| {
+                !meta.reference.starts_with(ANONYMOUS)
+                    && entry.path() == self.ingest_directory(&meta.namespace, &meta.reference)
+            };
             match load(&entry.path())? {
-                Some(ingest) if !ingest.meta.reference.starts_with(ANONYMOUS) => {
+                Some(ingest) if is_own(&ingest.meta) => {
                     let key = (ingest.meta.namespace.clone(), ingest.meta.reference.clone());
                     ingests.insert(key, Arc::new(Mutex::new(ingest)));
                 }
@@ -224,6 +228,11 @@ impl Core {
         }
         let ingest = self.ingest(ns, request)?;
         let mut ingest = lock(&ingest);
+        if ingest.finished {
+            // Committed or aborted while it was waited for, and no longer among them.
+            drop(ingest);
+            return self.open_writer(ns, request, by);
+        }
         ingest.by = by;
         match (&ingest.meta.expected, &request.expected) {
             (Some(have), Some(want)) if have != want => {
@@ -264,8 +273,7 @@ impl Core {
             expected: request.expected.clone(),
             started: Timestamp::now(),
         };
-        let hash = Digest::sha256(format!("{ns}\0{}", request.reference));
-        let ingest = create(self.root.join("content/ingest").join(hash.hex()), meta)?;
+        let ingest = create(self.ingest_directory(ns, &request.reference), meta)?;
         let ingest = Arc::new(Mutex::new(ingest));
         ingests.insert(key, Arc::clone(&ingest));
         Ok(ingest)
@@ -286,7 +294,7 @@ impl Core {
         bytes: &[u8],
     ) -> Result<u64> {
         let ingest = self.find_ingest(ns, reference)?;
-        let mut ingest = lock(&ingest);
+        let mut ingest = lock_unfinished(&ingest)?;
         let written = ingest.seek(offset).and_then(|()| ingest.append(bytes));
         ingest.file = None;
         written.map(|()| ingest.offset)
@@ -296,7 +304,7 @@ impl Core {
     /// left, which is read once.
     pub(crate) fn ingest_digest(&self, ns: &str, reference: &str) -> Result<Digest> {
         let ingest = self.find_ingest(ns, reference)?;
-        let mut ingest = lock(&ingest);
+        let mut ingest = lock_unfinished(&ingest)?;
         match &ingest.meta.expected {
             Some(digest) if ingest.shared => Ok(digest.clone()),
             _ => ingest.digest(),
@@ -306,7 +314,8 @@ impl Core {
     /// The file that an ingest writes, to be read.
     pub(crate) fn ingest_file(&self, ns: &str, reference: &str) -> Result<File> {
         let ingest = self.find_ingest(ns, reference)?;
-        let path = lock(&ingest).data();
+        let ingest = lock_unfinished(&ingest)?;
+        let path = ingest.data();
         super::open_regular(&path).map_err(Error::io("open", path))
     }
 
@@ -320,10 +329,7 @@ impl Core {
     ) -> Result<Digest> {
         labels::validate(&new)?;
         let shared = self.find_ingest(ns, reference)?;
-        let mut ingest = lock(&shared);
-        if ingest.finished {
-            return Err(Error::not_found("ingest", reference));
-        }
+        let mut ingest = lock_unfinished(&shared)?;
         if size != 0 && size != ingest.offset {
             return Err(Error::data_loss(format!(
                 "commit of ingest {reference:?}: {} bytes were written, {size} expected",
@@ -349,7 +355,15 @@ impl Core {
         }
         let record = ContentRecord::new(ingest.offset, new);
         faults::pass("ingest.verified");
-        let added = self.adopt_blob(ns, reference, &digest, finished.as_deref(), &record)?;
+        let adopted = self.adopt_blob(ns, reference, &digest, finished.as_deref(), &record);
+        if let (Err(_), Some(data)) = (&adopted, &finished)
+            && std::fs::symlink_metadata(data).is_err_and(|e| e.kind() == ErrorKind::NotFound)
+        {
+            // It took another blob's place, and stays there: nothing is left to go on with.
+            ingest.finished = true;
+            self.drop_ingest(ns, reference, &ingest.directory);
+        }
+        let added = adopted?;
         faults::pass("ingest.adopted");
         ingest.finished = true;
         self.drop_ingest(ns, reference, &ingest.directory);
@@ -358,15 +372,32 @@ impl Core {
 
     pub(crate) fn ingest_abort(&self, ns: &str, reference: &str) -> Result<()> {
         let ingest = self.find_ingest(ns, reference)?;
-        let mut ingest = lock(&ingest);
+        let mut ingest = lock_unfinished(&ingest)?;
         ingest.finished = true;
         self.drop_ingest(ns, reference, &ingest.directory);
         Ok(())
     }
 
+    /// The caller holds the ingest's own lock. Once the map's is free, one of the same name may begin,
+    /// in a directory of the same name.
     fn drop_ingest(&self, ns: &str, reference: &str, directory: &Path) {
-        lock(&self.ingests.0).remove(&(ns.to_string(), reference.to_string()));
-        remove_directory(directory);
+        let mut ingests = lock(&self.ingests.0);
+        ingests.remove(&(ns.to_string(), reference.to_string()));
+        let aside = directory.with_extension(crate::random_name());
+        match std::fs::rename(directory, &aside) {
+            Ok(()) => {
+                // Large data takes its time.
+                drop(ingests);
+                remove_directory(&aside);
+            }
+            Err(_) => remove_directory(directory),
+        }
+    }
+
+    /// Where an ingest is. What has another name in there is being removed.
+    fn ingest_directory(&self, ns: &str, reference: &str) -> PathBuf {
+        let hash = Digest::sha256(format!("{ns}\0{reference}"));
+        self.root.join("content/ingest").join(hash.hex())
     }
 
     pub(crate) fn ingests(&self, ns: &str, filters: &[String]) -> Result<Vec<IngestStatus>> {
@@ -480,8 +511,16 @@ impl Core {
         expected: Option<Digest>,
     ) -> Result<IngestWriter<'_>> {
         let request = WriteRequest { reference: reference.into(), total: 0, expected };
-        let ingest = self.ingest(ns, &request)?;
-        lock(&ingest).seek(0)?;
+        let ingest = loop {
+            let ingest = self.ingest(ns, &request)?;
+            let mut found = lock(&ingest);
+            // Committed or aborted while it was waited for, and no longer among them.
+            if !found.finished {
+                found.seek(0)?;
+                drop(found);
+                break ingest;
+            }
+        };
         Ok(IngestWriter { core: self, ns: ns.into(), reference: reference.into(), ingest })
     }
 }
@@ -546,6 +585,15 @@ pub(super) fn shared_is_gone(reference: &str) -> Error {
     Error::precondition(format!(
         "commit of ingest {reference:?}: the shared content is gone; write it anew"
     ))
+}
+
+/// Locks an ingest that was looked up: it may have been committed or aborted since.
+fn lock_unfinished(ingest: &Mutex<Ingest>) -> Result<MutexGuard<'_, Ingest>> {
+    let ingest = lock(ingest);
+    match ingest.finished {
+        true => Err(Error::not_found("ingest", &ingest.meta.reference)),
+        false => Ok(ingest),
+    }
 }
 
 /// Makes the directory of an ingest, or nothing.
@@ -630,5 +678,20 @@ fn remove_directory(directory: &Path) {
             tracing::warn!(path = %directory.display(), error = %error, "an ingest stays behind");
         }
         _ => {}
+    }
+}
+
+/// Begins a write, or goes on with one; answers its offset.
+#[cfg(test)]
+pub(super) fn begin(core: &Core, ns: &str, reference: &str) -> u64 {
+    let request = WriteRequest { reference: reference.into(), total: 0, expected: None };
+    core.open_writer(ns, &request, Writer::Store).map_or(u64::MAX, |status| status.offset)
+}
+
+/// The instant of a write's end at which somebody else has already looked it up.
+#[cfg(test)]
+pub(super) fn end_in_the_map_alone(core: &Core, ns: &str, reference: &str) {
+    if let Ok(ingest) = core.find_ingest(ns, reference) {
+        lock(&ingest).finished = true;
     }
 }

@@ -10,6 +10,7 @@ use std::{
     io::{ErrorKind, Read as _},
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::MutexGuard,
 };
 
 use bytes::Bytes;
@@ -264,13 +265,8 @@ impl Core {
         let name = digest.to_string();
         self.ensure_namespace(ns)?;
         let path = self.blob_path(digest);
-        if let Some(finished) = finished.filter(|_| path.exists()) {
-            // It takes the place of what may be durable already, and durably a record's.
-            faults::write("blob.sync")
-                .and_then(|()| File::open(finished)?.sync_all())
-                .map_err(Error::io("sync ingest", finished))?;
-        }
-        let _blobs = lock(&self.blobs);
+        let _blobs = self.lock_blobs_for(&path, finished)?;
+        let takes_a_place = std::fs::symlink_metadata(&path).is_ok();
         match finished {
             Some(finished) => {
                 if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
@@ -281,7 +277,7 @@ impl Core {
                 faults::write("blob.rename")
                     .and_then(|()| std::fs::set_permissions(finished, mode))
                     .and_then(|()| std::fs::rename(finished, &path))
-                    .map_err(Error::io("commit blob", path))?;
+                    .map_err(Error::io("commit blob", &path))?;
                 faults::pass("blob.renamed");
                 self.damaged.repaired(digest);
             }
@@ -290,7 +286,7 @@ impl Core {
             None => {}
         }
         self.guard.refresh(ns, ResourceKind::Content, &name);
-        let (added, leased) = self.db.write(Durable::Soon, |tx| {
+        let written = self.db.write(Durable::Soon, |tx| {
             let (from, to) = ((ResourceKind::Ingest, reference), (ResourceKind::Content, &*name));
             let leased = self.inherit_leases(tx, ns, from, to)?;
             let added = tx.get::<ContentRecord>(Table::Content, ns, &name)?.is_none();
@@ -298,7 +294,12 @@ impl Core {
                 tx.put(Table::Content, ns, &name, record)?;
             }
             Ok((added, leased))
-        })?;
+        });
+        if let (Err(_), Some(finished), false) = (&written, finished, takes_a_place) {
+            // Nobody else's record leads there: the next try has its bytes again.
+            put_back(&path, finished);
+        }
+        let (added, leased) = written?;
         if leased {
             self.guard.forget(ns, ResourceKind::Content, &name);
         }
@@ -306,6 +307,32 @@ impl Core {
             self.bus.publish(ns, Event::ContentCreate { digest: name, size: record.size });
         }
         Ok(added)
+    }
+
+    /// Locks the blobs. Where `finished` will take the place of what is at `path`, which may be durable
+    /// already, and durably a record's, it is durable itself then.
+    fn lock_blobs_for(&self, path: &Path, finished: Option<&Path>) -> Result<MutexGuard<'_, ()>> {
+        let mut unsynced = finished;
+        loop {
+            let blobs = lock(&self.blobs);
+            // Looked at under the lock: somebody else may have brought the same just now.
+            let Some(finished) = unsynced.take_if(|_| path.exists()) else { return Ok(blobs) };
+            // The disk is not waited for with it.
+            drop(blobs);
+            faults::write("blob.sync")
+                .and_then(|()| File::open(finished)?.sync_all())
+                .map_err(Error::io("sync ingest", finished))?;
+        }
+    }
+}
+
+/// Makes a blob that got no record the data of its ingest again.
+fn put_back(path: &Path, finished: &Path) {
+    let mode = std::fs::Permissions::from_mode(0o600);
+    let back = std::fs::set_permissions(path, mode).and_then(|()| std::fs::rename(path, finished));
+    if let Err(error) = back {
+        // The next write of this content takes it from there.
+        tracing::debug!(path = %path.display(), error = %error, "a blob without a record stays");
     }
 }
 
@@ -351,3 +378,6 @@ pub(crate) fn digest_of(like: &Digest, bytes: &[u8]) -> Digest {
     digester.update(bytes);
     digester.finish()
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::{
     Core, Local,
     error::{Error, Result as CoreResult},
     guard::Pins,
-    manifest::Document,
+    manifest::{Document, INDEX_LEVELS},
     platforms::{all_best, best_here, not_here},
     streams::StreamWriter,
 };
@@ -163,8 +163,11 @@ impl Collect<'_> {
         blobs: &mut BTreeMap<Digest, u64>,
         level: usize,
     ) -> CoreResult<usize> {
-        if level > 4 {
-            return Err(Error::invalid(format!("index {}: nested too deep", descriptor.digest)));
+        if level > INDEX_LEVELS {
+            return Err(Error::invalid(format!(
+                "index {}: nested more than {INDEX_LEVELS} levels deep",
+                descriptor.digest
+            )));
         }
         let Self { core, ns, pins, unwanted } = self;
         pins.add(ResourceKind::Content, &descriptor.digest);

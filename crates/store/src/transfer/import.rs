@@ -12,6 +12,7 @@ use store_api::{
 };
 use types::{Digest, ErrorKind, ImageRef, Platform, limits};
 
+use super::count::Count;
 use super::verify::{in_words, incomplete, last_of_each_name, layout_version, went_away};
 use crate::{
     Core,
@@ -24,8 +25,6 @@ use crate::{
     streams::StreamReader,
 };
 
-/// Files of an archive at most: an image has two per layer, an archive some images.
-const FILES: usize = 16 << 10;
 /// All `ID/json` of an archive together with their names, at most: each has some 2 KB.
 const DESCRIPTION_BYTES: usize = 64 << 20;
 /// Images of one archive at most, with each name of one counted.
@@ -209,12 +208,10 @@ fn read(core: &Core, ns: &str, stream: ByteStream, pins: &Pins) -> Result<Archiv
     let tar = archive::decompress(StreamReader::new(stream))
         .map_err(Error::stream("inflate", "the archive"))?;
     let mut reader = TarReader::new(tar, Limits::default());
-    let mut archive = Archive::default();
+    let (mut archive, mut count) = (Archive::default(), Count::default());
     while let Some(entry) = reader.next_entry().map_err(failed())? {
         let path = entry.relative_path().map_err(failed())?;
-        if archive.files.len() + archive.links.len() + archive.descriptions.len() >= FILES {
-            return Err(Error::invalid(format!("the archive has more than {FILES} files")));
-        }
+        count.add(&path, &entry.kind)?;
         match &entry.kind {
             Kind::File { sparse } => {
                 let sparse = sparse.is_some();

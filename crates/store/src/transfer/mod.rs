@@ -1,5 +1,6 @@
 //! Images in and out: registries and archives.
 
+mod count;
 mod export;
 mod import;
 mod old_docker;

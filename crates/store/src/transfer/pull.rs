@@ -122,17 +122,11 @@ pub(crate) async fn pull(
     };
     let (images, others) = tokio::try_join!(images, others)?;
     let downloaded = images || others;
+    if request.unpack && parts.len() > 1 {
+        pull.unpack_own(&top).await?;
+    }
     let name = records.names[0].clone();
     let up_to_date = pull.finish(records, &top).await? && !downloaded;
-    if request.unpack && parts.len() > 1 {
-        let target = top.clone();
-        local
-            .heavy(move |core, ns| match core.unpack(ns, &target, None, &Reporter::silent()) {
-                Err(error) if error.is_not_found() => Ok(()),
-                other => other.map(drop),
-            })
-            .await?;
-    }
     if let Some(operation) = &local.operation {
         operation.succeeded();
     }
@@ -280,6 +274,10 @@ impl Pull {
                 outcome = self.in_order(part, arrivals, image, ahead.as_ref(), whole) => outcome,
             }
         };
+        let outcome = outcome.map_err(|error| {
+            let helpers = ahead.as_ref().and_then(|ahead| ahead.failure());
+            cause(&mut failures, helpers, error)
+        });
         // One layer's failure ends the others.
         tasks.shutdown().await;
         drop(ahead);
@@ -381,14 +379,13 @@ impl Pull {
         (i, ahead): (usize, &Arc<Ahead<Arc<crate::Core>>>),
         silent: bool,
     ) -> Result<()> {
-        let (pull, image, ahead) = (Arc::clone(self), image.clone(), Arc::clone(ahead));
+        let (pull, image, theirs) = (Arc::clone(self), image.clone(), Arc::clone(ahead));
         let nobody = Reporter::silent();
-        self.local
-            .heavy(move |core, ns| {
-                let reporter = if silent { &nobody } else { &pull.reporter };
-                core.unpack_layer(ns, &image, i, reporter, &ahead)
-            })
-            .await
+        let unpack = move |core: &crate::Core, ns: &str| {
+            let reporter = if silent { &nobody } else { &pull.reporter };
+            core.unpack_layer(ns, &image, i, reporter, &theirs)
+        };
+        self.local.heavy_in_turn((ahead, i), unpack).await
     }
 
     /// Is content here already? It is pinned, so if it is, it stays.
@@ -483,11 +480,13 @@ impl Pull {
             other => other?.offset,
         };
         attempt.resumed = offset > 0;
+        let mut read = None;
         if offset < layer.size {
             self.reporter.state(subject, ProgressState::Downloading, "");
             let blob = self.repository.get_blob(&layer.digest, Some(layer.size), offset).await;
             let mut blob = blob.map_err(refused)?;
             let grower = self.read_along(layer, &reference, blob.offset(), reader).await;
+            read = grower.as_ref().map(|grower| Arc::clone(&grower.0));
             let received = self.receive(&mut blob, subject, &reference, grower).await;
             attempt.sources = blob.sources().to_vec();
             received?;
@@ -503,13 +502,22 @@ impl Pull {
                 match outcome {
                     Err(error) if error.is_already_exists() => Ok(()),
                     Err(error) => {
-                        core.ingest_abort(ns, &name)?;
+                        // Else its bytes are right, and the next try goes on with them.
+                        if error.is_data_loss()
+                            && let Err(kept) = core.ingest_abort(ns, &name)
+                        {
+                            let kept = Error::from(kept);
+                            tracing::debug!(name, error = %kept, "a wrong download went by itself");
+                        }
                         Err(error)
                     }
                     Ok(_) => Ok(()),
                 }
             })
             .await;
+        if let (Err(_), Some((ahead, i)), Some(read)) = (&committed, reader, read) {
+            ahead.reject(i, &read);
+        }
         committed.map_err(|error| self.in_words(layer, error))?;
         self.reporter.state(subject, ProgressState::Downloaded, "");
         Ok(true)
@@ -589,6 +597,17 @@ impl Pull {
         }
     }
 
+    /// Unpacks what is for this machine of several platforms' images, if anything is.
+    async fn unpack_own(self: &Arc<Self>, top: &Descriptor) -> Result<()> {
+        let (pull, top) = (Arc::clone(self), top.clone());
+        self.local
+            .heavy(move |core, ns| match core.resolve_image(ns, &top, None) {
+                Err(error) if error.is_not_found() => Ok(()),
+                image => core.unpack_image(ns, &image?, &pull.reporter),
+            })
+            .await
+    }
+
     /// Labels, and the records that make it an image; answers whether they were there already.
     async fn finish(&self, records: PullRecords, top: &Descriptor) -> Result<bool> {
         let top = top.clone();
@@ -635,6 +654,12 @@ fn checked(mut records: PullRecords, own_name: &str) -> Result<PullRecords> {
     Ok(records)
 }
 
+/// Why an image's layers did not come, of which `error` may be what followed: where a download fails,
+/// the layers above it are given up, and this may be seen first. `helpers`: what one of them found.
+fn cause(failures: &mut mpsc::Receiver<Error>, helpers: Option<Fail>, error: Error) -> Error {
+    failures.try_recv().ok().or(helpers.map(Error::from)).unwrap_or(error)
+}
+
 fn subject(layer: &Descriptor, image: Option<&UnpackedImage>, i: usize) -> Subject {
     Subject {
         digest: Some(layer.digest.clone()),
@@ -673,3 +698,6 @@ fn put_exact(
     }
     core.put_blob_as(ns, digest, bytes, Labels::new())
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,8 @@ pub(crate) struct Slots {
 struct Slot {
     state: Mutex<SlotState>,
     changed: Condvar,
+    /// The same for who waits without a thread.
+    moved: tokio::sync::Notify,
     /// Somebody's turn to commit it has come since it was begun: what is below it was there then.
     is_due: AtomicBool,
 }
@@ -143,8 +145,15 @@ impl Drop for Helpers<'_> {
 pub(crate) struct Turn<'a>(&'a Slot);
 
 impl Turn<'_> {
-    fn ready(self, staged: Staged) {
-        *lock(&self.0.state) = SlotState::Ready(staged);
+    /// Hands over what was made, unless its bytes were `rejected` meanwhile: then it is given back.
+    fn ready(self, staged: Staged, rejected: impl FnOnce() -> bool) -> Option<Staged> {
+        let mut state = lock(&self.0.state);
+        // Who rejects says so first and looks here then.
+        if rejected() {
+            return Some(staged);
+        }
+        *state = SlotState::Ready(staged);
+        None
     }
 }
 
@@ -155,7 +164,7 @@ impl Drop for Turn<'_> {
             *state = SlotState::Idle;
         }
         drop(state);
-        self.0.changed.notify_all();
+        self.0.wake();
     }
 }
 
@@ -179,33 +188,60 @@ impl Slot {
         Some(Turn(self))
     }
 
+    /// Takes back what was made of a blob.
+    fn take_back(&self, of: &Digest) -> Option<Staged> {
+        let mut state = lock(&self.state);
+        match std::mem::take(&mut *state) {
+            SlotState::Ready(staged) if staged.blob() == Some(of) => Some(staged),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// Lets those look again who wait for it.
+    fn wake(&self) {
+        // Not between their look and their wait.
+        drop(lock(&self.state));
+        self.changed.notify_all();
+        self.moved.notify_waiters();
+    }
+
+    /// Has somebody, for whom what is below is there, to wait for who makes it? Not where this is another
+    /// image's download, nor where the caller is `stopped`. `tell` is called before the first wait.
+    fn is_awaited(&self, state: &SlotState, stopped: impl Fn() -> bool, tell: impl Fn()) -> bool {
+        let SlotState::Working(growth) = state else { return false };
+        if growth.as_ref().is_some_and(|growth| growth.is_open()) || stopped() {
+            return false;
+        }
+        // It has all that it needs: its bytes, and what is below it, or learns that this is gone.
+        if !self.is_due.swap(true, Ordering::AcqRel) {
+            tell();
+        }
+        true
+    }
+
     /// Takes what was made, for whom what is below is there. Who makes it is waited for, unless the caller
     /// is `stopped`; `tell` is called before.
     fn take(&self, stopped: impl Fn() -> bool, tell: impl Fn()) -> Found<'_> {
         let mut state = lock(&self.state);
-        loop {
-            match std::mem::take(&mut *state) {
-                SlotState::Idle => {
-                    *state = SlotState::Working(None);
-                    return Found::Nothing(Some(Turn(self)));
-                }
-                SlotState::Ready(staged) => {
-                    *state = SlotState::Working(None);
-                    return Found::Staged(staged, Turn(self));
-                }
-                SlotState::Working(growth) => {
-                    let goes_on = growth.as_ref().is_some_and(|growth| growth.is_open());
-                    *state = SlotState::Working(growth);
-                    if goes_on || stopped() {
-                        return Found::Nothing(None);
-                    }
-                    // It has all that it needs: its bytes, and what is below it, or learns that this is gone.
-                    if !self.is_due.swap(true, Ordering::AcqRel) {
-                        tell();
-                    }
-                    let waited = self.changed.wait_timeout(state, LOOK_AGAIN);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+        while self.is_awaited(&state, &stopped, &tell) {
+            let waited = self.changed.wait_timeout(state, LOOK_AGAIN);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match std::mem::take(&mut *state) {
+            SlotState::Idle => {
+                *state = SlotState::Working(None);
+                Found::Nothing(Some(Turn(self)))
+            }
+            SlotState::Ready(staged) => {
+                *state = SlotState::Working(None);
+                Found::Staged(staged, Turn(self))
+            }
+            working @ SlotState::Working(_) => {
+                *state = working;
+                Found::Nothing(None)
             }
         }
     }
@@ -319,7 +355,14 @@ impl<C: CoreRef> Ahead<C> {
                 }
                 // Its turn comes.
                 (Ok(None), Source::Blob) => {}
-                (Ok(Some(staged)), _) => turn.ready(staged),
+                (Ok(Some(staged)), source) => {
+                    let rejected =
+                        || matches!(source, Source::Download(growth) if growth.is_rejected());
+                    if let Some(staged) = turn.ready(staged, rejected) {
+                        self.core.discard_staged(&staged);
+                        self.again(i);
+                    }
+                }
                 (Err(_), Source::Blob) if self.is_stopped() => {}
                 (Err(error), Source::Blob) => {
                     drop(turn);
@@ -375,6 +418,15 @@ impl<C: CoreRef> Ahead<C> {
         self.changed.notify_all();
     }
 
+    /// The download of layer `i` has ended and is not its blob: nothing that was made of it is kept.
+    pub(crate) fn reject(&self, i: usize, download: &Growth) {
+        download.reject();
+        if let Some(staged) = self.slots[i].take_back(&self.image.layers[i].digest) {
+            self.core.discard(vec![staged]);
+            self.again(i);
+        }
+    }
+
     /// An error that the image itself has, or that says that there is no room, ends all at once. Any
     /// other may be gone in the layer's turn; a damaged blob is met then, and may be downloaded again.
     fn judge(&self, i: usize, error: Error) {
@@ -417,9 +469,30 @@ impl<C: CoreRef> Ahead<C> {
 
     /// It is layer `i`'s turn: no helper begins it any more, one that has begun it is waited for.
     pub(crate) fn take(&self, i: usize) -> Found<'_> {
+        self.is_turn_of(i);
+        self.slots[i].take(|| self.is_stopped(), || self.core.flights.layers.tell())
+    }
+
+    /// The wait of [`Ahead::take`] without a thread, which then finds nobody at work, as a rule.
+    pub(crate) async fn made(&self, i: usize) {
+        self.is_turn_of(i);
+        let slot = &self.slots[i];
+        let tell = || self.core.flights.layers.tell();
+        loop {
+            let mut moved = std::pin::pin!(slot.moved.notified());
+            // From here on it is told of everything that happens after the look.
+            moved.as_mut().enable();
+            if !slot.is_awaited(&lock(&slot.state), || self.is_stopped(), tell) {
+                return;
+            }
+            // Either way there is another look.
+            tokio::time::timeout(LOOK_AGAIN, moved).await.ok();
+        }
+    }
+
+    fn is_turn_of(&self, i: usize) {
         lock(&self.state).layers[i].taken = true;
         self.changed.notify_all();
-        self.slots[i].take(|| self.is_stopped(), || self.core.flights.layers.tell())
     }
 
     /// Helpers end at their next look.
@@ -433,6 +506,7 @@ impl<C: CoreRef> Ahead<C> {
         }
         drop(state);
         self.changed.notify_all();
+        self.slots.iter().for_each(|slot| slot.wake());
         self.core.flights.layers.tell();
     }
 

@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt as _,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,8 @@ pub(crate) struct Growth {
     file: File,
     state: Mutex<State>,
     changed: Condvar,
+    /// Its bytes are no blob's.
+    rejected: AtomicBool,
     /// [`STILL`], but for tests.
     still: Duration,
 }
@@ -40,7 +45,8 @@ impl Growth {
     /// `len`: the bytes that are there.
     pub(crate) fn new(file: File, len: u64) -> Self {
         let state = State { len, end: End::Open };
-        Self { file, state: Mutex::new(state), changed: Condvar::new(), still: STILL }
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        Self { file, state, changed, rejected: AtomicBool::new(false), still: STILL }
     }
 
     /// The file has so many bytes now. One that became shorter is not read on: its bytes may be others.
@@ -65,6 +71,15 @@ impl Growth {
 
     pub(crate) fn break_off(&self) {
         self.end(End::BrokenOff);
+    }
+
+    /// All has come, and is not what it should be.
+    pub(super) fn reject(&self) {
+        self.rejected.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_rejected(&self) -> bool {
+        self.rejected.load(Ordering::Acquire)
     }
 
     /// Is there more to come?

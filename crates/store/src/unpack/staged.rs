@@ -39,6 +39,16 @@ pub(crate) enum Staged {
     MustExtract,
 }
 
+impl Staged {
+    /// What it was made of.
+    pub(super) fn blob(&self) -> Option<&Digest> {
+        match self {
+            Self::Packed { blob, .. } | Self::Extracted { blob, .. } => Some(blob),
+            Self::MustExtract => None,
+        }
+    }
+}
+
 /// Bytes of the tar that are written of a download, whose digest is not known yet, per byte that came:
 /// layers of programs and texts have 2 to 10. gzip reaches 1000, with which whoever is between a registry
 /// and this machine could fill the disk.

@@ -12,6 +12,7 @@ mod check;
 mod collect;
 mod ground;
 mod reads;
+mod refused;
 mod scenario;
 mod space;
 #[path = "../suite/mod.rs"]
@@ -169,6 +170,17 @@ fn every_read_of_a_start_with_packed_layers() {
 fn every_read_of_a_rebuild() {
     let test = "every_read_of_a_rebuild";
     ground::alone(test, LayerForm::Directories, |ground| reads::at_start(ground, lose_database));
+}
+
+#[test]
+fn no_room_for_a_blobs_record() {
+    ground::alone("no_room_for_a_blobs_record", LayerForm::Directories, refused::record);
+}
+
+#[test]
+fn no_room_for_a_layer_that_was_downloaded() {
+    let test = "no_room_for_a_layer_that_was_downloaded";
+    ground::alone(test, LayerForm::Directories, refused::place);
 }
 
 #[test]

@@ -111,6 +111,20 @@ impl Index {
     }
 }
 
+/// An archive of images for another machine and for this one, whose configuration names another content
+/// of its lowest layer, if it is `wrong`.
+pub fn two(name: &str, wrong: bool) -> Vec<u8> {
+    let mut index = Index::new(&[FOREIGN[0], &host()], &[]);
+    if wrong {
+        let image = &mut index.images[1].1;
+        let mut config: Value = serde_json::from_slice(&image.config).unwrap();
+        config["rootfs"]["diff_ids"][0] = json!(digest(&random::bytes(10)));
+        image.config = config.to_string().into_bytes();
+        image.renew_manifest();
+    }
+    index.archive(name)
+}
+
 /// An archive of an index of two others, which name no platform: the first has a foreign image, the
 /// second this machine's, whose platform only its configuration says; and that manifest's digest.
 pub fn nested(name: &str) -> (Vec<u8>, String) {

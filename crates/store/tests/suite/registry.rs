@@ -121,6 +121,17 @@ pub async fn pull(
     access: RegistryAccess,
     unpack: bool,
 ) -> (store_api::Result<Pulled>, Vec<Progress>) {
+    pull_with(services, reference, access, unpack, |_| ()).await
+}
+
+/// The same with other wishes, which `wish` says.
+pub async fn pull_with(
+    services: &Services,
+    reference: &ImageRef,
+    access: RegistryAccess,
+    unpack: bool,
+    wish: impl FnOnce(&mut PullRequest),
+) -> (store_api::Result<Pulled>, Vec<Progress>) {
     let (progress, mut reports) = mpsc::channel(64);
     let collected = tokio::spawn(async move {
         let mut all = Vec::new();
@@ -129,7 +140,7 @@ pub async fn pull(
         }
         all
     });
-    let request = PullRequest {
+    let mut request = PullRequest {
         reference: reference.clone(),
         platform: None,
         all_platforms: false,
@@ -138,6 +149,7 @@ pub async fn pull(
         unpack,
         records: Default::default(),
     };
+    wish(&mut request);
     let pulled = services.transfer.pull(request, progress).await;
     (pulled, collected.await.unwrap())
 }

@@ -45,9 +45,17 @@ pub async fn import(
     services: &Services,
     archive: Vec<u8>,
 ) -> store_api::Result<Vec<store_api::Imported>> {
+    import_as(services, archive, true).await
+}
+
+pub async fn import_as(
+    services: &Services,
+    archive: Vec<u8>,
+    unpack: bool,
+) -> store_api::Result<Vec<store_api::Imported>> {
     let (progress, mut reports) = mpsc::channel(16);
     let drain = tokio::spawn(async move { while reports.recv().await.is_some() {} });
-    let request = ImportRequest { unpack: true, ..ImportRequest::default() };
+    let request = ImportRequest { unpack, ..ImportRequest::default() };
     let imported = services.transfer.import(request, stream(archive), progress).await;
     drain.await.unwrap();
     imported
