@@ -262,7 +262,8 @@ async fn damaged_records_are_kept() {
     for _ in 0..3 {
         let (_store, services) = open(root).await;
         let leases = services.leases.list(&[]).await.unwrap();
-        assert_eq!(leases.into_iter().map(|lease| lease.id).collect::<Vec<_>>(), [whole.clone()]);
+        let leases: Vec<&str> = leases.iter().map(|lease| lease.id.as_str()).collect();
+        assert_eq!(leases, [whole.as_str()]);
         services.snapshots.stat(&kept).await.unwrap();
         services.extras.collect_garbage().await.unwrap();
     }
