@@ -51,7 +51,8 @@ impl<T> Hashing<T> {
                 // Once: where no thread is to be had, or no second core, it goes on here.
                 if before < APART_AFTER_BYTES && self.bytes >= APART_AFTER_BYTES {
                     let taken = std::mem::replace(digester, Digester::sha256());
-                    self.digester = Apart::start(taken).map_or_else(State::Here, State::Apart);
+                    self.digester =
+                        Apart::start(taken).map_or_else(|back| State::Here(*back), State::Apart);
                 }
             }
         }
@@ -88,9 +89,9 @@ struct Apart {
 
 impl Apart {
     /// Goes on with a digester on a thread of its own; gives it back if there is none to be had.
-    fn start(digester: Digester) -> Result<Self, Digester> {
+    fn start(digester: Digester) -> Result<Self, Box<Digester>> {
         if !available_parallelism().is_ok_and(|cores| cores.get() > 1) {
-            return Err(digester);
+            return Err(Box::new(digester));
         }
         let (give, digesters) = sync_channel::<Digester>(1);
         let (full, to_hash) = sync_channel::<Vec<u8>>(PIECES);
@@ -115,7 +116,7 @@ impl Apart {
                 drop(give.send(digester));
                 Ok(Self { piece: Vec::new(), full, empty, thread })
             }
-            Err(_) => Err(digester),
+            Err(_) => Err(Box::new(digester)),
         }
     }
 
@@ -149,6 +150,7 @@ impl Apart {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::io::{Read as _, Write as _};
 
     use super::*;

@@ -70,12 +70,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let zeros = |bytes: usize| vec![0; bytes];
+        let hole = usize::try_from(HOLE_BYTES).unwrap();
         for parts in [
             vec![],
             vec![zeros(1)],
             vec![vec![1], zeros(511), zeros(513), vec![2]],
-            vec![zeros(HOLE_BYTES as usize), vec![3]],
-            vec![zeros(HOLE_BYTES as usize - 1), vec![4], zeros(3)],
+            vec![zeros(hole), vec![3]],
+            vec![zeros(hole - 1), vec![4], zeros(3)],
             vec![vec![5; 1000], zeros(16 << 20), vec![6; 10], zeros(16 << 20)],
         ] {
             let mut file = File::create(&path).unwrap();

@@ -102,7 +102,10 @@ async fn who_waits_for_a_layer_has_no_place_among_the_heavy_operations() {
         waiting.spawn(async move {
             let ahead = Arc::new(Ahead::new(Arc::clone(&local.core), "ns", &image, 0));
             let taker = Arc::clone(&ahead);
-            let work = move |_: &Core, _: &str| Ok(drop(taker.take(0)));
+            let work = move |_: &Core, _: &str| {
+                drop(taker.take(0));
+                Ok(())
+            };
             local.heavy_in_turn((&ahead, 0), work).await.unwrap();
         });
     }
