@@ -218,6 +218,10 @@ impl Engine {
         let mut loaded = Vec::new();
         for entry in util::list(&root)? {
             let dir = entry.path();
+            if entry.file_name().to_string_lossy().parse::<types::ContainerId>().is_err() {
+                tracing::warn!(path = %dir.display(), "no container has such a name; it is left alone");
+                continue;
+            }
             match Record::load(&dir) {
                 Ok(record) => {
                     let container = Container::new(dir, record);

@@ -280,7 +280,9 @@ impl Record {
             Err(error)
                 if matches!(
                     error.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::FileTooLarge
+                    std::io::ErrorKind::NotFound
+                        | std::io::ErrorKind::NotADirectory
+                        | std::io::ErrorKind::FileTooLarge
                 ) =>
             {
                 return Err(Error::io("read", file, &error));

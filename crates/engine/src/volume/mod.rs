@@ -106,13 +106,25 @@ impl Volumes {
         let mut known = BTreeMap::new();
         for entry in list(&root)? {
             let name = entry.file_name().to_string_lossy().into_owned();
+            // Of others, as `lost+found`.
+            if validate_name(&name).is_err() {
+                continue;
+            }
             let data = entry.path().join("_data");
-            let is_volume = match fs::metadata(&data) {
-                Err(error) if is_gone(&error) => false,
-                other => other.map_err(|error| unreadable(&data, &error))?.is_dir(),
-            };
-            if is_volume && validate_name(&name).is_ok() {
-                known.insert(name.clone(), load(&entry.path(), name)?);
+            let record = load(&entry.path(), name.clone());
+            // What is mounted there may have outlived the daemon, and its server be gone: that is not asked.
+            let is_mountable = record.as_ref().is_ok_and(|record| !record.options.is_empty());
+            let is_volume = is_mountable
+                || match fs::metadata(&data) {
+                    Ok(metadata) => metadata.is_dir(),
+                    Err(error) if is_gone(&error) => false,
+                    Err(error) => {
+                        tracing::warn!(volume = %name, %error, "a volume's data cannot be looked at");
+                        true
+                    }
+                };
+            if is_volume {
+                known.insert(name, record?);
             }
         }
         let state = State { known, ..State::default() };

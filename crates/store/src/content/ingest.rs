@@ -197,12 +197,17 @@ impl Core {
                 !meta.reference.starts_with(ANONYMOUS)
                     && entry.path() == self.ingest_directory(&meta.namespace, &meta.reference)
             };
-            match load(&entry.path())? {
-                Some(ingest) if is_own(&ingest.meta) => {
+            match load(&entry.path()) {
+                Ok(Some(ingest)) if is_own(&ingest.meta) => {
                     let key = (ingest.meta.namespace.clone(), ingest.meta.reference.clone());
                     ingests.insert(key, Arc::new(Mutex::new(ingest)));
                 }
-                _ => remove_directory(&entry.path()),
+                Ok(_) => remove_directory(&entry.path()),
+                // Only a part of a download: no reason not to start.
+                Err(error) => {
+                    let error = store_api::Error::from(error);
+                    tracing::warn!(path = %entry.path().display(), %error, "an unfinished write is left alone");
+                }
             }
         }
         Ok(())
