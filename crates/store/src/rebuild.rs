@@ -55,7 +55,8 @@ impl Core {
         Ok(true)
     }
 
-    /// Directories of snapshots that no record names, but for those that are being made.
+    /// Directories of snapshots that no record names, also those that were set aside, but for those that are
+    /// being made.
     pub(crate) fn unrecorded_snapshots(&self) -> Result<usize> {
         let present = self.disk.present()?;
         let mut used = BTreeSet::new();
@@ -64,7 +65,8 @@ impl Core {
             used.extend(records.into_iter().map(|(_, record)| record.id));
         }
         let of_none = present.difference(&used).filter(|id| !self.disk.is_in_work(**id));
-        Ok(of_none.count())
+        let aside = found::entries(&self.root.join("damaged"))?;
+        Ok(of_none.count() + aside.iter().filter(|entry| entry.path().is_dir()).count())
     }
 
     fn rebuild_children(&self, ns: &str) -> Result<()> {
