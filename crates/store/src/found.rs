@@ -2,11 +2,14 @@
 
 use std::{
     fs::{DirEntry, Metadata},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     path::Path,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    content::open_regular,
+    error::{Error, Result},
+};
 
 /// All that is in a directory; nothing, if there is no such directory.
 ///
@@ -33,12 +36,17 @@ pub(crate) fn metadata(path: &Path) -> Result<Option<Metadata>> {
     known(found, "not taken for lost, see to the disk and try again: stat", path)
 }
 
-/// The bytes of a file; `None`, if it is not there.
+/// The bytes of a regular file; `None`, if it is not there. Nothing else is waited for.
 ///
 /// # Errors
 /// When they cannot be told.
 pub(crate) fn content(path: &Path) -> Result<Option<Vec<u8>>> {
-    let found = faults::read("found.read").and_then(|()| std::fs::read(path));
+    let read = || {
+        let mut bytes = Vec::new();
+        open_regular(path)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let found = faults::read("found.read").and_then(|()| read());
     known(found, "not taken for lost, see to the disk and try again: read", path)
 }
 

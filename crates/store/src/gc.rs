@@ -15,7 +15,7 @@ use types::Digest;
 use crate::{
     Core,
     containers::ContainerRecord,
-    content::ContentRecord,
+    content::{ContentRecord, DAMAGED},
     db::{Durable, Table, lock},
     error::Result,
     images::ImageRecord,
@@ -124,57 +124,95 @@ impl Core {
     /// The first one, after everything else was removed. What it was about is tried again by the next
     /// collection, which is in a minute.
     pub(crate) fn collect_garbage(&self) -> Result<u64> {
-        self.collect().inspect_err(|_| self.schedule.after(AFTER_FAILURE))
+        let (freed, outcome) = self.collect();
+        outcome.map(|()| freed)
     }
 
-    fn collect(&self) -> Result<u64> {
+    /// The same for those whose own work is done: what cannot be removed is not theirs.
+    pub(crate) fn collect_or_warn(&self) -> u64 {
+        let (freed, outcome) = self.collect();
+        if let Err(error) = outcome {
+            let error = store_api::Error::from(error);
+            tracing::warn!(error = %error, "some of the garbage stays behind for now");
+        }
+        freed
+    }
+
+    /// The bytes that went, and the first error.
+    fn collect(&self) -> (u64, Result<()>) {
         let mut freed = 0;
         let mut outcome = self.collect_left();
-        for ns in self.namespaces() {
-            let blobs = lock(&self.blobs);
-            let sweeping = self.guard.sweeping();
-            let swept = self.sweep(&ns)?;
-            drop(sweeping);
-            faults::pass("gc.swept");
-            if !swept.content.is_empty() || !swept.snapshots.is_empty() {
-                if let Err(error) = self.before_unlinking() {
-                    let digests = swept.content.iter().filter_map(|name| name.parse().ok());
-                    lock(&self.schedule.left).extend(digests);
-                    self.disk.leave(swept.snapshots.iter().map(|(_, id, _)| *id));
-                    return Err(error);
+        match self.has_records_aside() {
+            Ok(false) => {
+                for ns in self.namespaces() {
+                    let of_one = self.collect_of(&ns, &mut freed);
+                    outcome = outcome.and(of_one);
                 }
-                faults::pass("gc.flushed");
             }
-            for digest in swept.content.iter().filter_map(|name| name.parse().ok()) {
+            Ok(true) => tracing::warn!(
+                directory = %self.root.join(DAMAGED).display(),
+                "nothing is collected: records of images, containers or leases were found damaged, and what \
+                 they led to is kept until they are moved away from there"
+            ),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+        for ns in self.ingest_namespaces() {
+            let expired = self.leased_ingests(&ns).map(|leased| {
+                self.expire_ingests(&ns, &|reference| {
+                    leased.contains(reference)
+                        || self.guard.is_pinned(&ns, ResourceKind::Ingest, reference)
+                });
+            });
+            outcome = outcome.and(expired);
+        }
+        if outcome.is_err() {
+            self.schedule.after(AFTER_FAILURE);
+        }
+        (freed, outcome)
+    }
+
+    fn collect_of(&self, ns: &str, freed: &mut u64) -> Result<()> {
+        let blobs = lock(&self.blobs);
+        let sweeping = self.guard.sweeping();
+        let swept = self.sweep(ns)?;
+        drop(sweeping);
+        faults::pass("gc.swept");
+        let mut outcome = Ok(());
+        if !swept.content.is_empty() || !swept.snapshots.is_empty() {
+            outcome = self.before_unlinking();
+            faults::pass("gc.flushed");
+        }
+        let may_unlink = outcome.is_ok();
+        let digests = swept.content.iter().filter_map(|name| name.parse().ok());
+        if may_unlink {
+            for digest in digests {
                 match self.collect_blob(&digest) {
-                    Ok(bytes) => freed += bytes,
+                    Ok(bytes) => *freed += bytes,
                     Err(error) => outcome = outcome.and(Err(error)),
                 }
             }
-            drop(blobs);
-            for name in swept.content {
-                self.bus.publish(&ns, Event::ContentDelete { digest: name });
-            }
-            for (key, id, bytes) in swept.snapshots {
+        } else {
+            lock(&self.schedule.left).extend(digests);
+            self.disk.leave(swept.snapshots.iter().map(|(_, id, _)| *id));
+        }
+        drop(blobs);
+        for name in swept.content {
+            self.bus.publish(ns, Event::ContentDelete { digest: name });
+        }
+        for (key, id, bytes) in swept.snapshots {
+            if may_unlink {
                 faults::pass("gc.snapshot");
                 match self.disk.discard(id) {
-                    Ok(()) => freed += bytes,
+                    Ok(()) => *freed += bytes,
                     Err(error) => {
                         tracing::warn!(snapshot = id, error = %error, "a snapshot's directory stays behind for now");
                         outcome = outcome.and(Err(error));
                     }
                 }
-                self.bus.publish(&ns, Event::SnapshotRemove { key });
             }
+            self.bus.publish(ns, Event::SnapshotRemove { key });
         }
-        for ns in self.ingest_namespaces() {
-            let leased = self.leased_ingests(&ns)?;
-            self.expire_ingests(&ns, &|reference| {
-                leased.contains(reference)
-                    || self.guard.is_pinned(&ns, ResourceKind::Ingest, reference)
-            });
-        }
-        outcome.map(|()| freed)
+        outcome
     }
 
     /// What earlier collections and removals have left.
@@ -222,9 +260,10 @@ impl Core {
         outcome
     }
 
-    /// Collects garbage and drops unfinished writes that nobody works on; answers the bytes freed.
+    /// Collects garbage and drops unfinished writes that nobody works on; answers the bytes freed. What
+    /// cannot be removed is told in the log.
     pub(crate) fn prune(&self) -> Result<u64> {
-        Ok(self.collect_garbage()? + self.unused_ingests(true)?)
+        Ok(self.collect_or_warn() + self.unused_ingests(true)?)
     }
 
     /// What [`Core::prune`] would free now.
@@ -232,6 +271,9 @@ impl Core {
         let mut blobs: BTreeMap<String, u64> = BTreeMap::new();
         let mut kept = BTreeSet::new();
         let mut bytes = self.unused_ingests(false)?;
+        if self.has_records_aside()? {
+            return Ok(bytes);
+        }
         for ns in self.namespaces() {
             let marked = self.mark(&ns)?;
             for (name, record) in self.db.list::<ContentRecord>(Table::Content, &ns)? {

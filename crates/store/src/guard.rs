@@ -51,6 +51,19 @@ struct State {
     operations: u64,
 }
 
+impl State {
+    /// No longer in flight: a record leads there, or it is gone. Other operations still count on it.
+    fn forget(&mut self, ns: &str, kind: ResourceKind, name: &str) {
+        let item = (ns.to_string(), kind, name.to_string());
+        if let Some(fresh) = self.fresh.get_mut(&item) {
+            fresh.drop_own();
+            if fresh.operations.is_empty() {
+                self.fresh.remove(&item);
+            }
+        }
+    }
+}
+
 /// Who keeps something; nobody does when both are empty.
 #[derive(Default)]
 struct Fresh {
@@ -61,6 +74,14 @@ struct Fresh {
 }
 
 impl Fresh {
+    /// What was asked for by a call, and by the operation that goes on here. Others' stays.
+    fn drop_own(&mut self) {
+        self.until = None;
+        if let Some(operation) = OPERATION.get() {
+            self.operations.remove(&operation);
+        }
+    }
+
     fn lasts(&self, now: Instant) -> bool {
         !self.operations.is_empty() || self.until.is_some_and(|until| until > now)
     }
@@ -96,8 +117,9 @@ impl Guard {
         let mut state = lock(&self.0.state);
         for (kind, name) in items {
             // Also where it was protected for longer: it has had a name.
-            let fresh = Fresh { until, ..Fresh::default() };
-            state.fresh.insert((ns.into(), kind, name), fresh);
+            let fresh = state.fresh.entry((ns.into(), kind, name)).or_default();
+            fresh.drop_own();
+            fresh.until = until;
         }
     }
 
@@ -107,13 +129,13 @@ impl Guard {
     }
 
     pub(crate) fn forget(&self, ns: &str, kind: ResourceKind, name: &str) {
-        lock(&self.0.state).fresh.remove(&(ns.to_string(), kind, name.to_string()));
+        lock(&self.0.state).forget(ns, kind, name);
     }
 
     pub(crate) fn forget_all(&self, ns: &str, items: &BTreeSet<(ResourceKind, String)>) {
         let mut state = lock(&self.0.state);
         for (kind, name) in items {
-            state.fresh.remove(&(ns.to_string(), *kind, name.clone()));
+            state.forget(ns, *kind, name);
         }
     }
 
@@ -217,5 +239,32 @@ impl Drop for Running {
                 fresh.until = fresh.until.max(until);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_keeps_what_others_forget() {
+        let guard = Guard::default();
+        let is_kept = || !guard.items("n").is_empty();
+        let (first, second) = (guard.operation(), guard.operation());
+        let refresh = || guard.refresh("n", ResourceKind::Content, "blob");
+        let forget = || guard.forget("n", ResourceKind::Content, "blob");
+        first.run(refresh);
+        second.run(refresh);
+        // A client removes the image that had it, and the second has named what it made.
+        forget();
+        second.run(forget);
+        second.succeeded();
+        drop(second);
+        assert!(is_kept());
+        let gone = BTreeSet::from([(ResourceKind::Content, "blob".to_string())]);
+        guard.forget_all("n", &gone);
+        assert!(is_kept());
+        first.run(forget);
+        assert!(!is_kept());
     }
 }

@@ -175,7 +175,7 @@ impl Core {
         self.guard.forget_all(ns, &left);
         self.bus.publish(ns, Event::ImageDelete { name: name.into() });
         if sync {
-            self.collect_garbage()?;
+            self.collect_or_warn();
         } else {
             self.schedule.after(gc::AFTER_IMAGE);
         }

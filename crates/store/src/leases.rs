@@ -70,7 +70,7 @@ impl Core {
         faults::pass("lease.deleted");
         self.guard.forget_all(ns, &left);
         if sync {
-            self.collect_garbage()?;
+            self.collect_or_warn();
         } else {
             self.schedule.after(gc::AFTER_IMAGE);
         }

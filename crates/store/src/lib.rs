@@ -247,6 +247,8 @@ pub(crate) struct Core {
     purpose: Purpose,
     /// The database was lost or damaged, its records were found beside it, and `fsck` has to say so.
     rebuilt: AtomicBool,
+    /// A damaged record could not be set aside.
+    has_stuck_records: AtomicBool,
 }
 
 impl Core {
@@ -284,6 +286,7 @@ impl Core {
             flusher: Mutex::new(None),
             purpose: config.purpose,
             rebuilt: AtomicBool::new(false),
+            has_stuck_records: AtomicBool::new(false),
         };
         let serves = config.purpose == Purpose::Serve;
         if serves {

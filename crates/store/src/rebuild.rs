@@ -1,13 +1,16 @@
 //! After a lost or damaged database, and after every start.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use store_api::{Descriptor, Labels, media_type};
 use types::{Algorithm, Digest};
 
 use crate::{
     Core, Purpose,
-    content::{ContentRecord, digest_of_file, kind_of, open_regular},
+    content::{ContentRecord, DAMAGED, digest_of_file, kind_of, open_regular},
     db::{DamagedRecord, Durable, Opened, Table, lock},
     error::{Error, Result},
     found,
@@ -65,8 +68,22 @@ impl Core {
             used.extend(records.into_iter().map(|(_, record)| record.id));
         }
         let of_none = present.difference(&used).filter(|id| !self.disk.is_in_work(**id));
-        let aside = found::entries(&self.root.join("damaged"))?;
+        let aside = found::entries(&self.root.join(DAMAGED))?;
         Ok(of_none.count() + aside.iter().filter(|entry| entry.path().is_dir()).count())
+    }
+
+    /// Is a record aside that alone may lead to content or snapshots? What it led to is unused now, and not
+    /// taken away before somebody has moved it out of `ROOT/damaged`.
+    pub(crate) fn has_records_aside(&self) -> Result<bool> {
+        if self.has_stuck_records.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let leading = [Table::Images, Table::Containers, Table::Leases];
+        Ok(found::entries(&self.root.join(DAMAGED))?.iter().any(|entry| {
+            let name = entry.file_name();
+            let table = name.to_str().and_then(|name| name.split_once('-')).map(|(table, _)| table);
+            leading.iter().any(|leading| Some(leading.name()) == table)
+        }))
     }
 
     fn rebuild_children(&self, ns: &str) -> Result<()> {
@@ -153,12 +170,16 @@ impl Core {
     pub(crate) fn set_records_aside(&self, damaged: &[DamagedRecord]) -> Result<()> {
         for DamagedRecord { path, name, why } in damaged {
             tracing::error!(path = %path.display(), why, "a record is damaged; it is moved aside");
-            self.keep_aside(path, name)?;
+            if let Err(error) = self.keep_aside(path, name) {
+                let error = store_api::Error::from(error);
+                tracing::error!(path = %path.display(), error = %error, "it cannot be moved, and stays there");
+                self.has_stuck_records.store(true, Ordering::Relaxed);
+            }
         }
         if !damaged.is_empty() {
             tracing::error!(
                 records = damaged.len(),
-                directory = %self.root.join("damaged").display(),
+                directory = %self.root.join(DAMAGED).display(),
                 "records are damaged; they were kept, and `gantry containerd fsck` lists them"
             );
         }
@@ -266,7 +287,7 @@ impl Core {
                 Ok(())
             })?;
         }
-        if opened == Opened::Created {
+        if opened == Opened::Created || self.has_records_aside()? {
             return Ok(());
         }
         files.retain(|digest, _| !used.contains(digest));

@@ -282,6 +282,47 @@ async fn damaged_records_are_kept() {
     }
 }
 
+/// What a damaged record alone led to is there until somebody has moved the record away.
+async fn what_damaged_records_led_to_is_kept() {
+    let ground = tempfile::tempdir().unwrap();
+    let root = ground.path();
+    let name = format!("docker.io/library/{}:v1", random::name("img"));
+    let (layers, blobs) = {
+        let (store, services) = open(root).await;
+        let image = transfer::image();
+        let found = transfer::import(&services, image.oci_archive(&name)).await.unwrap();
+        let unpacked = services.extras.unpack(&found[0].target, None).await.unwrap();
+        store.flush().await.unwrap();
+        (unpacked.chain_ids, blobs(root))
+    };
+    assert!(blobs > 2);
+    let hash = types::Digest::sha256(format!("{NAMESPACE}\0{name}"));
+    let file = format!("{}.json", hash.hex());
+    std::fs::write(root.join("root/records/images").join(&file), "{").unwrap();
+    std::fs::remove_file(root.join("root/meta.db")).unwrap();
+    std::fs::remove_file(root.join("state/journal")).unwrap();
+    for _ in 0..3 {
+        let (_store, services) = open(root).await;
+        assert_eq!(services.images.list(&[]).await.unwrap(), []);
+        assert_eq!(services.extras.reclaimable().await.unwrap(), 0);
+        assert_eq!(services.extras.collect_garbage().await.unwrap(), 0);
+        for layer in &layers {
+            services.snapshots.stat(&layer.to_string()).await.unwrap();
+        }
+        assert_eq!(self::blobs(root), blobs);
+    }
+    std::fs::remove_file(root.join("root/damaged").join(format!("images-{file}"))).unwrap();
+    let (_store, services) = open(root).await;
+    services.extras.collect_garbage().await.unwrap();
+    assert_eq!(services.snapshots.list(&[]).await.unwrap(), []);
+    assert_eq!(self::blobs(root), 0);
+}
+
+/// The number of blobs' files.
+fn blobs(root: &Path) -> usize {
+    std::fs::read_dir(root.join("root/content/blobs/sha256")).unwrap().count()
+}
+
 fn upper(root: &Path, id: &std::ffi::OsStr) -> PathBuf {
     root.join("root/snapshots").join(id).join("fs")
 }
@@ -460,6 +501,7 @@ in_every_form! {
     power_cut,
     database_lost_or_damaged,
     damaged_records_are_kept,
+    what_damaged_records_led_to_is_kept,
     rebuild_interrupted,
     labelled_snapshots_are_not_collected,
     deep_directories,

@@ -177,8 +177,8 @@ async fn failed_pull(
     });
     until("a layer and a part of the other", async || {
         assert!(!pulling.is_finished(), "the pull has ended already");
-        let ingests = services.content.ingests(&[]).await.unwrap();
-        ingests.iter().any(|ingest| ingest.offset > 0)
+        // It comes for the rest, which is held.
+        registry.ranges.lock().unwrap().len() > 1
             && services.snapshots.list(&[]).await.unwrap().len() == 1
     })
     .await;
@@ -241,7 +241,7 @@ async fn pruned_after_a_failed_pull() {
     let on_disk = ["content", "snapshots"].map(|name| used(&root.join(name)).1);
     let ingests = services.content.ingests(&[]).await.unwrap();
     let kept: u64 = ingests.iter().map(|ingest| ingest.offset).sum();
-    assert!(kept > 0, "what came of the large layer is not kept");
+    assert!(kept >= u64::try_from(LARGE_BYTES / 2).unwrap(), "{kept} of the large layer are kept");
     assert!(told >= kept && told <= on_disk.iter().sum(), "{told} of {on_disk:?}");
     assert_eq!(services.extras.collect_garbage().await.unwrap(), told);
     nothing_left(&services, &root).await;

@@ -102,7 +102,7 @@ impl Core {
     /// # Errors
     /// When it cannot be moved, or so many copies are there already that somebody has to look at them.
     pub(crate) fn keep_aside(&self, path: &Path, name: &str) -> Result<()> {
-        let directory = self.root.join("damaged");
+        let directory = self.root.join(super::DAMAGED);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(Error::io("create", &directory))?;
         for n in 0..COPIES {

@@ -31,6 +31,8 @@ use crate::{
     labels,
 };
 
+/// Below the root: what was found damaged and may be the only copy of something.
+pub(crate) const DAMAGED: &str = "damaged";
 /// Bytes that one read answers at most: gRPC messages are bounded, and so is memory.
 const READ_BYTES: usize = 4 << 20;
 /// Bytes of a buffer for hashing and copying.

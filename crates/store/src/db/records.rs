@@ -10,6 +10,7 @@ use types::Digest;
 
 use super::Table;
 use crate::{
+    content::kind_of,
     error::{Error, Result},
     found,
 };
@@ -230,6 +231,11 @@ pub(crate) fn is_damaged(path: &Path) -> Result<bool> {
 }
 
 fn look(path: &Path) -> Result<Found> {
+    if let Some(metadata) = found::metadata(path)?
+        && !metadata.is_file()
+    {
+        return Ok(Found::Damaged(format!("it is {}", kind_of(metadata.file_type()))));
+    }
     let Some(text) = found::content(path)? else { return Ok(Found::Nothing) };
     if text.iter().all(|byte| *byte == 0) {
         return Ok(Found::Unwritten);

@@ -16,7 +16,7 @@ use super::{Fault, Origin};
 use crate::{
     Core,
     containers::ContainerRecord,
-    content::ContentRecord,
+    content::{ContentRecord, DAMAGED},
     db::{self, Mismatch, Table, lock},
     error::{Error, Result},
     leases::LeaseRecord,
@@ -24,17 +24,8 @@ use crate::{
 };
 
 /// What lies in a store's root.
-const ROOT_NAMES: [&str; 9] = [
-    "meta.db",
-    "records",
-    "content",
-    "snapshots",
-    "l",
-    "trash",
-    "tmp",
-    "damaged",
-    "meta.rebuilding",
-];
+const ROOT_NAMES: [&str; 9] =
+    ["meta.db", "records", "content", "snapshots", "l", "trash", "tmp", DAMAGED, "meta.rebuilding"];
 
 /// Layers by namespace and diffID.
 pub(super) type Sources = BTreeMap<(String, Digest), LayerSource>;
@@ -362,7 +353,7 @@ impl Core {
                 stray(checked, &path, "it is none of the store's");
             }
         }
-        let aside = self.root.join("damaged");
+        let aside = self.root.join(DAMAGED);
         if aside.is_dir() {
             for name in names(&aside)? {
                 stray(checked, &aside.join(name), "it was found damaged, and moved aside");

@@ -490,19 +490,29 @@ impl Core {
         if opened == Opened::Created {
             return Ok(());
         }
+        if self.has_records_aside()? {
+            return Ok(());
+        }
         for id in present.difference(&used) {
-            let directory = self.disk.directory(*id);
-            if db::is_damaged(&directory.join(RECORD))? {
-                tracing::error!(
-                    snapshot = id,
-                    "the record of a snapshot is damaged; it is moved aside"
-                );
-                self.keep_aside(&directory, &format!("snapshot-{id}"))?;
-            } else {
-                self.disk.discard(*id)?;
+            if let Err(error) = self.discard_stray(*id) {
+                let error = store_api::Error::from(error);
+                tracing::warn!(snapshot = id, error = %error, "a directory that nothing leads to stays until the next start");
             }
         }
         Ok(())
+    }
+
+    fn discard_stray(&self, id: u64) -> Result<()> {
+        let directory = self.disk.directory(id);
+        if db::is_damaged(&directory.join(RECORD))? {
+            tracing::error!(
+                snapshot = id,
+                "the record of a snapshot is damaged; it is moved aside"
+            );
+            self.keep_aside(&directory, &format!("snapshot-{id}"))
+        } else {
+            self.disk.discard(id)
+        }
     }
 }
 

@@ -25,11 +25,9 @@ pub fn goes_on(ground: &Ground) {
             let before = left(&path);
             assert!(before.0 > 2 && before.1 > 1, "{before:?}");
             faults::arm(&format!("{at}:eio")).unwrap();
-            // It collects before it returns.
-            let collected = services.images.delete(LOADED, true).await;
+            // It collects before it returns. The image is gone, whatever of it stays for now.
+            services.images.delete(LOADED, true).await.unwrap();
             assert!(faults::disarm() > 0, "{at}");
-            let error = collected.unwrap_err();
-            assert!(error.message.contains("Input/output error"), "{error}");
             match at.split_once(':').unwrap().0 {
                 "blob.remove" => assert_eq!(left(&path), (1, 0)),
                 "trash.put" => assert_eq!(left(&path), (0, 1)),
