@@ -300,7 +300,10 @@ impl Engine {
             }
         }
         // Of no image, as of a pull that failed: what the next prune frees.
-        let left = self.services.extras.reclaimable().await?;
+        let left = self.services.extras.reclaimable().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the next prune of images frees is not known, and not counted");
+            0
+        });
         let bytes = layers.values().sum::<u64>().saturating_add(left);
         Ok(DiskUsage {
             layers_size: i64::try_from(bytes).unwrap_or(i64::MAX),

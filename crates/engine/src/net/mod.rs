@@ -218,7 +218,15 @@ impl Networks {
                 continue;
             }
             let bytes = match read_limited(&path, RECORD_LIMIT_BYTES) {
-                Err(error) if error.kind() != std::io::ErrorKind::FileTooLarge => {
+                // No file of ours, and no record either: it is told of below.
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        std::io::ErrorKind::FileTooLarge
+                            | std::io::ErrorKind::IsADirectory
+                            | std::io::ErrorKind::NotFound
+                    ) =>
+                {
                     return Err(unreadable(&path, &error));
                 }
                 other => other.map_err(|e| e.to_string()),

@@ -10,13 +10,15 @@ use std::{
 use prost::Message;
 use protos::shim as api;
 use store_api::{Error, Result};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use types::ErrorKind;
 
 use super::{TasksConfig, bundle};
 
 /// How long `start` and `delete` of a shim may take (containerd: 5 s; hosts can be slow).
 const ACTION_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes kept of what an action prints: an address, an error, or a description.
+const PRINTED_BYTES: u64 = 1 << 20;
 /// The name that our own shim is called under.
 const OWN_NAME: &str = "containerd-shim-gantry-v2";
 /// Names under which our own shim is asked for.
@@ -99,22 +101,43 @@ async fn run(name: &str, mut command: tokio::process::Command, input: &[u8]) -> 
     let mut child = command
         .spawn()
         .map_err(|error| Error::internal(format!("execute shim {name}: {error}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A shim that does not read its options closes the pipe.
-        drop(stdin.write_all(input).await);
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let give = async {
+        if let Some(mut stdin) = stdin {
+            // A shim that does not read its options closes the pipe.
+            drop(stdin.write_all(input).await);
+        }
+    };
+    let to_its_end = async {
+        let (read, said, ()) = tokio::join!(printed(stdout), printed(stderr), give);
+        Ok((child.wait().await?, read?, said?))
+    };
+    let (status, read, said): (_, Vec<u8>, Vec<u8>) =
+        tokio::time::timeout(ACTION_LIMIT, to_its_end)
+            .await
+            .map_err(|_| {
+                let text = format!("shim {name}: no end within {ACTION_LIMIT:?}");
+                Error::new(ErrorKind::DeadlineExceeded, text)
+            })?
+            .map_err(|error: std::io::Error| {
+                Error::internal(format!("wait for shim {name}: {error}"))
+            })?;
+    if status.success() {
+        return Ok(read);
     }
-    let output = tokio::time::timeout(ACTION_LIMIT, child.wait_with_output())
-        .await
-        .map_err(|_| {
-            let text = format!("shim {name}: no end within {ACTION_LIMIT:?}");
-            Error::new(ErrorKind::DeadlineExceeded, text)
-        })?
-        .map_err(|error| Error::internal(format!("wait for shim {name}: {error}")))?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::internal(format!("shim {name}: {}: {}", output.status, said.trim())))
+    let said = String::from_utf8_lossy(&said);
+    Err(Error::internal(format!("shim {name}: {status}: {}", said.trim())))
+}
+
+/// All that comes through one of its pipes, [`PRINTED_BYTES`] of which are kept: the rest is read so that
+/// nobody waits.
+async fn printed(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let Some(pipe) = pipe else { return Ok(Vec::new()) };
+    let mut kept = pipe.take(PRINTED_BYTES);
+    let mut bytes = Vec::new();
+    kept.read_to_end(&mut bytes).await?;
+    tokio::io::copy(&mut kept.into_inner(), &mut tokio::io::sink()).await?;
+    Ok(bytes)
 }
 
 /// One task's shim, as a program.

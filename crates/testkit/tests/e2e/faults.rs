@@ -203,3 +203,43 @@ fn a_lost_layer_is_not_made_anew() {
         ground.sh("docker rm ran made");
     });
 }
+
+/// What others put among the engine's and the store's files, and a volume whose server is gone, are no
+/// reason not to start, and are left alone.
+#[test]
+fn strays_stop_no_start() {
+    on_engine(Net::Isolated, |ground| {
+        let word = random::token(12);
+        let root = "/var/lib/gantry";
+        ground.sh(&format!(
+            "docker volume create kept; docker volume create --opt type=tmpfs --opt device=t lost
+             docker run --name ran -v kept:/v \"$I\" sh -c 'echo {word} > /v/f'"
+        ));
+        ground.daemon.stop().unwrap();
+        // A link to itself cannot be looked at, as what a dead server has.
+        ground.sh(&format!(
+            "for d in containers networks volumes store/snapshots; do
+                 mkdir {root}/$d/lost+found; echo x > {root}/$d/.stray
+             done
+             mkdir {root}/networks/x.json
+             rmdir {root}/volumes/lost/_data; ln -s _data {root}/volumes/lost/_data
+             mkdir {root}/volumes/strange; ln -s _data {root}/volumes/strange/_data
+             echo x > {root}/containers/$(printf %064d 0)
+             mkfifo {root}/store/records/images/fifo.json"
+        ));
+        ground.daemon = Daemon::gantry(ground.sandbox, &[]).unwrap();
+        assert_eq!(ground.sh("docker run --rm -v kept:/v \"$I\" cat /v/f"), word);
+        let volumes = ground.sh("docker volume ls -q");
+        for volume in ["kept", "lost", "strange"] {
+            assert!(volumes.lines().any(|line| line == volume), "{volumes}");
+        }
+        assert_eq!(ground.sh("docker ps -a --format '{{.Names}}'"), "ran");
+        for dir in ["containers", "networks", "volumes"] {
+            ground.sh(&format!("test -d {root}/{dir}/lost+found && test -f {root}/{dir}/.stray"));
+        }
+        ground.sh(&format!(
+            "docker rm ran; rm {root}/volumes/lost/_data {root}/volumes/strange/_data; mkdir {root}/volumes/lost/_data
+             docker volume rm lost; rm -r {root}/volumes/strange; docker volume rm kept"
+        ));
+    });
+}
