@@ -159,7 +159,11 @@ fn destroy(container: &Container) -> (bool, Result<()>) {
         Some(cgroups) => claim::kill(&r.claim, cgroups),
         None => kill_rest(r),
     });
-    if let Some(unit) = &r.unit {
+    // A scope of this name is the other container's then.
+    let is_anothers = unfinished.as_ref().is_some_and(|cgroups| {
+        r.unfinished.as_ref().is_some_and(|all| cgroups.len() < all.cgroups.len())
+    });
+    if let Some(unit) = r.unit.as_ref().filter(|_| !is_anothers) {
         note(unit.stop());
     }
     let is_gone = match &unfinished {

@@ -1,8 +1,9 @@
 //! A process in the foreground: signals go to it, its terminal is ours, its status is ours.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
@@ -16,9 +17,11 @@ const SIGWINCH: i32 = 28;
 /// faults) stays out.
 const FORWARDED: [i32; 13] = [1, 2, 3, 6, 10, 12, 14, 15, 18, 20, 21, 22, SIGWINCH];
 const BUFFER_BYTES: usize = 32 * 1024;
-/// What a pipe that poll(2) calls writable has room for: PIPE_BUF. Our standard output is shared, so that it
-/// cannot be made non-blocking.
+/// What is written at once where poll(2) says that there is room, and where it cannot be said how much: a
+/// socket, as a pipe (PIPE_BUF), has that.
 const ROOM_BYTES: usize = 4096;
+/// Of these one ends the waiting for who reads the output of a process that has ended.
+const ENDING: [i32; 4] = [1, 2, 3, 15];
 /// How long a terminal that nobody in the container has open is left alone: poll(2) tells of it at once
 /// and always. Somebody may open it again.
 const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -59,6 +62,39 @@ impl Drop for Raw {
     }
 }
 
+/// Our standard output. It is shared with others, so that it cannot be made non-blocking itself: terminals
+/// and pipes are opened once more. poll(2) says of a terminal that there is room when there is for one byte.
+struct Output(Option<OwnedFd>);
+
+impl Output {
+    fn new() -> Output {
+        let stdout = rustix::stdio::stdout();
+        let is_pipe = || {
+            rustix::fs::fstat(stdout)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+        };
+        // A file would be written from its beginning; a socket cannot be opened.
+        if !rustix::termios::isatty(stdout) && !is_pipe() {
+            return Output(None);
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // Without /proc, or another user's: it is written to as it is.
+        Output(rustix::fs::open("/proc/self/fd/1", flags, Mode::empty()).ok())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Some(own) => own.as_fd(),
+            None => rustix::stdio::stdout(),
+        }
+    }
+
+    /// As much as it takes now.
+    fn give(&self, bytes: &mut Vec<u8>) {
+        give(self.fd(), bytes, if self.0.is_some() { BUFFER_BYTES } else { ROOM_BYTES });
+    }
+}
+
 /// Hears what became of passing readiness on.
 pub(super) type Told<'a> = &'a dyn Fn(Result<()>);
 
@@ -81,7 +117,7 @@ pub(super) fn wait(
     // Typed, and not yet taken by the pty; printed, and not yet taken by our standard output: at most one
     // buffer of each, more stays with who writes.
     let (mut typed, mut printed) = (Vec::new(), Vec::new());
-    let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
+    let (stdin, output) = (rustix::stdio::stdin(), Output::new());
     loop {
         let mut fds = vec![
             PollFd::new(&signals.0, PollFlags::IN),
@@ -96,7 +132,7 @@ pub(super) fn wait(
             wanted(PollFlags::IN, printed.is_empty()) | wanted(PollFlags::OUT, !typed.is_empty());
         let pty = master.filter(|_| !hung_up && !events.is_empty());
         let output_at = pty.map(|fd| add(fd.as_fd(), events));
-        let printed_at = (!printed.is_empty()).then(|| add(stdout, PollFlags::OUT));
+        let printed_at = (!printed.is_empty()).then(|| add(output.fd(), PollFlags::OUT));
         let input_at = (input && typed.is_empty()).then(|| add(stdin, PollFlags::IN));
         let told_at = notify.as_ref().and_then(|(n, _)| n.fd()).map(|fd| add(fd, PollFlags::IN));
         match poll(&mut fds, hung_up.then_some(&HUNG_UP)) {
@@ -117,7 +153,7 @@ pub(super) fn wait(
         if let Some(master) = master {
             hung_up = is_ready(output_at) && printed.is_empty() && !take(master, &mut printed);
             if is_ready(printed_at) {
-                give(stdout, &mut printed, ROOM_BYTES);
+                output.give(&mut printed);
             }
             if is_ready(input_at) {
                 input = take(stdin, &mut typed);
@@ -127,10 +163,11 @@ pub(super) fn wait(
             }
         }
         if ready[1] {
+            let status = process::reap(&created.pidfd);
             // What the process wrote before it ended is still in the pty.
-            master.iter().for_each(|master| drain(master, &mut printed));
+            master.iter().for_each(|master| drain(master, &mut printed, &output, signals));
             drop(raw);
-            return process::reap(&created.pidfd);
+            return status;
         }
     }
 }
@@ -186,15 +223,28 @@ fn give(to: impl AsFd, bytes: &mut Vec<u8>, most: usize) {
     }
 }
 
-/// Writes what is `printed`, and what is still in the pty.
-fn drain(master: &OwnedFd, printed: &mut Vec<u8>) {
-    let stdout = rustix::stdio::stdout();
+/// Writes what is `printed`, and what is still in the pty. A reader that takes nothing is waited for, until
+/// a signal of [`ENDING`] comes.
+fn drain(master: &OwnedFd, printed: &mut Vec<u8>, output: &Output, signals: &Signals) {
     loop {
         while !printed.is_empty() {
-            match poll(&mut [PollFd::new(&stdout, PollFlags::OUT)], None) {
-                Ok(_) => give(stdout, printed, ROOM_BYTES),
-                Err(Errno::INTR) => {}
+            let to = output.fd();
+            let mut fds =
+                [PollFd::new(&to, PollFlags::OUT), PollFd::new(&signals.0, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
+            }
+            let [can_give, is_told] = fds.map(|fd| !fd.revents().is_empty());
+            if is_told {
+                while let Ok(Some(signal)) = sys::process::read_signal(&signals.0) {
+                    if ENDING.contains(&signal) {
+                        return;
+                    }
+                }
+            }
+            if can_give {
+                output.give(printed);
             }
         }
         let mut fds = [PollFd::new(master, PollFlags::IN)];

@@ -69,6 +69,57 @@ fn a_paste_that_nobody_reads_holds_up_nothing() {
     assert_eq!(code.unwrap().code(), Some(9), "{}", b.out());
 }
 
+/// Nor does a terminal that takes only some of it, and who waits for what is left can be told to end.
+#[test]
+fn a_terminal_that_stands_still_holds_up_no_signal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let mut options = std::fs::OpenOptions::new();
+    let slave = options.read(true).write(true).open(name).unwrap();
+    let mut b = Bundle::new(
+        "trap 'exit 9' TERM; while :; do echo some; done & while :; do sleep 0.05; done",
+    );
+    b.config["process"]["terminal"] = serde_json::json!(true);
+    b.save();
+    let mut run = b.command(&["run", &b.id]);
+    let mut run = run.stdout(slave).spawn().unwrap();
+    let full = || {
+        let (mut held, mut looks) = (0, 0);
+        wait(
+            || {
+                let now = rustix::io::ioctl_fionread(&master).unwrap();
+                looks = if now > 0 && now == held { looks + 1 } else { 0 };
+                held = now;
+                looks > 50
+            },
+            "a full terminal",
+        );
+    };
+    full();
+    // Room again, for less than is there to be written.
+    for _ in 0..3 {
+        rustix::io::read(&master, &mut [0; 600]).unwrap();
+        full();
+    }
+    let pid = rustix::process::Pid::from_child(&run);
+    let term = || rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    term();
+    b.until("stopped");
+    assert!(run.try_wait().unwrap().is_none(), "what it has printed is not taken yet");
+    term();
+    let mut code = None;
+    let ended = || {
+        code = run.try_wait().unwrap();
+        code.is_some()
+    };
+    wait(ended, "its end");
+    assert_eq!(code.unwrap().code(), Some(9));
+    b.fails(&["state", &b.id]);
+}
+
 /// Neither does output that nobody takes.
 #[test]
 fn output_that_nobody_reads_holds_up_no_signal() {
