@@ -121,12 +121,19 @@ impl Leave<'_> {
         Self { free_bytes: u64::MAX, ask: None, held: None }
     }
 
+    /// Has nobody given leave for so much yet?
+    pub(crate) fn is_needed(&self, bytes: u64) -> bool {
+        self.ask.is_some() && bytes > self.held.as_ref().map_or(self.free_bytes, |(held, _)| *held)
+    }
+
+    /// Asks for so much, if that is needed. What was held before is given back first: who waits for more holds
+    /// nothing, and has dropped what it had.
     pub(crate) fn take(&mut self, bytes: u64) -> io::Result<()> {
-        let held = self.held.as_ref().map_or(self.free_bytes, |(held, _)| *held);
-        let Some(ask) = self.ask.as_mut().filter(|_| bytes > held) else { return Ok(()) };
-        // Who waits for more holds nothing.
-        self.held = None;
-        self.held = Some((bytes, ask(bytes)?));
+        let is_needed = self.is_needed(bytes);
+        if let Some(ask) = self.ask.as_mut().filter(|_| is_needed) {
+            self.held = None;
+            self.held = Some((bytes, ask(bytes)?));
+        }
         Ok(())
     }
 }
@@ -188,6 +195,7 @@ struct XzReader<'a, R> {
 }
 
 impl<'a, R: BufRead> XzReader<'a, R> {
+    /// liblzma cannot go on with a stream that it has refused memory: all of it is asked for at once.
     fn new(input: R, memory_bytes: u64, mut leave: Leave<'a>) -> io::Result<Self> {
         leave.take(memory_bytes)?;
         let stream =

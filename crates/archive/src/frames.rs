@@ -20,17 +20,21 @@ pub(crate) struct FrameReader<'a, R> {
     at: usize,
     /// The next byte begins a frame.
     fresh: bool,
-    window_max_bytes: u64,
+    window_log: u32,
     leave: Leave<'a>,
+}
+
+fn new_decoder(window_log: u32) -> io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(zstd::stream::raw::DParameter::WindowLogMax(window_log))?;
+    Ok(decoder)
 }
 
 impl<'a, R: BufRead> FrameReader<'a, R> {
     /// `window_log`: windows have 2 to this power bytes at most.
     pub(crate) fn new(input: R, window_log: u32, leave: Leave<'a>) -> io::Result<Self> {
-        let mut decoder = Decoder::new()?;
-        decoder.set_parameter(zstd::stream::raw::DParameter::WindowLogMax(window_log))?;
-        let (head, window_max_bytes) = (Vec::new(), 1 << window_log);
-        Ok(Self { input, decoder, head, at: 0, fresh: true, window_max_bytes, leave })
+        let (decoder, head) = (new_decoder(window_log)?, Vec::new());
+        Ok(Self { input, decoder, head, at: 0, fresh: true, window_log, leave })
     }
 
     /// Looks at a frame's header; `false` at the end of the input.
@@ -43,13 +47,17 @@ impl<'a, R: BufRead> FrameReader<'a, R> {
             return Ok(false);
         }
         let window = window_bytes(&self.head).unwrap_or(0);
-        if window > self.window_max_bytes {
+        let most = 1 << self.window_log;
+        if window > most {
             return Err(io::Error::other(format!(
-                "a zstd frame needs a window of {window} bytes, at most {} are possible",
-                self.window_max_bytes
+                "a zstd frame needs a window of {window} bytes, at most {most} are possible"
             )));
         }
-        self.leave.take(window)?;
+        if self.leave.is_needed(window) {
+            // It keeps the window of the frame before until then.
+            self.decoder = new_decoder(self.window_log)?;
+            self.leave.take(window)?;
+        }
         self.fresh = false;
         Ok(true)
     }

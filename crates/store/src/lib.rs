@@ -443,6 +443,7 @@ fn make_directories(root: &Path, state: &Path) -> Result<()> {
         .mode(0o711)
         .create(state)
         .map_err(Error::io("create", state))?;
+    set_mode(state, 0o711);
     let mut all = vec![
         state.join("layers"),
         root.to_path_buf(),
@@ -460,6 +461,20 @@ fn make_directories(root: &Path, state: &Path) -> Result<()> {
             .map_err(Error::io("create", path))?;
     }
     Ok(())
+}
+
+/// An earlier version may have made it with another one; that it stays so is only told.
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let set = std::fs::metadata(path).and_then(|metadata| {
+        if metadata.permissions().mode() & 0o777 == mode {
+            return Ok(());
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    });
+    if let Err(error) = set {
+        tracing::warn!(path = %path.display(), %error, "its mode cannot be set to {mode:03o}");
+    }
 }
 
 /// 32 random hexadecimal digits.

@@ -318,6 +318,16 @@ async fn what_damaged_records_led_to_is_kept() {
     assert_eq!(self::blobs(root), 0);
 }
 
+/// Others may pass through the state's directory, also where an earlier version closed it.
+async fn a_state_that_was_closed_is_opened() {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let ground = tempfile::tempdir().unwrap();
+    let state = ground.path().join("state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    let _opened = open(ground.path()).await;
+    assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o711);
+}
+
 /// The number of blobs' files.
 fn blobs(root: &Path) -> usize {
     std::fs::read_dir(root.join("root/content/blobs/sha256")).unwrap().count()
@@ -502,6 +512,7 @@ in_every_form! {
     database_lost_or_damaged,
     damaged_records_are_kept,
     what_damaged_records_led_to_is_kept,
+    a_state_that_was_closed_is_opened,
     rebuild_interrupted,
     labelled_snapshots_are_not_collected,
     deep_directories,

@@ -207,5 +207,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .recursive(true)
         .mode(mode)
         .create(path)
-        .map_err(|error| bundle::failed("make", path, &error))
+        .map_err(|error| bundle::failed("make", path, &error))?;
+    crate::set_mode(path, mode);
+    Ok(())
 }
