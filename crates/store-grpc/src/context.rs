@@ -47,10 +47,8 @@ impl Context {
         services: &Services,
         resource: impl FnOnce() -> Resource + Send,
     ) -> Result<(), Status> {
-        match header(headers, LEASE_HEADER)? {
-            Some(lease) => services.leases.add_resource(lease, resource()).await.map_err(status),
-            None => Ok(()),
-        }
+        let Some(lease) = header(headers, LEASE_HEADER)? else { return Ok(()) };
+        services.leases.add_resource(lease, resource()).await.map_err(status)
     }
 
     /// Takes back what [`Self::hold`] did for something that there will not be.
@@ -60,10 +58,8 @@ impl Context {
         services: &Services,
         resource: impl FnOnce() -> Resource + Send,
     ) -> Result<(), Status> {
-        match header(headers, LEASE_HEADER)? {
-            Some(lease) => services.leases.delete_resource(lease, resource()).await.map_err(status),
-            None => Ok(()),
-        }
+        let Some(lease) = header(headers, LEASE_HEADER)? else { return Ok(()) };
+        services.leases.delete_resource(lease, resource()).await.map_err(status)
     }
 
     /// Ends the waiting when the server ends.

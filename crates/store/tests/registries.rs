@@ -59,12 +59,18 @@ fn count(states: &[ProgressState], state: ProgressState) -> usize {
     states.iter().filter(|one| **one == state).count()
 }
 
-async fn there_and_back() {
-    let registry = Registry::start();
-    let ground = tempfile::tempdir().unwrap();
+/// A store of this test alone, and a namespace of it.
+async fn opened(ground: &tempfile::TempDir) -> (std::sync::Arc<Store>, Services) {
     let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
     let store = Store::open(config).await.unwrap();
     let here = store.open("here").unwrap();
+    (store, here)
+}
+
+async fn there_and_back() {
+    let registry = Registry::start();
+    let ground = tempfile::tempdir().unwrap();
+    let (store, here) = opened(&ground).await;
     let image = transfer::image();
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let found = transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -126,9 +132,7 @@ async fn there_and_back() {
 async fn resumed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let image = transfer::image();
     transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -159,9 +163,7 @@ async fn resumed() {
 async fn pushed_while_removed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let image = transfer::image();
     transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -207,9 +209,7 @@ async fn pushed_while_removed() {
 async fn damage_repaired() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let image = transfer::image();
     transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -251,9 +251,7 @@ async fn damage_repaired() {
 async fn stalled_client() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     transfer::import(&here, transfer::image().oci_archive(&name)).await.unwrap();
     let reference = registry.reference();
@@ -286,9 +284,7 @@ async fn stalled_client() {
 async fn under_other_names() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let reference = registry.reference();
     let own_name = reference.to_string();
     let first = transfer::import(&here, transfer::image().oci_archive(&own_name)).await.unwrap();
@@ -381,9 +377,7 @@ async fn nested_indexes() {
 async fn metadata_of_the_other_platforms() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let config = suite::config(&ground.path().join("root"), &ground.path().join("state"));
-    let store = Store::open(config).await.unwrap();
-    let here = store.open("here").unwrap();
+    let (store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let (archive, wanted) = suite::platforms::nested(&name);
     transfer::import(&here, archive).await.unwrap();

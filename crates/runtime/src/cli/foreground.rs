@@ -164,7 +164,6 @@ pub(super) fn wait(
         }
         if ready[1] {
             let status = process::reap(&created.pidfd);
-            // What the process wrote before it ended is still in the pty.
             master.iter().for_each(|master| drain(master, &mut printed, &output, signals));
             drop(raw);
             return status;
@@ -223,7 +222,7 @@ fn give(to: impl AsFd, bytes: &mut Vec<u8>, most: usize) {
     }
 }
 
-/// Writes what is `printed`, and what is still in the pty. A reader that takes nothing is waited for, until
+/// Writes what is `printed`, and what a process that has ended wrote before and is still in the pty. A reader that takes nothing is waited for, until
 /// a signal of [`ENDING`] comes.
 fn drain(master: &OwnedFd, printed: &mut Vec<u8>, output: &Output, signals: &Signals) {
     loop {

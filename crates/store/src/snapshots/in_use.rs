@@ -46,7 +46,8 @@ pub(super) fn mount_of(root: &Path, id: u64) -> Result<Option<String>> {
         }
         let Ok(mounts) = read(&directory) else { continue };
         seen.insert(namespace);
-        if let Some(mount) = mounts.iter().find(|mount| sought.is_shown_by(mount)) {
+        let its_root = directory.join("root");
+        if let Some(mount) = mounts.iter().find(|mount| sought.is_shown_by(mount, &its_root)) {
             return Ok(Some(format!(
                 "the mount at {} that process {} sees",
                 mount.point.display(),
@@ -82,13 +83,16 @@ impl Sought {
         Ok(Self { id: id.to_string(), store, device: on.device.clone(), directory })
     }
 
-    fn is_shown_by(&self, mount: &Mount) -> bool {
+    /// `its_root`: that of a process that sees the mount.
+    fn is_shown_by(&self, mount: &Mount, its_root: &Path) -> bool {
         let bound = mount.device == self.device && mount.root.starts_with(&self.directory);
-        bound || mount.layers.iter().any(|layer| self.is(layer))
+        bound || mount.layers.iter().any(|layer| self.is(layer, its_root))
     }
 
-    /// `ROOT/snapshots/ID/fs` or `ROOT/l/ID`, whatever ROOT is called. In doubt it is.
-    fn is(&self, path: &Path) -> bool {
+    /// `ROOT/snapshots/ID/fs` or `ROOT/l/ID`, whatever ROOT is called. In doubt it is: the path is that of who
+    /// mounted it, whose root may be ours or that of who sees it; a container may have a store of its own at
+    /// the same place.
+    fn is(&self, path: &Path, its_root: &Path) -> bool {
         let id = OsStr::new(&self.id);
         let names: Vec<&OsStr> = path.iter().collect();
         let before = match names.as_slice() {
@@ -103,8 +107,13 @@ impl Sought {
             _ => return false,
         };
         let root: PathBuf = before.iter().collect();
-        !root.is_absolute()
-            || root.metadata().map_or(true, |found| (found.dev(), found.ino()) == self.store)
+        let Ok(inside) = root.strip_prefix("/") else { return true };
+        let found: Vec<_> = [&its_root.join(inside), &root]
+            .into_iter()
+            .filter_map(|root| root.metadata().ok())
+            .map(|found| (found.dev(), found.ino()))
+            .collect();
+        found.is_empty() || found.contains(&self.store)
     }
 }
 
@@ -183,7 +192,7 @@ mod tests {
         let sought = sought(root.path());
         let shown = |options: &str| {
             let line = format!("9 1 0:50 / /x rw shared:1 - overlay overlay rw,{options}");
-            sought.is_shown_by(&parse(line.as_bytes()).unwrap())
+            sought.is_shown_by(&parse(line.as_bytes()).unwrap(), Path::new("/"))
         };
         let at = |root: &Path| root.display().to_string().replace(' ', "\\040");
         let (root, link) = (at(root.path()), at(&link));
@@ -210,10 +219,30 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_only_who_mounted_it_sees() {
+        let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sought = sought(ours.path());
+        let shown = |root: &Path| {
+            let root = root.display();
+            let line =
+                format!("9 1 0:50 / /x rw - overlay overlay rw,lowerdir={root}/snapshots/7/fs");
+            sought.is_shown_by(&parse(line.as_bytes()).unwrap(), other.path())
+        };
+        let in_other = |root: &Path| other.path().join(root.strip_prefix("/").unwrap());
+        let theirs = Path::new("/of/their/own");
+        assert!(shown(theirs), "nobody knows where that is");
+        std::fs::create_dir_all(in_other(theirs)).unwrap();
+        assert!(!shown(theirs), "another store");
+        std::fs::create_dir_all(in_other(ours.path())).unwrap();
+        assert!(shown(ours.path()), "a container on ours that has one of its own");
+    }
+
+    #[test]
     fn a_bind_mount_of_the_layer() {
         let root = tempfile::tempdir().unwrap();
         let sought = sought(root.path());
-        let shown = |line: &str| sought.is_shown_by(&parse(line.as_bytes()).unwrap());
+        let shown =
+            |line: &str| sought.is_shown_by(&parse(line.as_bytes()).unwrap(), Path::new("/"));
         assert!(shown("9 1 8:1 /store/snapshots/7/fs /x rw - ext4 /dev/sda1 rw"));
         assert!(shown("9 1 8:1 /store/snapshots/7/fs/etc /x rw shared:2 - ext4 /dev/sda1 rw"));
         assert!(!shown("9 1 8:2 /store/snapshots/7/fs /x rw - ext4 /dev/sdb1 rw"));
