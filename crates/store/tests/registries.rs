@@ -132,7 +132,7 @@ async fn there_and_back() {
 async fn resumed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let (store, here) = opened(&ground).await;
+    let (_store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let image = transfer::image();
     transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -251,7 +251,7 @@ async fn damage_repaired() {
 async fn stalled_client() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let (store, here) = opened(&ground).await;
+    let (_store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     transfer::import(&here, transfer::image().oci_archive(&name)).await.unwrap();
     let reference = registry.reference();
@@ -284,7 +284,7 @@ async fn stalled_client() {
 async fn under_other_names() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let (store, here) = opened(&ground).await;
+    let (_store, here) = opened(&ground).await;
     let reference = registry.reference();
     let own_name = reference.to_string();
     let first = transfer::import(&here, transfer::image().oci_archive(&own_name)).await.unwrap();

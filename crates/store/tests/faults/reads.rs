@@ -8,7 +8,7 @@ use crate::{
     check, config,
     ground::{Ground, Kind, copy},
     scenario::Step,
-    suite::registry::Registry,
+    suite::{registry::Registry, until},
 };
 
 /// Each read of a start, of what a whole run has left and `damage` was done to, fails once.
@@ -64,8 +64,12 @@ pub fn at_start(ground: &Ground, damage: fn(&Path)) {
                 check::clean(&path, &store, &services).await;
             }
             drop((store, services));
+            // Its collector may still be at work, which keeps its mounts.
+            until("the store lets go of its files", async || {
+                std::fs::remove_dir_all(&path).is_ok() || !path.exists()
+            })
+            .await;
         });
-        std::fs::remove_dir_all(&path).unwrap();
     }
     eprintln!(
         "{} of {} failing reads, {fired} were reached, {refused} starts refused, seed {}",
