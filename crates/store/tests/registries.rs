@@ -70,7 +70,7 @@ async fn opened(ground: &tempfile::TempDir) -> (std::sync::Arc<Store>, Services)
 async fn there_and_back() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let (store, here) = opened(&ground).await;
+    let (_store, here) = opened(&ground).await;
     let image = transfer::image();
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let found = transfer::import(&here, image.oci_archive(&name)).await.unwrap();
@@ -163,7 +163,7 @@ async fn resumed() {
 async fn pushed_while_removed() {
     let registry = Registry::start();
     let ground = tempfile::tempdir().unwrap();
-    let (store, here) = opened(&ground).await;
+    let (_store, here) = opened(&ground).await;
     let name = format!("docker.io/library/{}:v1", random::name("img"));
     let image = transfer::image();
     transfer::import(&here, image.oci_archive(&name)).await.unwrap();
